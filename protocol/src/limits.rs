@@ -1,0 +1,135 @@
+//! Every limit of the system, in one file. A queue, a frame, a batch, a name or a retry without an entry here is a bug.
+//!
+//! Limits of one machine that an operator may change are configuration, and start from the defaults given here; the
+//! others are part of the protocol. The assertions at the end hold the relations between them.
+
+/// Bytes of a frame header: payload length and subject, both `u32` little-endian.
+pub const FRAME_HEADER_BYTES: usize = 8;
+/// Largest payload of one frame, in bytes. A longer length field ends the lane before anything is allocated.
+pub const FRAME_BYTES_MAX: usize = 1 << 20;
+/// Largest message body in a channel, in bytes.
+pub const BODY_BYTES_MAX: usize = 256 << 10;
+/// Longest name of a tenant, user, channel or model, in bytes of UTF-8.
+pub const NAME_BYTES_MAX: usize = 128;
+/// Longest signed token accepted in a hello, in bytes.
+pub const TOKEN_BYTES_MAX: usize = 8 << 10;
+/// Longest text of a reject, in bytes; longer texts are cut at a character boundary.
+pub const REJECT_BYTES_MAX: usize = 512;
+/// Largest nesting depth and table count the FlatBuffers verifier walks before it refuses a frame.
+pub const FLATBUFFER_DEPTH_MAX: usize = 8;
+/// See [`FLATBUFFER_DEPTH_MAX`].
+pub const FLATBUFFER_TABLES_MAX: usize = CHAT_MESSAGES_MAX + 16;
+
+/// Partitions of a node, fixed when its data is created.
+pub const PARTITIONS_DEFAULT: u16 = 1024;
+/// Most cores of one node: the core index must fit in the first byte of a connection id.
+pub const CORES_MAX: usize = 128;
+
+/// Sessions served by one core.
+pub const SESSIONS_MAX: usize = 65_536;
+/// Connections of one core whose handshake is not finished; beyond half of it new ones must prove their address first.
+pub const HANDSHAKES_MAX: usize = 1024;
+/// Time from the first packet of a connection until its hello was accepted, in milliseconds.
+pub const HELLO_TIMEOUT_MS: u64 = 10_000;
+/// A connection that is silent this long is closed, in milliseconds.
+pub const IDLE_TIMEOUT_MS: u64 = 60_000;
+/// Clients ping at this distance, in milliseconds.
+pub const KEEP_ALIVE_MS: u64 = 20_000;
+/// Requests of one session that are not answered yet.
+pub const IN_FLIGHT_MAX: usize = 1024;
+/// Subscriptions of one session.
+pub const SUBSCRIPTIONS_MAX: usize = 4096;
+/// Generations watched by one session at a time, each on a lane of its own.
+pub const WATCHES_MAX: usize = 64;
+/// Bytes queued towards one session before its subscriptions wait for room.
+pub const SESSION_QUEUE_BYTES: usize = 256 << 10;
+
+/// Messages a subscription may run ahead of what its reader has consumed, by default.
+pub const LEAD_MESSAGES: u32 = 1_000;
+/// Largest lead a reader may ask for.
+pub const LEAD_MESSAGES_MAX: u32 = 65_536;
+/// Tokens a generation may run ahead of its fastest reader, by default.
+pub const LEAD_TOKENS: u32 = 64;
+/// Largest lead in tokens a reader may ask for.
+pub const LEAD_TOKENS_MAX: u32 = 4_096;
+
+/// Messages a channel keeps for later readers, by default.
+pub const HISTORY_MESSAGES: u32 = 65_536;
+/// Bytes of message bodies a channel keeps for later readers, by default.
+pub const HISTORY_BYTES: u64 = 64 << 20;
+/// Channels of one core.
+pub const CHANNELS_MAX: usize = 1 << 20;
+/// Newest messages of a channel that every core with subscribers keeps at hand.
+pub const TAIL_MESSAGES: usize = 2_048;
+/// Bytes of bodies a tail keeps at hand, whatever their number.
+pub const TAIL_BYTES: usize = 4 << 20;
+/// Messages of one answer to a read of history.
+pub const HISTORY_BATCH_MESSAGES: usize = 256;
+/// Bytes of bodies of one answer to a read of history.
+pub const HISTORY_BATCH_BYTES: usize = 512 << 10;
+/// Sessions whose last commands a partition remembers, so that a repeated one is answered and not done again.
+pub const DEDUPE_SESSIONS_MAX: usize = 4_096;
+/// Commands remembered per session and partition.
+pub const DEDUPE_COMMANDS_MAX: usize = IN_FLIGHT_MAX;
+
+/// Slots of a ring between two cores, or between a core and an inference thread.
+pub const RING_SLOTS: usize = 4_096;
+/// Inputs a core takes from one source before it looks at the others.
+pub const TURN_INPUTS_MAX: usize = 256;
+/// Longest time one turn spends on fan-out, in microseconds.
+pub const FAN_OUT_SLICE_US: u64 = 1_000;
+/// Deliveries between two looks at the clock inside a fan-out slice.
+pub const FAN_OUT_BURST: usize = 64;
+/// A turn of the core loop longer than this is counted as a stall and logged with where it was, in microseconds.
+pub const STALL_US: u64 = 10_000;
+
+/// Messages of one conversation given to a model.
+pub const CHAT_MESSAGES_MAX: usize = 256;
+/// Bytes of one conversation given to a model.
+pub const PROMPT_BYTES_MAX: usize = 512 << 10;
+/// Stop strings of one request.
+pub const STOPS_MAX: usize = 8;
+/// Longest stop string, in bytes.
+pub const STOP_BYTES_MAX: usize = 256;
+/// Most tokens one generation may produce.
+pub const GENERATION_TOKENS_MAX: u32 = 8_192;
+/// Tokens of a generation when the request does not say.
+pub const GENERATION_TOKENS: u32 = 512;
+/// Messages of a channel's recent past that `@ai` sees.
+pub const CONVERSATION_MESSAGES: usize = 16;
+/// Bytes of a channel's recent past that `@ai` sees.
+pub const CONVERSATION_BYTES: usize = 4 << 10;
+/// Generations one core keeps, running or finished.
+pub const GENERATIONS_MAX: usize = 16_384;
+/// A finished generation can be watched this long, in milliseconds.
+pub const GENERATION_KEEP_MS: u64 = 600_000;
+/// Longest `keep` a client may ask for, in milliseconds.
+pub const DETACH_KEEP_MS_MAX: u64 = 3_600_000;
+/// Generations an inference thread holds, waiting, running or parked; one more is refused with a time to retry.
+pub const SEQUENCES_WAITING_MAX: usize = 1_024;
+/// Sequences that hold KV memory at once on one inference thread.
+pub const SEQUENCES_RUNNING_MAX: usize = 32;
+/// Prompt tokens computed in one step beside the decoding sequences.
+pub const PREFILL_CHUNK_TOKENS: usize = 128;
+
+/// A draining node finishes what is in flight for this long, in milliseconds.
+pub const DRAIN_MS: u64 = 25_000;
+/// Clients of a draining node are told to come back after this long, in milliseconds.
+pub const RECONNECT_DELAY_MS: u32 = 1_000;
+
+const _: () = {
+    assert!(BODY_BYTES_MAX + 4096 <= FRAME_BYTES_MAX, "a body and its envelope fit in a frame");
+    assert!(TOKEN_BYTES_MAX + 1024 <= FRAME_BYTES_MAX, "a hello fits in a frame");
+    assert!(PROMPT_BYTES_MAX * 3 / 2 <= FRAME_BYTES_MAX, "a conversation fits in a frame");
+    assert!(HISTORY_BATCH_BYTES >= BODY_BYTES_MAX, "a batch of history holds at least one message");
+    assert!(TAIL_BYTES >= 2 * BODY_BYTES_MAX, "a tail holds at least two messages");
+    assert!(TAIL_MESSAGES as u32 > LEAD_MESSAGES, "a reader within its lead is served from the tail");
+    assert!(DEDUPE_COMMANDS_MAX >= IN_FLIGHT_MAX, "every unanswered command can be recognised when repeated");
+    assert!(IN_FLIGHT_MAX <= RING_SLOTS, "one session cannot fill a ring");
+    assert!(TURN_INPUTS_MAX <= RING_SLOTS, "a ring holds a turn's batch");
+    assert!(FAN_OUT_SLICE_US < STALL_US, "a fan-out slice is not a stall");
+    assert!(SESSION_QUEUE_BYTES >= BODY_BYTES_MAX, "a session's queue holds the largest message");
+    assert!(LEAD_TOKENS <= LEAD_TOKENS_MAX && LEAD_MESSAGES <= LEAD_MESSAGES_MAX, "defaults lie within their maxima");
+    assert!(DRAIN_MS < 30_000, "a drained node is out within 30 s");
+    assert!(CONVERSATION_BYTES <= PROMPT_BYTES_MAX, "a channel's past fits in a prompt");
+};

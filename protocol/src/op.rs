@@ -1,0 +1,227 @@
+//! The operations inside the frames.
+//!
+//! [`ClientOp`] goes from client to node, [`ServerOp`] the other way. Decoding verifies the FlatBuffer, checks every name
+//! and number against its limit, and shares message bodies with the frame instead of copying them. Encoding a value that
+//! was decoded gives a frame that decodes to the same value.
+
+mod decode;
+mod encode;
+
+use bytes::Bytes;
+
+use crate::generation::{AskRequest, FinishReason, Usage};
+use crate::ids::{Epoch, GenerationId, Name, Position, Sequence, SessionId, Subscription, Watch};
+use crate::reject::Reject;
+
+/// Where a subscription starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    /// At the oldest message that is still kept.
+    Start,
+    /// After the newest: only what comes from now on.
+    End,
+    /// At this position, or, if it is no longer kept, at the oldest with a notice of what was missed.
+    Position(Position),
+}
+
+/// What becomes of a reader that falls behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// It gets everything, later: what it missed is read back from history as it makes room.
+    #[default]
+    Replay,
+    /// It skips to the newest and is told what it missed.
+    Drop,
+    /// Its subscription is ended.
+    Disconnect,
+}
+
+impl Policy {
+    /// The policy as users spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Replay => "replay",
+            Self::Drop => "drop",
+            Self::Disconnect => "disconnect",
+        }
+    }
+}
+
+/// The first frame of a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// Oldest and newest wire version it speaks.
+    pub versions: (u16, u16),
+    /// Its session: random bits of its own, the same after a reconnect.
+    pub session: SessionId,
+    /// The signed token that says who it is.
+    pub token: String,
+    /// Name and version of the client's software, for the node's log.
+    pub client: String,
+}
+
+/// A write to a channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Publish {
+    /// Which channel.
+    pub channel: Name,
+    /// The session's number for this write.
+    pub sequence: Sequence,
+    /// Whether it was sent before and may have been carried out.
+    pub retry: bool,
+    /// Make the channel if there is none.
+    pub make: bool,
+    /// The message.
+    pub body: Bytes,
+    /// 0: the body is plain. Other numbers are reserved for sealed bodies.
+    pub key: u32,
+}
+
+/// A request for the messages of a channel; its request number becomes the subscription's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subscribe {
+    /// Which channel.
+    pub channel: Name,
+    /// From where on.
+    pub from: From,
+    /// What to do when the reader falls behind.
+    pub policy: Policy,
+    /// Messages the node may send ahead of what the reader reported as consumed; 0 for the default.
+    pub lead: u32,
+    /// Make the channel if there is none.
+    pub make: bool,
+}
+
+/// What a client asks of a node.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs, reason = "fields of one-line variants are named after their types")]
+pub enum ClientOp {
+    /// Must come first, once. Answer: `Welcome`.
+    Hello(Hello),
+    /// Makes a channel. Zeroes take the default history. Answer: `ChannelCreated`.
+    CreateChannel { channel: Name, history_messages: u32, history_bytes: u64 },
+    /// Writes a message. Answer: `Published`, once it is as durable as its channel asks.
+    Publish(Publish),
+    /// Reads a channel. Answer: `Subscribed`, then deliveries on the delivery lane.
+    Subscribe(Subscribe),
+    /// Ends a subscription. Answer: `Done`; no delivery follows it.
+    Unsubscribe { subscription: Subscription },
+    /// Credit: everything up to `position` was consumed. No answer.
+    Consumed { subscription: Subscription, position: Position },
+    /// Asks a model. Answer: `Asked`, then tokens on a lane of its own.
+    Ask(Box<AskRequest>),
+    /// Reads a generation from token `from` on. Answer: `Asked`, then tokens on a lane of its own.
+    Watch { generation: GenerationId, from: u32, lead: u32 },
+    /// Credit: all tokens before `index` were consumed. No answer.
+    TokensConsumed { watch: Watch, index: u32 },
+    /// Stops reading a generation, which may end it. Answer: `Done`.
+    Unwatch { watch: Watch },
+    /// Ends a generation within one step. Answer: `Done`.
+    Cancel { generation: GenerationId },
+    /// Answer: `Pong` with the same number.
+    Ping { nonce: u64 },
+    /// Asks for counters and latencies of the node. Answer: `StatsReport`.
+    Stats,
+    /// Drains the node as SIGTERM does. Answer: `Done`.
+    Drain,
+}
+
+/// The first frame of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Welcome {
+    /// The wire version both speak.
+    pub version: u16,
+    /// The session as the client gave it.
+    pub session: SessionId,
+    /// Which life of the node this is.
+    pub epoch: Epoch,
+    /// Who the token says the client is.
+    pub tenant: Name,
+    /// See `tenant`.
+    pub user: Name,
+    /// Name and version of the node's software.
+    pub server: String,
+    /// The chat models that can be asked, default first.
+    pub models: Vec<String>,
+    /// Largest frame payload the node accepts.
+    pub frame_bytes_max: u32,
+    /// Largest message body the node accepts.
+    pub body_bytes_max: u32,
+    /// Most unanswered requests of a session.
+    pub in_flight_max: u32,
+    /// Default lead of a subscription.
+    pub lead_messages: u32,
+    /// Default lead of a watched generation.
+    pub lead_tokens: u32,
+}
+
+/// What a delivery is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeliveryKind {
+    /// A message somebody published, or the whole answer of a model.
+    Message,
+    /// A piece of a model's answer in the channel, as it is produced.
+    Tokens,
+    /// A model began to answer in the channel.
+    GenerationStarted,
+    /// A model's answer ended without a message: cancelled, refused or failed. The body says why.
+    GenerationEnded,
+}
+
+/// One record of a channel, as its readers get it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery {
+    /// Where it stands in the channel.
+    pub position: Position,
+    /// When its owner accepted it: microseconds since 1970, UTC.
+    pub timestamp_us: u64,
+    /// What it is.
+    pub kind: DeliveryKind,
+    /// Who wrote it; for models `ai/` and the model's name.
+    pub user: Name,
+    /// The generation it belongs to, if a model wrote it.
+    pub generation: Option<GenerationId>,
+    /// The message.
+    pub body: Bytes,
+    /// 0: the body is plain.
+    pub key: u32,
+}
+
+/// What a node says.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs, reason = "fields of one-line variants are named after their types")]
+pub enum ServerOp {
+    /// Answer to a hello.
+    Welcome(Welcome),
+    /// Answer to a request that is refused.
+    Reject(Reject),
+    /// Answer to a request that has nothing to report.
+    Done,
+    /// Answer to `CreateChannel`: whether it is new.
+    ChannelCreated { created: bool },
+    /// Answer to `Publish`. `duplicate`: it had been carried out before, with this same result.
+    Published { position: Position, timestamp_us: u64, duplicate: bool },
+    /// Answer to `Subscribe`: the first position that will be delivered, and the newest there is.
+    Subscribed { next: Position, head: Position },
+    /// A record of a channel.
+    Delivery(Delivery),
+    /// The reader will not get the positions `from..=to`.
+    Missed { from: Position, to: Position },
+    /// The subscription or watch of this subject is over.
+    Ended(Reject),
+    /// Answer to `Ask` and `Watch`, and the first frame on the generation's lane.
+    Asked { generation: GenerationId, model: String },
+    /// `count` tokens from `index` on. A token's text is empty while its last character is incomplete.
+    Tokens { index: u32, count: u32, text: Bytes },
+    /// The generation ended; the last frame on its lane. `message` says why if it failed.
+    Finished { reason: FinishReason, usage: Usage, message: String },
+    /// Answer to `Ping`.
+    Pong { nonce: u64 },
+    /// Answer to `Stats`: a JSON object.
+    StatsReport { json: Bytes },
+    /// The node is going away; come back after the delay.
+    ServerRestarting { reconnect_delay_ms: u32 },
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,303 @@
+//! FlatBuffers to values: verify, then check, then read.
+
+use bytes::Bytes;
+use flatbuffers::{VerifierOptions, root_with_opts};
+
+use super::{ClientOp, Delivery, DeliveryKind, From, Hello, Policy, Publish, ServerOp, Subscribe, Welcome};
+use crate::generated::thalweg::wire;
+use crate::generation::{AskRequest, ChatMessage, FinishReason, OnDetach, Role, Sampling, Usage};
+use crate::ids::{Epoch, GenerationId, Name, Position, Sequence, SessionId, Subscription, Watch};
+use crate::limits::{
+    BODY_BYTES_MAX, FLATBUFFER_DEPTH_MAX, FLATBUFFER_TABLES_MAX, FRAME_BYTES_MAX, GENERATION_TOKENS, TOKEN_BYTES_MAX,
+};
+use crate::reject::{Reject, RejectCode};
+
+fn invalid(text: impl Into<String>) -> Reject {
+    Reject::new(RejectCode::FrameInvalid, text.into())
+}
+
+fn verify(payload: &Bytes) -> Result<wire::Frame<'_>, Reject> {
+    let options = VerifierOptions {
+        max_depth: FLATBUFFER_DEPTH_MAX,
+        max_tables: FLATBUFFER_TABLES_MAX,
+        max_apparent_size: 2 * FRAME_BYTES_MAX,
+        ignore_missing_null_terminator: false,
+    };
+    root_with_opts::<wire::Frame<'_>>(&options, payload).map_err(|error| {
+        let first = error.to_string();
+        invalid(format!("the frame does not verify: {}", first.lines().next().unwrap_or_default()))
+    })
+}
+
+fn name(field: &str, text: Option<&str>) -> Result<Name, Reject> {
+    let text = text.ok_or_else(|| invalid(format!("{field} is missing")))?;
+    Name::new(text).map_err(|error| Reject::new(RejectCode::NameInvalid, format!("{field} {error}")))
+}
+
+fn text_within(field: &str, text: Option<&str>, bytes_max: usize) -> Result<String, Reject> {
+    let text = text.unwrap_or_default();
+    if text.len() > bytes_max {
+        return Err(invalid(format!("{field} has {} bytes; at most {bytes_max} are allowed", text.len())));
+    }
+    Ok(text.to_owned())
+}
+
+fn body(payload: &Bytes, body: Option<flatbuffers::Vector<'_, u8>>) -> Bytes {
+    body.map_or_else(Bytes::new, |body| payload.slice_ref(body.bytes()))
+}
+
+fn session(id: Option<&wire::Id128>) -> Result<SessionId, Reject> {
+    let id = id.ok_or_else(|| invalid("session is missing"))?;
+    Ok(SessionId(u128::from(id.hi()) << 64 | u128::from(id.lo())))
+}
+
+/// The table of a union whose type was just looked at: the verifier made sure that it is there.
+macro_rules! table {
+    ($frame:ident, $as:ident) => {
+        $frame.$as().ok_or_else(|| invalid("the operation is missing"))?
+    };
+}
+
+fn unknown(op: wire::Op, direction: &str) -> Reject {
+    let text = match op.variant_name() {
+        Some(name) => format!("operation {name} is not for {direction}"),
+        None => format!("operation {} is unknown to wire version {}", op.0, crate::VERSIONS.end()),
+    };
+    Reject::new(RejectCode::OperationUnknown, text)
+}
+
+impl ClientOp {
+    /// Reads the payload of a frame that came from a client.
+    ///
+    /// # Errors
+    /// `frame_invalid`, `operation_unknown`, `name_invalid`, `body_too_large` or `parameter_invalid`, each with a text that
+    /// names the field.
+    pub fn decode(payload: &Bytes) -> Result<Self, Reject> {
+        let frame = verify(payload)?;
+        Ok(match frame.op_type() {
+            wire::Op::Hello => Self::Hello(read_hello(&table!(frame, op_as_hello))?),
+            wire::Op::CreateChannel => {
+                let table = table!(frame, op_as_create_channel);
+                let channel = name("channel", table.channel())?;
+                let (history_messages, history_bytes) = (table.history_messages(), table.history_bytes());
+                Self::CreateChannel { channel, history_messages, history_bytes }
+            }
+            wire::Op::Publish => Self::Publish(read_publish(payload, &table!(frame, op_as_publish))?),
+            wire::Op::Subscribe => Self::Subscribe(read_subscribe(&table!(frame, op_as_subscribe))?),
+            wire::Op::Unsubscribe => {
+                Self::Unsubscribe { subscription: Subscription(table!(frame, op_as_unsubscribe).subscription()) }
+            }
+            wire::Op::Consumed => {
+                let table = table!(frame, op_as_consumed);
+                let (subscription, position) = (Subscription(table.subscription()), Position(table.position()));
+                Self::Consumed { subscription, position }
+            }
+            wire::Op::Ask => Self::Ask(Box::new(read_ask(&table!(frame, op_as_ask))?)),
+            wire::Op::Watch => {
+                let table = table!(frame, op_as_watch);
+                let (generation, from, lead) = (GenerationId(table.generation()), table.from(), table.lead());
+                Self::Watch { generation, from, lead }
+            }
+            wire::Op::TokensConsumed => {
+                let table = table!(frame, op_as_tokens_consumed);
+                Self::TokensConsumed { watch: Watch(table.watch()), index: table.index() }
+            }
+            wire::Op::Unwatch => Self::Unwatch { watch: Watch(table!(frame, op_as_unwatch).watch()) },
+            wire::Op::Cancel => Self::Cancel { generation: GenerationId(table!(frame, op_as_cancel).generation()) },
+            wire::Op::Ping => Self::Ping { nonce: table!(frame, op_as_ping).nonce() },
+            wire::Op::Stats => Self::Stats,
+            wire::Op::Drain => Self::Drain,
+            other => return Err(unknown(other, "a node")),
+        })
+    }
+}
+
+fn read_hello(table: &wire::Hello<'_>) -> Result<Hello, Reject> {
+    Ok(Hello {
+        versions: (table.version_min(), table.version_max()),
+        session: session(table.session())?,
+        token: text_within("token", table.token(), TOKEN_BYTES_MAX)?,
+        client: text_within("client", table.client(), crate::limits::NAME_BYTES_MAX)?,
+    })
+}
+
+fn read_publish(payload: &Bytes, table: &wire::Publish<'_>) -> Result<Publish, Reject> {
+    let body = body(payload, table.body());
+    if body.len() > BODY_BYTES_MAX {
+        let text = format!("body has {} bytes; at most {BODY_BYTES_MAX} are allowed", body.len());
+        return Err(Reject::new(RejectCode::BodyTooLarge, text));
+    }
+    if table.sequence() == 0 {
+        return Err(Reject::new(RejectCode::ParameterInvalid, "sequence is 0; a session numbers its writes from 1"));
+    }
+    Ok(Publish {
+        channel: name("channel", table.channel())?,
+        sequence: Sequence(table.sequence()),
+        retry: table.retry(),
+        make: table.make(),
+        body,
+        key: table.key(),
+    })
+}
+
+fn read_subscribe(table: &wire::Subscribe<'_>) -> Result<Subscribe, Reject> {
+    Ok(Subscribe {
+        channel: name("channel", table.channel())?,
+        from: match table.from() {
+            wire::FromKind::Start => From::Start,
+            wire::FromKind::End => From::End,
+            wire::FromKind::Position => From::Position(Position(table.position())),
+            other => return Err(invalid(format!("from is {}; 0, 1 or 2", other.0))),
+        },
+        policy: match table.policy() {
+            wire::Policy::Replay => Policy::Replay,
+            wire::Policy::Drop => Policy::Drop,
+            wire::Policy::Disconnect => Policy::Disconnect,
+            other => return Err(invalid(format!("policy is {}; 0, 1 or 2", other.0))),
+        },
+        lead: table.lead(),
+        make: table.make(),
+    })
+}
+
+fn read_ask(table: &wire::Ask<'_>) -> Result<AskRequest, Reject> {
+    let messages = table.messages().into_iter().flatten().map(|message| {
+        let role = match message.role() {
+            wire::Role::System => Role::System,
+            wire::Role::User => Role::User,
+            wire::Role::Assistant => Role::Assistant,
+            other => return Err(invalid(format!("role is {}; 0, 1 or 2", other.0))),
+        };
+        Ok(ChatMessage { role, content: message.content().unwrap_or_default().to_owned() })
+    });
+    let request = AskRequest {
+        model: table.model().map(|model| name("model", Some(model))).transpose()?,
+        messages: messages.collect::<Result<_, _>>()?,
+        sampling: Sampling {
+            temperature: table.temperature(),
+            top_p: table.top_p(),
+            top_k: table.top_k(),
+            seed: table.seed(),
+            max_tokens: if table.max_tokens() == 0 { GENERATION_TOKENS } else { table.max_tokens() },
+            stop: table.stop().into_iter().flatten().map(str::to_owned).collect(),
+        },
+        has_seed: table.has_seed(),
+        on_detach: match table.keep_ms() {
+            0 => OnDetach::Cancel,
+            ms => OnDetach::Keep(ms.into()),
+        },
+        lead: table.lead(),
+    };
+    request.check()?;
+    Ok(request)
+}
+
+impl ServerOp {
+    /// Reads the payload of a frame that came from a node.
+    ///
+    /// # Errors
+    /// `frame_invalid`, `operation_unknown` or `name_invalid`, each with a text that names the field.
+    pub fn decode(payload: &Bytes) -> Result<Self, Reject> {
+        let frame = verify(payload)?;
+        Ok(match frame.op_type() {
+            wire::Op::Welcome => Self::Welcome(read_welcome(&table!(frame, op_as_welcome))?),
+            wire::Op::Reject => {
+                let table = table!(frame, op_as_reject);
+                let message = table.message().unwrap_or_default().to_owned();
+                let reject = Reject::new(RejectCode::from_number(table.code()), message);
+                Self::Reject(reject.retry_after_ms(table.retry_after_ms()))
+            }
+            wire::Op::Done => Self::Done,
+            wire::Op::ChannelCreated => {
+                Self::ChannelCreated { created: table!(frame, op_as_channel_created).created() }
+            }
+            wire::Op::Published => {
+                let table = table!(frame, op_as_published);
+                let (timestamp_us, duplicate) = (table.timestamp_us(), table.duplicate());
+                Self::Published { position: Position(table.position()), timestamp_us, duplicate }
+            }
+            wire::Op::Subscribed => {
+                let table = table!(frame, op_as_subscribed);
+                Self::Subscribed { next: Position(table.next()), head: Position(table.head()) }
+            }
+            wire::Op::Delivery => Self::Delivery(read_delivery(payload, &table!(frame, op_as_delivery))?),
+            wire::Op::Missed => {
+                let table = table!(frame, op_as_missed);
+                Self::Missed { from: Position(table.from()), to: Position(table.to()) }
+            }
+            wire::Op::Ended => {
+                let table = table!(frame, op_as_ended);
+                let message = table.message().unwrap_or_default().to_owned();
+                Self::Ended(Reject::new(RejectCode::from_number(table.code()), message))
+            }
+            wire::Op::Asked => {
+                let table = table!(frame, op_as_asked);
+                let model = table.model().unwrap_or_default().to_owned();
+                Self::Asked { generation: GenerationId(table.generation()), model }
+            }
+            wire::Op::Tokens => {
+                let table = table!(frame, op_as_tokens);
+                Self::Tokens { index: table.index(), count: table.count(), text: body(payload, table.text()) }
+            }
+            wire::Op::Finished => read_finished(&table!(frame, op_as_finished))?,
+            wire::Op::Pong => Self::Pong { nonce: table!(frame, op_as_pong).nonce() },
+            wire::Op::StatsReport => {
+                Self::StatsReport { json: body(payload, table!(frame, op_as_stats_report).json()) }
+            }
+            wire::Op::ServerRestarting => {
+                let reconnect_delay_ms = table!(frame, op_as_server_restarting).reconnect_delay_ms();
+                Self::ServerRestarting { reconnect_delay_ms }
+            }
+            other => return Err(unknown(other, "a client")),
+        })
+    }
+}
+
+fn read_welcome(table: &wire::Welcome<'_>) -> Result<Welcome, Reject> {
+    Ok(Welcome {
+        version: table.version(),
+        session: session(table.session())?,
+        epoch: Epoch(table.epoch()),
+        tenant: name("tenant", table.tenant())?,
+        user: name("user", table.user())?,
+        server: table.server().unwrap_or_default().to_owned(),
+        models: table.models().into_iter().flatten().map(str::to_owned).collect(),
+        frame_bytes_max: table.frame_bytes_max(),
+        body_bytes_max: table.body_bytes_max(),
+        in_flight_max: table.in_flight_max(),
+        lead_messages: table.lead_messages(),
+        lead_tokens: table.lead_tokens(),
+    })
+}
+
+fn read_delivery(payload: &Bytes, table: &wire::Delivery<'_>) -> Result<Delivery, Reject> {
+    Ok(Delivery {
+        position: Position(table.position()),
+        timestamp_us: table.timestamp_us(),
+        kind: match table.kind() {
+            wire::DeliveryKind::Message => DeliveryKind::Message,
+            wire::DeliveryKind::Tokens => DeliveryKind::Tokens,
+            wire::DeliveryKind::GenerationStarted => DeliveryKind::GenerationStarted,
+            wire::DeliveryKind::GenerationEnded => DeliveryKind::GenerationEnded,
+            other => return Err(invalid(format!("kind is {}; 0 to 3", other.0))),
+        },
+        user: name("user", table.user())?,
+        generation: Some(GenerationId(table.generation())).filter(|generation| generation.0 != 0),
+        body: body(payload, table.body()),
+        key: table.key(),
+    })
+}
+
+fn read_finished(table: &wire::Finished<'_>) -> Result<ServerOp, Reject> {
+    Ok(ServerOp::Finished {
+        reason: match table.reason() {
+            wire::FinishReason::Stop => FinishReason::Stop,
+            wire::FinishReason::Length => FinishReason::Length,
+            wire::FinishReason::Cancelled => FinishReason::Cancelled,
+            wire::FinishReason::Failed => FinishReason::Failed,
+            other => return Err(invalid(format!("reason is {}; 0 to 3", other.0))),
+        },
+        usage: Usage { prompt_tokens: table.prompt_tokens(), completion_tokens: table.completion_tokens() },
+        message: table.message().unwrap_or_default().to_owned(),
+    })
+}

@@ -1,0 +1,252 @@
+//! Values to FlatBuffers.
+
+use bytes::Bytes;
+use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
+
+use super::{ClientOp, Delivery, DeliveryKind, From, Hello, Policy, Publish, ServerOp, Subscribe, Welcome};
+use crate::generated::thalweg::wire;
+use crate::generation::{AskRequest, FinishReason, OnDetach, Role};
+use crate::ids::SessionId;
+use crate::reject::Reject;
+
+type Builder = FlatBufferBuilder<'static>;
+type Offset = WIPOffset<UnionWIPOffset>;
+
+/// Room for a table and its small fields beside its body.
+const ENVELOPE_BYTES: usize = 192;
+
+fn finish(body_bytes: usize, build: impl FnOnce(&mut Builder) -> (wire::Op, Offset)) -> Bytes {
+    let mut builder = Builder::with_capacity(body_bytes + ENVELOPE_BYTES);
+    let (op_type, op) = build(&mut builder);
+    let frame = wire::Frame::create(&mut builder, &wire::FrameArgs { op_type, op: Some(op) });
+    builder.finish(frame, None);
+    let (buffer, start) = builder.collapse();
+    Bytes::from(buffer).slice(start..)
+}
+
+macro_rules! table {
+    ($builder:ident, $table:ident, $args:expr) => {
+        (wire::Op::$table, wire::$table::create($builder, &$args).as_union_value())
+    };
+}
+
+fn id128(session: SessionId) -> wire::Id128 {
+    wire::Id128::new((session.0 >> 64) as u64, session.0 as u64)
+}
+
+impl ClientOp {
+    /// The payload of a frame.
+    pub fn encode(&self) -> Bytes {
+        let body_bytes = match self {
+            Self::Publish(publish) => publish.body.len(),
+            Self::Ask(ask) => ask.messages.iter().map(|m| m.content.len() + 32).sum(),
+            Self::Hello(hello) => hello.token.len(),
+            _ => 0,
+        };
+        finish(body_bytes, |b| match self {
+            Self::Hello(hello) => build_hello(b, hello),
+            Self::CreateChannel { channel, history_messages, history_bytes } => {
+                let channel = Some(b.create_string(channel.as_str()));
+                let (history_messages, history_bytes) = (*history_messages, *history_bytes);
+                table!(b, CreateChannel, wire::CreateChannelArgs { channel, history_messages, history_bytes })
+            }
+            Self::Publish(publish) => build_publish(b, publish),
+            Self::Subscribe(subscribe) => build_subscribe(b, subscribe),
+            Self::Unsubscribe { subscription } => {
+                table!(b, Unsubscribe, wire::UnsubscribeArgs { subscription: subscription.0 })
+            }
+            Self::Consumed { subscription, position } => {
+                table!(b, Consumed, wire::ConsumedArgs { subscription: subscription.0, position: position.0 })
+            }
+            Self::Ask(ask) => build_ask(b, ask),
+            Self::Watch { generation, from, lead } => {
+                table!(b, Watch, wire::WatchArgs { generation: generation.0, from: *from, lead: *lead })
+            }
+            Self::TokensConsumed { watch, index } => {
+                table!(b, TokensConsumed, wire::TokensConsumedArgs { watch: watch.0, index: *index })
+            }
+            Self::Unwatch { watch } => table!(b, Unwatch, wire::UnwatchArgs { watch: watch.0 }),
+            Self::Cancel { generation } => table!(b, Cancel, wire::CancelArgs { generation: generation.0 }),
+            Self::Ping { nonce } => table!(b, Ping, wire::PingArgs { nonce: *nonce }),
+            Self::Stats => table!(b, Stats, wire::StatsArgs {}),
+            Self::Drain => table!(b, Drain, wire::DrainArgs {}),
+        })
+    }
+}
+
+fn build_hello(b: &mut Builder, hello: &Hello) -> (wire::Op, Offset) {
+    let (token, client) = (Some(b.create_string(&hello.token)), Some(b.create_string(&hello.client)));
+    let session = id128(hello.session);
+    let (version_min, version_max) = hello.versions;
+    table!(b, Hello, wire::HelloArgs { version_min, version_max, session: Some(&session), token, client })
+}
+
+fn build_publish(b: &mut Builder, publish: &Publish) -> (wire::Op, Offset) {
+    let body = Some(b.create_vector(&publish.body));
+    let channel = Some(b.create_string(publish.channel.as_str()));
+    let Publish { sequence, retry, make, key, .. } = *publish;
+    table!(b, Publish, wire::PublishArgs { channel, sequence: sequence.0, retry, body, key, make })
+}
+
+fn build_subscribe(b: &mut Builder, subscribe: &Subscribe) -> (wire::Op, Offset) {
+    let channel = Some(b.create_string(subscribe.channel.as_str()));
+    let (from, position) = match subscribe.from {
+        From::Start => (wire::FromKind::Start, 0),
+        From::End => (wire::FromKind::End, 0),
+        From::Position(position) => (wire::FromKind::Position, position.0),
+    };
+    let policy = match subscribe.policy {
+        Policy::Replay => wire::Policy::Replay,
+        Policy::Drop => wire::Policy::Drop,
+        Policy::Disconnect => wire::Policy::Disconnect,
+    };
+    let Subscribe { lead, make, .. } = *subscribe;
+    table!(b, Subscribe, wire::SubscribeArgs { channel, from, position, policy, lead, make })
+}
+
+fn build_ask(b: &mut Builder, ask: &AskRequest) -> (wire::Op, Offset) {
+    let messages: Vec<_> = ask
+        .messages
+        .iter()
+        .map(|message| {
+            let content = Some(b.create_string(&message.content));
+            let role = match message.role {
+                Role::System => wire::Role::System,
+                Role::User => wire::Role::User,
+                Role::Assistant => wire::Role::Assistant,
+            };
+            wire::ChatMessage::create(b, &wire::ChatMessageArgs { role, content })
+        })
+        .collect();
+    let messages = Some(b.create_vector(&messages));
+    let stop: Vec<_> = ask.sampling.stop.iter().map(|stop| b.create_string(stop)).collect();
+    let stop = Some(b.create_vector(&stop));
+    let model = ask.model.as_ref().map(|model| b.create_string(model.as_str()));
+    let sampling = &ask.sampling;
+    let args = wire::AskArgs {
+        model,
+        messages,
+        stop,
+        max_tokens: sampling.max_tokens,
+        temperature: sampling.temperature,
+        top_p: sampling.top_p,
+        top_k: sampling.top_k,
+        seed: sampling.seed,
+        has_seed: ask.has_seed,
+        keep_ms: match ask.on_detach {
+            OnDetach::Cancel => 0,
+            OnDetach::Keep(ms) => u32::try_from(ms).unwrap_or(u32::MAX),
+        },
+        lead: ask.lead,
+    };
+    table!(b, Ask, args)
+}
+
+impl ServerOp {
+    /// The payload of a frame.
+    pub fn encode(&self) -> Bytes {
+        let body_bytes = match self {
+            Self::Delivery(delivery) => delivery.body.len(),
+            Self::Tokens { text, .. } => text.len(),
+            Self::StatsReport { json } => json.len(),
+            _ => 0,
+        };
+        finish(body_bytes, |b| match self {
+            Self::Welcome(welcome) => build_welcome(b, welcome),
+            Self::Reject(reject) => build_reject(b, reject),
+            Self::Done => table!(b, Done, wire::DoneArgs {}),
+            Self::ChannelCreated { created } => table!(b, ChannelCreated, wire::ChannelCreatedArgs { created: *created }),
+            Self::Published { position, timestamp_us, duplicate } => {
+                let (position, timestamp_us, duplicate) = (position.0, *timestamp_us, *duplicate);
+                table!(b, Published, wire::PublishedArgs { position, timestamp_us, duplicate })
+            }
+            Self::Subscribed { next, head } => {
+                table!(b, Subscribed, wire::SubscribedArgs { next: next.0, head: head.0 })
+            }
+            Self::Delivery(delivery) => build_delivery(b, delivery),
+            Self::Missed { from, to } => table!(b, Missed, wire::MissedArgs { from: from.0, to: to.0 }),
+            Self::Ended(reject) => {
+                let message = Some(b.create_string(&reject.message));
+                table!(b, Ended, wire::EndedArgs { code: reject.code as u16, message })
+            }
+            Self::Asked { generation, model } => {
+                let model = Some(b.create_string(model));
+                table!(b, Asked, wire::AskedArgs { generation: generation.0, model })
+            }
+            Self::Tokens { index, count, text } => {
+                let text = Some(b.create_vector(text));
+                table!(b, Tokens, wire::TokensArgs { index: *index, count: *count, text })
+            }
+            Self::Finished { reason, usage, message } => {
+                let message = Some(b.create_string(message));
+                let reason = match reason {
+                    FinishReason::Stop => wire::FinishReason::Stop,
+                    FinishReason::Length => wire::FinishReason::Length,
+                    FinishReason::Cancelled => wire::FinishReason::Cancelled,
+                    FinishReason::Failed => wire::FinishReason::Failed,
+                };
+                let (prompt_tokens, completion_tokens) = (usage.prompt_tokens, usage.completion_tokens);
+                table!(b, Finished, wire::FinishedArgs { reason, prompt_tokens, completion_tokens, message })
+            }
+            Self::Pong { nonce } => table!(b, Pong, wire::PongArgs { nonce: *nonce }),
+            Self::StatsReport { json } => {
+                let json = Some(b.create_vector(json));
+                table!(b, StatsReport, wire::StatsReportArgs { json })
+            }
+            Self::ServerRestarting { reconnect_delay_ms } => {
+                let reconnect_delay_ms = *reconnect_delay_ms;
+                table!(b, ServerRestarting, wire::ServerRestartingArgs { reconnect_delay_ms })
+            }
+        })
+    }
+}
+
+fn build_welcome(b: &mut Builder, welcome: &Welcome) -> (wire::Op, Offset) {
+    let models: Vec<_> = welcome.models.iter().map(|model| b.create_string(model)).collect();
+    let models = Some(b.create_vector(&models));
+    let tenant = Some(b.create_string(welcome.tenant.as_str()));
+    let user = Some(b.create_string(welcome.user.as_str()));
+    let server = Some(b.create_string(&welcome.server));
+    let session = id128(welcome.session);
+    let args = wire::WelcomeArgs {
+        version: welcome.version,
+        session: Some(&session),
+        epoch: welcome.epoch.0,
+        tenant,
+        user,
+        server,
+        models,
+        frame_bytes_max: welcome.frame_bytes_max,
+        body_bytes_max: welcome.body_bytes_max,
+        in_flight_max: welcome.in_flight_max,
+        lead_messages: welcome.lead_messages,
+        lead_tokens: welcome.lead_tokens,
+    };
+    table!(b, Welcome, args)
+}
+
+fn build_reject(b: &mut Builder, reject: &Reject) -> (wire::Op, Offset) {
+    let message = Some(b.create_string(&reject.message));
+    let (code, retry_after_ms) = (reject.code as u16, reject.retry_after_ms);
+    table!(b, Reject, wire::RejectArgs { code, message, retry_after_ms })
+}
+
+fn build_delivery(b: &mut Builder, delivery: &Delivery) -> (wire::Op, Offset) {
+    let body = Some(b.create_vector(&delivery.body));
+    let user = Some(b.create_string(delivery.user.as_str()));
+    let args = wire::DeliveryArgs {
+        position: delivery.position.0,
+        timestamp_us: delivery.timestamp_us,
+        kind: match delivery.kind {
+            DeliveryKind::Message => wire::DeliveryKind::Message,
+            DeliveryKind::Tokens => wire::DeliveryKind::Tokens,
+            DeliveryKind::GenerationStarted => wire::DeliveryKind::GenerationStarted,
+            DeliveryKind::GenerationEnded => wire::DeliveryKind::GenerationEnded,
+        },
+        user,
+        body,
+        generation: delivery.generation.map_or(0, |generation| generation.0),
+        key: delivery.key,
+    };
+    table!(b, Delivery, args)
+}

@@ -1,0 +1,221 @@
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::*;
+use crate::generation::{ChatMessage, OnDetach, Role, Sampling};
+use crate::limits::{BODY_BYTES_MAX, FRAME_BYTES_MAX, NAME_BYTES_MAX, TOKEN_BYTES_MAX};
+use crate::reject::RejectCode;
+
+fn name(text: &str) -> Name {
+    Name::new(text).expect("valid name")
+}
+
+fn publish(body: Bytes) -> ClientOp {
+    let (sequence, retry, make) = (Sequence(9), true, false);
+    ClientOp::Publish(Publish { channel: name("general"), sequence, retry, make, body, key: 0 })
+}
+
+fn ask() -> AskRequest {
+    let message = |role, content: &str| ChatMessage { role, content: content.into() };
+    AskRequest {
+        model: Some(name("smollm2-135m")),
+        messages: vec![message(Role::System, "Be brief."), message(Role::User, "Why is the sky blue?")],
+        sampling: Sampling { stop: vec!["\n\n".into()], seed: 7, ..Sampling::default() },
+        has_seed: true,
+        on_detach: OnDetach::Keep(5_000),
+        lead: 16,
+    }
+}
+
+fn client_ops() -> Vec<ClientOp> {
+    let session = SessionId(0x0123_4567_89ab_cdef_0011_2233_4455_6677);
+    let hello = Hello { versions: (1, 1), session, token: "a.b.c".into(), client: "test/1".into() };
+    let subscribe = |from, policy| Subscribe { channel: name("équipe"), from, policy, lead: 5, make: true };
+    vec![
+        ClientOp::Hello(hello),
+        ClientOp::CreateChannel { channel: name("general"), history_messages: 10, history_bytes: 1 << 20 },
+        publish(Bytes::from_static(b"\x00binary\xff")),
+        ClientOp::Subscribe(subscribe(From::Start, Policy::Replay)),
+        ClientOp::Subscribe(subscribe(From::End, Policy::Drop)),
+        ClientOp::Subscribe(subscribe(From::Position(Position(77)), Policy::Disconnect)),
+        ClientOp::Unsubscribe { subscription: Subscription(3) },
+        ClientOp::Consumed { subscription: Subscription(3), position: Position(u64::MAX) },
+        ClientOp::Ask(Box::new(ask())),
+        ClientOp::Watch { generation: GenerationId(0xff00_0001_0000_0007), from: 12, lead: 64 },
+        ClientOp::TokensConsumed { watch: Watch(4), index: 13 },
+        ClientOp::Unwatch { watch: Watch(4) },
+        ClientOp::Cancel { generation: GenerationId(7) },
+        ClientOp::Ping { nonce: 42 },
+        ClientOp::Stats,
+        ClientOp::Drain,
+    ]
+}
+
+fn server_ops() -> Vec<ServerOp> {
+    let welcome = Welcome {
+        version: 1,
+        session: SessionId(5),
+        epoch: Epoch(2),
+        tenant: name("default"),
+        user: name("ada"),
+        server: "thalweg/0.1.0".into(),
+        models: vec!["smollm2-135m".into()],
+        frame_bytes_max: 1 << 20,
+        body_bytes_max: 1 << 18,
+        in_flight_max: 1024,
+        lead_messages: 1000,
+        lead_tokens: 64,
+    };
+    let delivery = |kind, generation| Delivery {
+        position: Position(8),
+        timestamp_us: 1_700_000_000_000_000,
+        kind,
+        user: name("ada"),
+        generation,
+        body: Bytes::from_static(b"hello"),
+        key: 0,
+    };
+    let reject = Reject::new(RejectCode::Busy, "too much is waiting").retry_after_ms(250);
+    let finished = |reason| ServerOp::Finished {
+        reason,
+        usage: Usage { prompt_tokens: 30, completion_tokens: 12 },
+        message: "because".into(),
+    };
+    vec![
+        ServerOp::Welcome(welcome),
+        ServerOp::Reject(reject),
+        ServerOp::Done,
+        ServerOp::ChannelCreated { created: true },
+        ServerOp::Published { position: Position(8), timestamp_us: 3, duplicate: true },
+        ServerOp::Subscribed { next: Position(1), head: Position(8) },
+        ServerOp::Delivery(delivery(DeliveryKind::Message, None)),
+        ServerOp::Delivery(delivery(DeliveryKind::Tokens, Some(GenerationId(1)))),
+        ServerOp::Delivery(delivery(DeliveryKind::GenerationStarted, Some(GenerationId(2)))),
+        ServerOp::Delivery(delivery(DeliveryKind::GenerationEnded, Some(GenerationId(3)))),
+        ServerOp::Missed { from: Position(7), to: Position(9) },
+        ServerOp::Ended(Reject::new(RejectCode::SlowReader, "1,001 messages behind")),
+        ServerOp::Asked { generation: GenerationId(9), model: "smollm2-135m".into() },
+        ServerOp::Tokens { index: 3, count: 2, text: Bytes::from_static("é".as_bytes()) },
+        finished(FinishReason::Stop),
+        finished(FinishReason::Length),
+        finished(FinishReason::Cancelled),
+        finished(FinishReason::Failed),
+        ServerOp::Pong { nonce: 42 },
+        ServerOp::StatsReport { json: Bytes::from_static(b"{}") },
+        ServerOp::ServerRestarting { reconnect_delay_ms: 1000 },
+    ]
+}
+
+#[test]
+fn every_operation_round_trips() {
+    for op in client_ops() {
+        assert_eq!(ClientOp::decode(&op.encode()), Ok(op));
+    }
+    for op in server_ops() {
+        assert_eq!(ServerOp::decode(&op.encode()), Ok(op));
+    }
+}
+
+#[test]
+fn operations_of_the_other_direction_are_refused_by_code() {
+    for op in server_ops() {
+        assert_eq!(ClientOp::decode(&op.encode()).map_err(|r| r.code), Err(RejectCode::OperationUnknown));
+    }
+    for op in client_ops() {
+        assert_eq!(ServerOp::decode(&op.encode()).map_err(|r| r.code), Err(RejectCode::OperationUnknown));
+    }
+}
+
+/// Frames of version 1, byte for byte: what a client of today sends, a node of tomorrow must read. The file is written once
+/// per operation; a line that changes means that the wire changed.
+#[test]
+fn golden_bytes_of_version_1() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/schema/golden_v1.txt");
+    let (client, server) = (client_ops(), server_ops());
+    let encoded = client.iter().map(ClientOp::encode).chain(server.iter().map(ServerOp::encode));
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let now: Vec<String> = encoded.map(|bytes| hex(&bytes)).collect();
+    if std::env::var_os("THALWEG_BLESS").is_some() {
+        std::fs::write(path, now.join("\n") + "\n").expect("golden file is writable");
+    }
+    let golden = std::fs::read_to_string(path).expect("golden file; THALWEG_BLESS=1 writes it");
+    let golden: Vec<&str> = golden.lines().collect();
+    assert_eq!(now.len(), golden.len(), "an operation was added: add it at the end with THALWEG_BLESS=1");
+    for (at, (now, golden)) in now.iter().zip(&golden).enumerate() {
+        assert_eq!(now, golden, "operation {at} is encoded differently than before");
+    }
+}
+
+#[test]
+fn what_is_beyond_a_limit_is_refused_and_named() {
+    let check = |op: &ClientOp, code, word: &str| {
+        let reject = ClientOp::decode(&op.encode()).expect_err("beyond a limit");
+        assert_eq!(reject.code, code, "{reject}");
+        assert!(reject.message.contains(word), "{reject} does not name {word}");
+    };
+    check(&publish(vec![0; BODY_BYTES_MAX + 1].into()), RejectCode::BodyTooLarge, "body");
+    let mut zero = publish(Bytes::new());
+    if let ClientOp::Publish(publish) = &mut zero {
+        publish.sequence = Sequence(0);
+    }
+    check(&zero, RejectCode::ParameterInvalid, "sequence");
+    let token = "x".repeat(TOKEN_BYTES_MAX + 1);
+    let hello = Hello { versions: (1, 1), session: SessionId(1), token, client: String::new() };
+    check(&ClientOp::Hello(hello), RejectCode::FrameInvalid, "token");
+    let mut hot = ask();
+    hot.sampling.temperature = 9.0;
+    check(&ClientOp::Ask(Box::new(hot)), RejectCode::ParameterInvalid, "temperature");
+}
+
+/// A name that [`Name`] would not let us build, put on the wire by a peer that does not use our code.
+#[test]
+fn names_of_a_hostile_peer_are_checked() {
+    let payload = ClientOp::CreateChannel { channel: name("aaaa"), history_messages: 0, history_bytes: 0 }.encode();
+    let at = payload.windows(4).position(|w| w == b"aaaa").expect("the name is in the frame");
+    for (bytes, code) in [(*b"a\x1bza", RejectCode::NameInvalid), (*b"a\xffza", RejectCode::FrameInvalid)] {
+        let mut hostile = payload.to_vec();
+        hostile[at..at + 4].copy_from_slice(&bytes);
+        assert_eq!(ClientOp::decode(&hostile.into()).map_err(|r| r.code), Err(code));
+    }
+    assert!(Name::new(&"x".repeat(NAME_BYTES_MAX + 1)).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// The bounded runs of the fuzz targets `client_op` and `server_op`.
+    #[test]
+    fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
+        let bytes = Bytes::from(bytes);
+        let _ = ClientOp::decode(&bytes);
+        let _ = ServerOp::decode(&bytes);
+    }
+
+    #[test]
+    fn a_damaged_frame_is_read_or_refused_and_never_grows(
+        which in any::<prop::sample::Index>(),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        keep in any::<prop::sample::Index>(),
+    ) {
+        let frames: Vec<Bytes> =
+            client_ops().iter().map(ClientOp::encode).chain(server_ops().iter().map(ServerOp::encode)).collect();
+        let mut bytes = frames[which.index(frames.len())].to_vec();
+        for (at, value) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        bytes.truncate(keep.index(bytes.len()) + 1);
+        let bytes = Bytes::from(bytes);
+        if let Ok(op) = ClientOp::decode(&bytes) {
+            // Shared tables can make a value larger than its frame, but never beyond the limits it was checked against.
+            prop_assert!(op.encode().len() <= 2 * FRAME_BYTES_MAX);
+        }
+        let _ = ServerOp::decode(&bytes);
+    }
+
+    #[test]
+    fn bodies_round_trip(body in prop::collection::vec(any::<u8>(), 0..2048)) {
+        let op = publish(body.into());
+        prop_assert_eq!(ClientOp::decode(&op.encode()), Ok(op));
+    }
+}

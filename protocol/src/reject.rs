@@ -1,0 +1,142 @@
+//! What a peer is told when its request is refused: a stable code, and a text that names what was wrong and what to do.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use crate::limits::REJECT_BYTES_MAX;
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $code:literal, $text:literal;)*) => {
+        /// Why a request was refused. The numbers are part of the protocol: never reused, never renumbered.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u16)]
+        pub enum RejectCode { $($(#[$doc])* $name = $code,)* }
+
+        impl RejectCode {
+            /// Every code there is, in order.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The code with this number; [`RejectCode::Unknown`] for one that a newer peer made up.
+            pub fn from_number(number: u16) -> Self {
+                match number { $($code => Self::$name,)* _ => Self::Unknown }
+            }
+
+            /// The code as a word, for scripts and metrics.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// A code this build does not know.
+    Unknown = 0, "unknown";
+    /// Bytes that are not a frame, or a frame whose FlatBuffer does not verify.
+    FrameInvalid = 1, "frame_invalid";
+    /// A frame longer than the limit.
+    FrameTooLarge = 2, "frame_too_large";
+    /// An operation this node does not know, or one that is not for this direction.
+    OperationUnknown = 3, "operation_unknown";
+    /// No wire version in common.
+    VersionUnsupported = 4, "version_unsupported";
+    /// Something other than a hello came first, or a second hello.
+    HelloExpected = 5, "hello_expected";
+    /// The token is missing, malformed, or was not signed by this node's key.
+    TokenInvalid = 6, "token_invalid";
+    /// The token was valid once.
+    TokenExpired = 7, "token_expired";
+    /// The token's permissions do not cover this.
+    Forbidden = 8, "forbidden";
+    /// A name that is empty, too long, not UTF-8 or holds a forbidden character.
+    NameInvalid = 9, "name_invalid";
+    /// A number, text or combination that makes no sense here.
+    ParameterInvalid = 10, "parameter_invalid";
+    /// No such channel, and the request did not ask to create it.
+    ChannelUnknown = 11, "channel_unknown";
+    /// A message longer than the limit.
+    BodyTooLarge = 12, "body_too_large";
+    /// No such subscription in this session, or one of that number exists already.
+    SubscriptionInvalid = 13, "subscription_invalid";
+    /// A limit on how many of something there may be was reached.
+    LimitReached = 14, "limit_reached";
+    /// The session's place in the window of recognised commands is gone: whether the command was carried out is not known.
+    SessionExpired = 15, "session_expired";
+    /// A write whose sequence was already passed by a later one and is outside of the remembered window.
+    SequenceInvalid = 16, "sequence_invalid";
+    /// A reader fell too far behind and its policy says to part.
+    SlowReader = 17, "slow_reader";
+    /// The node is going away; come back after the given delay.
+    Draining = 18, "draining";
+    /// No such model on this node.
+    ModelUnknown = 19, "model_unknown";
+    /// The prompt does not fit in the model's context.
+    PromptTooLong = 20, "prompt_too_long";
+    /// Too much is waiting already; come back after the given delay.
+    Busy = 21, "busy";
+    /// No such generation, or it was kept long enough and is gone.
+    GenerationUnknown = 22, "generation_unknown";
+    /// The node failed at something that was not the client's fault; the node's log says more.
+    Internal = 23, "internal";
+    /// The hello did not come in time.
+    HelloTimeout = 24, "hello_timeout";
+    /// The same session was opened over another connection, which now has it.
+    SessionTakenOver = 25, "session_taken_over";
+}
+
+impl fmt::Display for RejectCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A refusal: what was wrong, where, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message} ({code})")]
+pub struct Reject {
+    /// Why, for programs.
+    pub code: RejectCode,
+    /// Why, for people: what was wrong, where, and what to do. At most [`REJECT_BYTES_MAX`] bytes.
+    pub message: Cow<'static, str>,
+    /// When to try again, in milliseconds; 0 if trying again would not help.
+    pub retry_after_ms: u32,
+}
+
+impl Reject {
+    /// A refusal that trying again would not change.
+    pub fn new(code: RejectCode, message: impl Into<Cow<'static, str>>) -> Self {
+        let mut message = message.into();
+        if message.len() > REJECT_BYTES_MAX {
+            let end = (0..=REJECT_BYTES_MAX).rev().find(|&at| message.is_char_boundary(at)).unwrap_or(0);
+            message.to_mut().truncate(end);
+        }
+        Self { code, message, retry_after_ms: 0 }
+    }
+
+    /// The same refusal, with a time after which trying again may help.
+    #[must_use]
+    pub fn retry_after_ms(mut self, delay_ms: u32) -> Self {
+        self.retry_after_ms = delay_ms;
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_stable_and_distinct() {
+        for (at, &code) in RejectCode::ALL.iter().enumerate() {
+            assert_eq!(code as usize, at, "codes are contiguous: {code}");
+            assert_eq!(RejectCode::from_number(code as u16), code);
+        }
+        assert_eq!(RejectCode::from_number(u16::MAX), RejectCode::Unknown);
+    }
+
+    #[test]
+    fn long_texts_are_cut_at_a_character() {
+        let reject = Reject::new(RejectCode::Forbidden, "é".repeat(REJECT_BYTES_MAX));
+        assert!(reject.message.len() <= REJECT_BYTES_MAX && reject.message.ends_with('é'));
+    }
+}
