@@ -1,0 +1,17 @@
+//! What data means. Pure: no clock, no randomness, no I/O, no dependence on hash order.
+//!
+//! One folder per aggregate, all of the same shape: `decide` looks at the state and a command and gives an event or a
+//! refusal; `apply` takes the event into the state and cannot fail, so that what was logged can always be replayed.
+//!
+//! - [`channel`]: an ordered sequence of messages with a bounded history;
+//! - [`generation`]: one answer of a model as a sequence of tokens;
+//! - [`dedupe`]: which commands of which sessions a partition has carried out;
+//! - [`permission`]: what a token's holder may do;
+//! - [`record`]: what goes into the log.
+#![forbid(unsafe_code)]
+
+pub mod channel;
+pub mod dedupe;
+pub mod generation;
+pub mod permission;
+pub mod record;

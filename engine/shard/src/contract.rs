@@ -1,0 +1,243 @@
+//! What goes into a shard and what comes out: closed enums, no callbacks.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use thalweg_domain::permission::Principal;
+use thalweg_domain::record::{ChannelSettings, Message, Record};
+use thalweg_protocol::generation::{AskRequest, ChatMessage, FinishReason, Sampling, Usage};
+use thalweg_protocol::ids::{ChannelKey, CoreId, GenerationId, Name, Position, Request, Subscription, Watch};
+use thalweg_protocol::op::{ClientOp, Publish, ServerOp};
+use thalweg_protocol::reject::Reject;
+
+use crate::fan::{FanId, SubscriptionRef};
+
+/// The time, as the shell read it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Now {
+    /// Microseconds since some moment before the shard began; never goes back.
+    pub mono_us: u64,
+    /// Microseconds since 1970, UTC; may step.
+    pub wall_us: u64,
+}
+
+/// A connection of this core, as its shell numbers them; never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Link(pub u64);
+
+/// The number of an append on this core: contiguous, from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Ticket(pub u64);
+
+/// Who waits for an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The core its connection is on.
+    pub core: CoreId,
+    /// The connection.
+    pub link: Link,
+    /// The request.
+    pub request: Request,
+}
+
+/// What happens to a shard.
+#[derive(Debug)]
+pub enum Input {
+    /// A client's hello was accepted.
+    Opened {
+        /// Its connection.
+        link: Link,
+        /// Who it is.
+        principal: Arc<Principal>,
+    },
+    /// A client asks for something. Hellos, pings and statistics are the shell's.
+    Request {
+        /// Its connection.
+        link: Link,
+        /// The number it gave the request.
+        request: Request,
+        /// What it asks.
+        op: ClientOp,
+    },
+    /// A connection is gone.
+    Closed {
+        /// Which.
+        link: Link,
+    },
+    /// The transport took bytes that were delivered to a connection.
+    Drained {
+        /// Which.
+        link: Link,
+        /// How many, of what [`Output::Deliver`] gave it.
+        bytes: usize,
+    },
+    /// Another shard says something.
+    Peer(PeerMessage),
+    /// Everything up to this append is as durable as was asked for.
+    Durable {
+        /// The newest such append.
+        ticket: Ticket,
+    },
+    /// A model says something.
+    Inference(InferenceEvent),
+    /// The time [`Shard::next_deadline`](crate::Shard::next_deadline) gave has come.
+    Timeout,
+    /// The node is going away: refuse what is new, finish what was begun.
+    Drain,
+}
+
+/// What a shard wants done, in this order.
+#[derive(Debug)]
+pub enum Output {
+    /// Append to the log, and say [`Input::Durable`] when it is as durable as was asked for.
+    Append {
+        /// The number of this append.
+        ticket: Ticket,
+        /// What to append.
+        record: Record,
+    },
+    /// Send on the command lane.
+    Reply {
+        /// To whom.
+        link: Link,
+        /// About which request.
+        request: Request,
+        /// What.
+        op: ServerOp,
+    },
+    /// Send on the delivery lane, and say [`Input::Drained`] when the transport took it.
+    Deliver {
+        /// To whom.
+        link: Link,
+        /// About which subscription.
+        subscription: Subscription,
+        /// An encoded [`ServerOp`], shared by all who get it.
+        payload: Bytes,
+    },
+    /// Send on the lane of a generation, which is opened for its first frame and finished after its last.
+    Generation {
+        /// To whom.
+        link: Link,
+        /// About which watch.
+        watch: Watch,
+        /// An encoded [`ServerOp`].
+        payload: Bytes,
+        /// Whether nothing follows.
+        last: bool,
+    },
+    /// Hand to another core.
+    Peer {
+        /// Which.
+        to: CoreId,
+        /// What.
+        message: PeerMessage,
+    },
+    /// Hand to the inference stage.
+    Inference(InferenceCommand),
+    /// Close a connection, telling it why.
+    Close {
+        /// Which.
+        link: Link,
+        /// Why.
+        reject: Reject,
+    },
+}
+
+/// What shards say to each other.
+#[derive(Debug)]
+pub enum PeerMessage {
+    /// To the owner of a channel or generation.
+    ToOwner(OwnerMessage),
+    /// To the core a session is on.
+    ToSession(SessionMessage),
+}
+
+/// Requests to an owner.
+#[derive(Debug)]
+#[allow(missing_docs, reason = "fields are named after their types")]
+pub enum OwnerMessage {
+    /// Make a channel.
+    Create { origin: Origin, channel: ChannelKey, settings: ChannelSettings },
+    /// Write a message.
+    Publish { origin: Origin, principal: Arc<Principal>, publish: Box<Publish> },
+    /// From now on tell `fan` about every message of a channel; answered by [`SessionMessage::Attached`].
+    Attach { origin: Origin, channel: ChannelKey, make: bool, fan: FanId },
+    /// No longer.
+    Detach { core: CoreId, channel: ChannelKey, fan: FanId },
+    /// Read history; answered by [`SessionMessage::History`].
+    Read { core: CoreId, channel: ChannelKey, reader: SubscriptionRef, from: Position },
+    /// Ask a model.
+    Ask { origin: Origin, principal: Arc<Principal>, model: Name, request: Box<AskRequest> },
+    /// Read a generation.
+    Watch { origin: Origin, principal: Arc<Principal>, generation: GenerationId, from: u32, lead: u32 },
+    /// Credit of a watcher.
+    TokensConsumed { core: CoreId, link: Link, watch: Watch, generation: GenerationId, index: u32 },
+    /// A watcher goes.
+    Unwatch { core: CoreId, link: Link, watch: Watch, generation: GenerationId },
+    /// End a generation.
+    Cancel { origin: Origin, principal: Arc<Principal>, generation: GenerationId },
+}
+
+/// Answers and news to the core a session is on.
+#[derive(Debug)]
+#[allow(missing_docs, reason = "fields are named after their types")]
+pub enum SessionMessage {
+    /// The answer to a request.
+    Answer { link: Link, request: Request, op: ServerOp },
+    /// The answer to [`OwnerMessage::Attach`]: where the channel begins and ends.
+    Attached { link: Link, request: Request, result: Result<(Position, Position), Reject> },
+    /// A message was added to a channel.
+    Appended { fan: FanId, message: Arc<Message> },
+    /// The answer to [`OwnerMessage::Read`]. `first` is the oldest position that is still kept.
+    History { reader: SubscriptionRef, first: Position, messages: Vec<Arc<Message>> },
+    /// A frame for a watcher of a generation.
+    Generation { link: Link, watch: Watch, payload: Bytes, last: bool },
+}
+
+/// A generation to be computed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Submit {
+    /// Its id.
+    pub generation: GenerationId,
+    /// On whose account.
+    pub tenant: Name,
+    /// By which model.
+    pub model: Name,
+    /// The conversation so far.
+    pub messages: Vec<ChatMessage>,
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+    /// Tokens with an index below this may be produced.
+    pub credit: u32,
+}
+
+/// What a shard asks of the inference stage.
+#[derive(Debug, Clone, PartialEq)]
+pub enum InferenceCommand {
+    /// Begin a generation.
+    Submit(Box<Submit>),
+    /// Tokens with an index below `until` may be produced.
+    Credit {
+        /// Of which generation.
+        generation: GenerationId,
+        /// Up to where.
+        until: u32,
+    },
+    /// End a generation within one step. It still answers with [`InferenceEvent::Finished`].
+    Cancel {
+        /// Which.
+        generation: GenerationId,
+    },
+}
+
+/// What the inference stage says to a shard. Every submitted generation ends with exactly one `Finished` or `Refused`.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs, reason = "fields are named after their types")]
+pub enum InferenceEvent {
+    /// The next token: `index` counts from 0 without gaps.
+    Token { generation: GenerationId, index: u32, text: Bytes },
+    /// The generation ended.
+    Finished { generation: GenerationId, reason: FinishReason, usage: Usage, message: String },
+    /// The generation was not begun.
+    Refused { generation: GenerationId, reject: Reject },
+}

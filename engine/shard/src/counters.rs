@@ -1,0 +1,67 @@
+//! What a shard counts and how long its stages take.
+
+use thalweg_protocol::reject::RejectCode;
+
+/// Counts since the shard began.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Messages accepted by this core as their channels' owner.
+    pub published: u64,
+    /// Writes that had been carried out before and were answered from memory.
+    pub duplicates: u64,
+    /// Records handed to readers.
+    pub delivered: u64,
+    /// Bytes of frames handed to readers.
+    pub delivered_bytes: u64,
+    /// Records that readers with policy `drop` did not get.
+    pub missed: u64,
+    /// Readers ended for being slow, by policy `disconnect`.
+    pub slow_disconnected: u64,
+    /// Reads of history for readers that fell behind their tail.
+    pub history_reads: u64,
+    /// Requests handed to another core.
+    pub forwarded: u64,
+    /// Generations begun.
+    pub generations: u64,
+    /// Tokens received from the inference stage.
+    pub tokens: u64,
+    /// Refusals, by code number.
+    pub rejects: [u64; RejectCode::ALL.len()],
+}
+
+/// A stage that a message or a token passes inside a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// From append to durable.
+    Commit,
+    /// From a write's arrival at its owner to its answer.
+    Publish,
+    /// From a message's arrival at a reader's core to its hand-over to the transport.
+    FanOut,
+    /// From a token's arrival at its owner to its hand-over towards a watcher.
+    TokenOut,
+}
+
+impl Stage {
+    /// All stages, in order.
+    pub const ALL: [Self; 4] = [Self::Commit, Self::Publish, Self::FanOut, Self::TokenOut];
+
+    /// The stage's name in statistics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Commit => "commit",
+            Self::Publish => "publish",
+            Self::FanOut => "fan_out",
+            Self::TokenOut => "token_out",
+        }
+    }
+}
+
+/// How long one thing took in one stage, in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sample {
+    /// Which stage.
+    pub stage: Stage,
+    /// How long.
+    pub us: u32,
+}

@@ -1,0 +1,496 @@
+//! Fan-out: one bounded tail per channel with readers on this core, and a cursor per subscription.
+//!
+//! An owner tells each core once about a message; the core keeps the newest in a tail and serves its readers from there,
+//! in turn and in bursts, as far as their credit and the room in their session's queue go. A reader whose cursor fell off
+//! the tail is read back to it from the owner's history.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use thalweg_domain::permission::{Action as Access, Principal};
+use thalweg_domain::record::Message;
+use thalweg_protocol::ids::{ChannelKey, Position, Request, Subscription};
+use thalweg_protocol::limits::{
+    FRAME_HEADER_BYTES, LEAD_MESSAGES, LEAD_MESSAGES_MAX, SESSION_QUEUE_BYTES, SUBSCRIPTIONS_MAX, TAIL_BYTES,
+    TAIL_MESSAGES,
+};
+use thalweg_protocol::op::{From, Policy, ServerOp, Subscribe};
+use thalweg_protocol::reject::{Reject, RejectCode};
+
+use crate::contract::{Link, Origin, Output, OwnerMessage};
+use crate::counters::Stage;
+use crate::shard::Shard;
+
+/// Deliveries to one reader before the next has its turn.
+const BURST: usize = 16;
+
+/// Where a core gathers the readers of a channel. Its owner names it when it tells about a message; never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FanId(u64);
+
+/// A slot of a subscription; reused after the subscription is gone.
+pub(crate) type SubscriptionIndex = usize;
+
+/// A subscription as others name it: a slot, and which of its lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SubscriptionRef {
+    index: SubscriptionIndex,
+    life: u64,
+}
+
+/// The readers of one channel on this core.
+struct Fan {
+    key: ChannelKey,
+    /// The newest messages, oldest first, without gaps, each with when it came.
+    tail: VecDeque<(Arc<Message>, u64)>,
+    tail_bytes: usize,
+    /// Where the newest message this core was told about stands; `None` until the owner has answered.
+    head: Option<Position>,
+    readers: Vec<SubscriptionIndex>,
+}
+
+impl Fan {
+    fn push(&mut self, message: Arc<Message>, now_us: u64) {
+        self.head = Some(message.position);
+        self.tail_bytes += message.payload.len();
+        self.tail.push_back((message, now_us));
+        while self.tail.len() > TAIL_MESSAGES || self.tail_bytes > TAIL_BYTES {
+            let Some((oldest, _)) = self.tail.pop_front() else { break };
+            self.tail_bytes -= oldest.payload.len();
+        }
+    }
+
+    /// The message at `position`, if the tail still holds it.
+    fn get(&self, position: Position) -> Option<&(Arc<Message>, u64)> {
+        let first = self.tail.front()?.0.position;
+        self.tail.get(usize::try_from(position.0.checked_sub(first.0)?).ok()?)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The owner has not answered.
+    Attaching,
+    /// It has had everything.
+    Idle,
+    /// It is in the queue of those to be served.
+    Ready,
+    /// Its history is being read.
+    Reading,
+    /// It has not consumed enough.
+    OutOfCredit,
+    /// Its session's queue is full.
+    OutOfRoom,
+}
+
+/// One reader of one channel.
+struct Reader {
+    life: u64,
+    link: Link,
+    number: Subscription,
+    fan: FanId,
+    policy: Policy,
+    lead: u32,
+    from: From,
+    state: State,
+    /// What it gets next.
+    cursor: Position,
+    /// What it got and has not reported as consumed, oldest first; at most `lead`.
+    outstanding: VecDeque<Position>,
+    /// History read for it, oldest first; at most one answer of the owner's.
+    replay: VecDeque<Arc<Message>>,
+    /// What it will not get and was not told about yet.
+    missed: Option<(Position, Position)>,
+}
+
+/// All readers of this core.
+#[derive(Default)]
+pub(crate) struct Fans {
+    fans: BTreeMap<FanId, Fan>,
+    by_channel: BTreeMap<ChannelKey, FanId>,
+    made: u64,
+    readers: Vec<Option<Reader>>,
+    free: Vec<SubscriptionIndex>,
+    lives: u64,
+    ready: VecDeque<SubscriptionIndex>,
+}
+
+impl Fans {
+    pub(crate) fn len(&self) -> usize {
+        self.fans.len()
+    }
+
+    pub(crate) fn subscriptions(&self) -> usize {
+        self.readers.len() - self.free.len()
+    }
+
+    /// Whether nobody is to be served.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.ready.is_empty()
+    }
+
+    fn reader_mut(&mut self, index: SubscriptionIndex) -> Option<&mut Reader> {
+        self.readers.get_mut(index)?.as_mut()
+    }
+
+    fn set_ready(&mut self, index: SubscriptionIndex) {
+        if let Some(reader) = self.reader_mut(index)
+            && reader.state != State::Ready
+        {
+            reader.state = State::Ready;
+            self.ready.push_back(index);
+        }
+    }
+}
+
+/// What became of one step of serving a reader.
+enum Step {
+    Delivered,
+    /// Nothing was sent, but the cursor moved on: its own echo.
+    Skipped,
+    Waits(State),
+}
+
+impl Shard {
+    pub(crate) fn request_subscribe(
+        &mut self,
+        origin: Origin,
+        principal: &Principal,
+        subscribe: Subscribe,
+    ) -> Result<(), Reject> {
+        principal.require(Access::Read, subscribe.channel.as_str())?;
+        let Some(session) = self.sessions.get(origin.link) else { return Ok(()) };
+        let number = Subscription(origin.request.0);
+        if session.subscriptions.contains_key(&number.0) {
+            let text = format!("subscription {number} exists already");
+            return Err(Reject::new(RejectCode::SubscriptionInvalid, text));
+        }
+        if session.subscriptions.len() >= SUBSCRIPTIONS_MAX {
+            let text = format!("the session has {SUBSCRIPTIONS_MAX} subscriptions; end one first");
+            return Err(Reject::new(RejectCode::LimitReached, text));
+        }
+        let lead = match subscribe.lead {
+            0 => LEAD_MESSAGES,
+            lead if lead <= LEAD_MESSAGES_MAX => lead,
+            lead => {
+                let text = format!("lead is {lead}; at most {LEAD_MESSAGES_MAX}");
+                return Err(Reject::new(RejectCode::ParameterInvalid, text));
+            }
+        };
+        self.admit_request(origin.link)?;
+        let make = subscribe.make && principal.may(Access::Write, subscribe.channel.as_str());
+        let channel = ChannelKey { tenant: principal.tenant.clone(), channel: subscribe.channel.clone() };
+        let fan = self.fan_of(&channel);
+        self.add_reader(origin.link, number, fan, lead, &subscribe);
+        let partition = self.partition(&channel.tenant, channel.channel.as_str());
+        self.tell_owner(partition, OwnerMessage::Attach { origin, channel, make, fan });
+        Ok(())
+    }
+
+    fn fan_of(&mut self, channel: &ChannelKey) -> FanId {
+        if let Some(&fan) = self.fans.by_channel.get(channel) {
+            return fan;
+        }
+        self.fans.made += 1;
+        let id = FanId(self.fans.made);
+        let (tail, readers) = (VecDeque::new(), Vec::new());
+        self.fans.fans.insert(id, Fan { key: channel.clone(), tail, tail_bytes: 0, head: None, readers });
+        self.fans.by_channel.insert(channel.clone(), id);
+        id
+    }
+
+    fn add_reader(&mut self, link: Link, number: Subscription, fan: FanId, lead: u32, subscribe: &Subscribe) {
+        self.fans.lives += 1;
+        let reader = Reader {
+            life: self.fans.lives,
+            link,
+            number,
+            fan,
+            policy: subscribe.policy,
+            lead,
+            from: subscribe.from,
+            state: State::Attaching,
+            cursor: Position(0),
+            outstanding: VecDeque::new(),
+            replay: VecDeque::new(),
+            missed: None,
+        };
+        let index = self.fans.free.pop().unwrap_or(self.fans.readers.len());
+        if index == self.fans.readers.len() {
+            self.fans.readers.push(Some(reader));
+        } else {
+            self.fans.readers[index] = Some(reader);
+        }
+        if let Some(fan) = self.fans.fans.get_mut(&fan) {
+            fan.readers.push(index);
+        }
+        if let Some(session) = self.sessions.get_mut(link) {
+            session.subscriptions.insert(number.0, index);
+        }
+    }
+
+    /// The owner answered a subscription.
+    pub(crate) fn attached(&mut self, link: Link, request: Request, result: Result<(Position, Position), Reject>) {
+        self.settle(link);
+        let index = self.sessions.get(link).and_then(|session| session.subscriptions.get(&request.0).copied());
+        // Ended before the answer came: its reply was given then.
+        let Some(index) = index else { return };
+        match result {
+            Ok((first, head)) => {
+                let Some(next) = self.begin_reading(index, first, head) else { return };
+                self.reply(link, request, ServerOp::Subscribed { next, head });
+                self.fans.set_ready(index);
+            }
+            Err(reject) => {
+                self.drop_subscription(link, Subscription(request.0));
+                self.reply(link, request, ServerOp::Reject(reject));
+            }
+        }
+    }
+
+    /// Puts a reader's cursor where it asked to start, and gives that place.
+    fn begin_reading(&mut self, index: SubscriptionIndex, first: Position, head: Position) -> Option<Position> {
+        let reader = self.fans.readers.get_mut(index)?.as_mut()?;
+        let fan = self.fans.fans.get_mut(&reader.fan)?;
+        // The first answer says where the tail begins; later ones come in order with the messages and agree with it.
+        fan.head.get_or_insert(head);
+        let end = head.next();
+        reader.cursor = match reader.from {
+            From::Start => first,
+            From::End => end,
+            From::Position(position) if position < first => {
+                // Position 0 is no message, so asking for it is asking for the start.
+                let from = position.max(Position(1));
+                if from < first {
+                    reader.missed = Some((from, Position(first.0 - 1)));
+                }
+                first
+            }
+            From::Position(position) => position.min(end),
+        };
+        reader.state = State::Idle;
+        Some(reader.cursor)
+    }
+
+    pub(crate) fn request_unsubscribe(&mut self, origin: Origin, subscription: Subscription) -> Result<(), Reject> {
+        if self.drop_subscription(origin.link, subscription) {
+            self.reply(origin.link, origin.request, ServerOp::Done);
+            return Ok(());
+        }
+        let text = format!("the session has no subscription {subscription}");
+        Err(Reject::new(RejectCode::SubscriptionInvalid, text))
+    }
+
+    fn drop_subscription(&mut self, link: Link, number: Subscription) -> bool {
+        let Some(session) = self.sessions.get_mut(link) else { return false };
+        let Some(index) = session.subscriptions.remove(&number.0) else { return false };
+        self.remove_subscription(index);
+        true
+    }
+
+    /// Takes a reader out of its channel's fan; the last one closes it.
+    pub(crate) fn remove_subscription(&mut self, index: SubscriptionIndex) {
+        let Some(reader) = self.fans.readers.get_mut(index).and_then(Option::take) else { return };
+        self.fans.free.push(index);
+        let Some(fan) = self.fans.fans.get_mut(&reader.fan) else { return };
+        fan.readers.retain(|other| *other != index);
+        if fan.readers.is_empty() {
+            let channel = fan.key.clone();
+            self.fans.by_channel.remove(&channel);
+            self.fans.fans.remove(&reader.fan);
+            let partition = self.partition(&channel.tenant, channel.channel.as_str());
+            let (core, fan) = (self.config.core, reader.fan);
+            self.tell_owner(partition, OwnerMessage::Detach { core, channel, fan });
+        }
+    }
+
+    /// An owner told about a message.
+    pub(crate) fn appended(&mut self, id: FanId, message: Arc<Message>) {
+        let Some(fan) = self.fans.fans.get_mut(&id) else { return };
+        // A core that attached while this message was being spread knows it already.
+        if fan.head.is_some_and(|head| message.position <= head) {
+            return;
+        }
+        let head = message.position;
+        fan.push(message, self.now.mono_us);
+        let mut too_slow = Vec::new();
+        let Fans { fans, readers, ready, .. } = &mut self.fans;
+        for &index in fans.get(&id).map_or(&[][..], |fan| &fan.readers) {
+            let Some(reader) = readers.get_mut(index).and_then(Option::as_mut) else { continue };
+            let pending = (head.0 + 1).saturating_sub(reader.cursor.0);
+            match reader.state {
+                State::Idle => {
+                    reader.state = State::Ready;
+                    ready.push_back(index);
+                }
+                State::Attaching => {}
+                _ if pending <= u64::from(reader.lead) => {}
+                _ => match reader.policy {
+                    Policy::Replay => {}
+                    Policy::Drop => {
+                        let to = Position(head.0 - u64::from(reader.lead));
+                        let from = reader.missed.map_or(reader.cursor, |(from, _)| from);
+                        self.counters.missed += (to.0 + 1).saturating_sub(reader.cursor.0);
+                        reader.missed = Some((from, to));
+                        reader.cursor = to.next();
+                        reader.replay.clear();
+                    }
+                    Policy::Disconnect => too_slow.push((reader.link, reader.number, pending)),
+                },
+            }
+        }
+        for (link, number, pending) in too_slow {
+            self.end_slow_reader(link, number, pending);
+        }
+    }
+
+    fn end_slow_reader(&mut self, link: Link, number: Subscription, pending: u64) {
+        self.counters.slow_disconnected += 1;
+        let text = format!("the reader is {pending} messages behind; consume faster, or choose another policy");
+        self.drop_subscription(link, number);
+        let payload = ServerOp::Ended(Reject::new(RejectCode::SlowReader, text)).encode();
+        self.deliver(link, number, payload);
+    }
+
+    /// The owner answered a read of history.
+    pub(crate) fn history(&mut self, reference: SubscriptionRef, first: Position, messages: Vec<Arc<Message>>) {
+        let Some(reader) = self.fans.reader_mut(reference.index).filter(|reader| reader.life == reference.life) else {
+            return;
+        };
+        if reader.cursor < first {
+            let from = reader.missed.map_or(reader.cursor, |(from, _)| from);
+            self.counters.missed += first.0 - reader.cursor.0;
+            reader.missed = Some((from, Position(first.0 - 1)));
+            reader.cursor = first;
+        }
+        let cursor = reader.cursor;
+        reader.replay = messages.into_iter().skip_while(|message| message.position < cursor).collect();
+        self.fans.set_ready(reference.index);
+    }
+
+    /// A reader reported what it consumed.
+    pub(crate) fn consumed(&mut self, link: Link, subscription: Subscription, position: Position) {
+        let session = self.sessions.get(link);
+        let Some(&index) = session.and_then(|session| session.subscriptions.get(&subscription.0)) else { return };
+        let Some(reader) = self.fans.reader_mut(index) else { return };
+        while reader.outstanding.front().is_some_and(|oldest| *oldest <= position) {
+            reader.outstanding.pop_front();
+        }
+        if reader.state == State::OutOfCredit && reader.outstanding.len() < reader.lead as usize {
+            self.fans.set_ready(index);
+        }
+    }
+
+    /// The transport took bytes of a session's queue.
+    pub(crate) fn drained(&mut self, link: Link, bytes: usize) {
+        let Some(session) = self.sessions.get_mut(link) else { return };
+        session.queued = session.queued.saturating_sub(bytes);
+        if session.queued <= SESSION_QUEUE_BYTES / 2 {
+            for index in std::mem::take(&mut session.waiting_for_room) {
+                let waits = |reader: &&mut Reader| reader.state == State::OutOfRoom && reader.link == link;
+                if self.fans.reader_mut(index).filter(waits).is_some() {
+                    self.fans.set_ready(index);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn serve_ready(&mut self, budget: usize) -> bool {
+        let mut left = budget;
+        while left > 0 {
+            let Some(index) = self.fans.ready.pop_front() else { return false };
+            left = left.saturating_sub(self.serve(index, left.min(BURST)).max(1));
+        }
+        !self.fans.ready.is_empty()
+    }
+
+    /// Serves one reader, up to `burst` deliveries; gives how many there were.
+    fn serve(&mut self, index: SubscriptionIndex, burst: usize) -> usize {
+        let mut delivered = 0;
+        while delivered < burst {
+            match self.step(index) {
+                Some(Step::Delivered) => delivered += 1,
+                Some(Step::Skipped) => {}
+                Some(Step::Waits(state)) => {
+                    self.wait(index, state);
+                    return delivered;
+                }
+                None => return delivered,
+            }
+        }
+        self.fans.ready.push_back(index);
+        delivered
+    }
+
+    fn wait(&mut self, index: SubscriptionIndex, state: State) {
+        let core = self.config.core;
+        let Some(reader) = self.fans.reader_mut(index) else { return };
+        reader.state = state;
+        let (link, id, from) = (reader.link, reader.fan, reader.cursor);
+        let reference = SubscriptionRef { index, life: reader.life };
+        match state {
+            State::OutOfRoom => {
+                if let Some(session) = self.sessions.get_mut(link) {
+                    session.waiting_for_room.push(index);
+                }
+            }
+            State::Reading => {
+                let Some(fan) = self.fans.fans.get(&id) else { return };
+                let channel = fan.key.clone();
+                self.counters.history_reads += 1;
+                let partition = self.partition(&channel.tenant, channel.channel.as_str());
+                self.tell_owner(partition, OwnerMessage::Read { core, channel, reader: reference, from });
+            }
+            _ => {}
+        }
+    }
+
+    /// Gives a ready reader the next it is due; `None` if it is gone or was served already.
+    fn step(&mut self, index: SubscriptionIndex) -> Option<Step> {
+        let reader = self.fans.readers.get_mut(index)?.as_mut().filter(|reader| reader.state == State::Ready)?;
+        let fan = self.fans.fans.get(&reader.fan)?;
+        let session = self.sessions.get_mut(reader.link)?;
+        if session.queued >= SESSION_QUEUE_BYTES {
+            return Some(Step::Waits(State::OutOfRoom));
+        }
+        let (link, number) = (reader.link, reader.number);
+        if let Some((from, to)) = reader.missed.take() {
+            self.deliver(link, number, ServerOp::Missed { from, to }.encode());
+            return Some(Step::Delivered);
+        }
+        while reader.replay.front().is_some_and(|message| message.position < reader.cursor) {
+            reader.replay.pop_front();
+        }
+        let (message, since_us) = match reader.replay.front() {
+            Some(message) => (Arc::clone(message), None),
+            None if fan.head.is_none_or(|head| reader.cursor > head) => return Some(Step::Waits(State::Idle)),
+            None => match fan.get(reader.cursor) {
+                Some((message, since_us)) => (Arc::clone(message), Some(*since_us)),
+                None => return Some(Step::Waits(State::Reading)),
+            },
+        };
+        if message.session == session.principal.session {
+            reader.cursor = message.position.next();
+            return Some(Step::Skipped);
+        }
+        if reader.outstanding.len() >= reader.lead as usize {
+            return Some(Step::Waits(State::OutOfCredit));
+        }
+        reader.cursor = message.position.next();
+        reader.outstanding.push_back(message.position);
+        if let Some(since_us) = since_us {
+            self.sample(Stage::FanOut, since_us);
+        }
+        self.counters.delivered += 1;
+        self.deliver(link, number, message.payload.clone());
+        Some(Step::Delivered)
+    }
+
+    fn deliver(&mut self, link: Link, subscription: Subscription, payload: bytes::Bytes) {
+        let Some(session) = self.sessions.get_mut(link) else { return };
+        let bytes = payload.len() + FRAME_HEADER_BYTES;
+        session.queued += bytes;
+        self.counters.delivered_bytes += bytes as u64;
+        self.output(Output::Deliver { link, subscription, payload });
+    }
+}

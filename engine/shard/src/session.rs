@@ -1,0 +1,337 @@
+//! The sessions of this core: what a client asks, checked and handed to the owner of what it asks about.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use thalweg_domain::channel::Channel;
+use thalweg_domain::permission::{Action as Access, Principal};
+use thalweg_protocol::generation::AskRequest;
+use thalweg_protocol::ids::{ChannelKey, GenerationId, Name, Request, SessionId, Watch};
+use thalweg_protocol::limits::{IN_FLIGHT_MAX, RECONNECT_DELAY_MS, WATCHES_MAX};
+use thalweg_protocol::op::{ClientOp, Publish, ServerOp};
+use thalweg_protocol::reject::{Reject, RejectCode};
+
+use crate::contract::{Link, Origin, Output, OwnerMessage};
+use crate::fan::SubscriptionIndex;
+use crate::shard::Shard;
+
+/// A session with an open connection on this core.
+pub(crate) struct Session {
+    pub(crate) principal: Arc<Principal>,
+    /// Requests handed to an owner and not answered.
+    in_flight: usize,
+    /// Its subscriptions by number.
+    pub(crate) subscriptions: BTreeMap<u32, SubscriptionIndex>,
+    /// The generations it watches, by number; `None` while the owner has not answered.
+    watches: BTreeMap<Watch, Option<GenerationId>>,
+    /// Bytes delivered that the transport has not taken.
+    pub(crate) queued: usize,
+    /// Subscriptions that wait for room in the queue.
+    pub(crate) waiting_for_room: Vec<SubscriptionIndex>,
+}
+
+/// All sessions of this core.
+#[derive(Default)]
+pub(crate) struct Sessions {
+    by_link: BTreeMap<Link, Session>,
+    by_id: BTreeMap<SessionId, Link>,
+}
+
+impl Sessions {
+    pub(crate) fn len(&self) -> usize {
+        self.by_link.len()
+    }
+
+    pub(crate) fn get(&self, link: Link) -> Option<&Session> {
+        self.by_link.get(&link)
+    }
+
+    pub(crate) fn get_mut(&mut self, link: Link) -> Option<&mut Session> {
+        self.by_link.get_mut(&link)
+    }
+}
+
+fn refusal(code: RejectCode, text: impl Into<std::borrow::Cow<'static, str>>) -> Result<(), Reject> {
+    Err(Reject::new(code, text))
+}
+
+impl Shard {
+    pub(crate) fn open(&mut self, link: Link, principal: Arc<Principal>) {
+        if let Some(old) = self.sessions.by_id.insert(principal.session, link) {
+            let text = "the session was opened over another connection, which has it now";
+            self.output(Output::Close { link: old, reject: Reject::new(RejectCode::SessionTakenOver, text) });
+            self.forget_session(old);
+            self.sessions.by_id.insert(principal.session, link);
+        }
+        let session = Session {
+            principal,
+            in_flight: 0,
+            subscriptions: BTreeMap::new(),
+            watches: BTreeMap::new(),
+            queued: 0,
+            waiting_for_room: Vec::new(),
+        };
+        self.sessions.by_link.insert(link, session);
+    }
+
+    pub(crate) fn close(&mut self, link: Link) {
+        self.forget_session(link);
+    }
+
+    fn forget_session(&mut self, link: Link) {
+        let Some(session) = self.sessions.by_link.remove(&link) else { return };
+        if self.sessions.by_id.get(&session.principal.session) == Some(&link) {
+            self.sessions.by_id.remove(&session.principal.session);
+        }
+        for (_, subscription) in session.subscriptions {
+            self.remove_subscription(subscription);
+        }
+        for (watch, generation) in session.watches {
+            // One that was not answered yet is given back when its answer finds no session.
+            if let Some(generation) = generation {
+                self.leave_generation(link, watch, generation);
+            }
+        }
+    }
+
+    fn leave_generation(&mut self, link: Link, watch: Watch, generation: GenerationId) {
+        let core = self.config.core;
+        self.tell_owner(generation.partition(), OwnerMessage::Unwatch { core, link, watch, generation });
+    }
+
+    pub(crate) fn request(&mut self, link: Link, request: Request, op: ClientOp) {
+        let Some(session) = self.sessions.get(link) else { return };
+        let principal = Arc::clone(&session.principal);
+        let origin = Origin { core: self.config.core, link, request };
+        let result = match op {
+            ClientOp::Publish(publish) => self.request_publish(origin, principal, publish),
+            ClientOp::Subscribe(subscribe) => self.request_subscribe(origin, &principal, subscribe),
+            ClientOp::Consumed { subscription, position } => {
+                self.consumed(link, subscription, position);
+                Ok(())
+            }
+            ClientOp::Unsubscribe { subscription } => self.request_unsubscribe(origin, subscription),
+            ClientOp::CreateChannel { channel, history_messages, history_bytes } => {
+                self.request_create(origin, &principal, channel, history_messages, history_bytes)
+            }
+            ClientOp::Ask(ask) => self.request_ask(origin, principal, ask),
+            ClientOp::Watch { generation, from, lead } => {
+                self.request_watch(origin, principal, generation, from, lead)
+            }
+            ClientOp::TokensConsumed { watch, index } => {
+                self.request_tokens_consumed(link, watch, index);
+                Ok(())
+            }
+            ClientOp::Unwatch { watch } => self.request_unwatch(origin, watch),
+            ClientOp::Cancel { generation } => self.request_cancel(origin, principal, generation),
+            ClientOp::Hello(_) => refusal(RejectCode::HelloExpected, "the session is open; say hello once"),
+            ClientOp::Ping { .. } | ClientOp::Stats | ClientOp::Drain => {
+                refusal(RejectCode::Internal, "this request is the shell's and does not belong to a shard")
+            }
+        };
+        if let Err(reject) = result {
+            self.reply(link, request, ServerOp::Reject(reject));
+        }
+    }
+
+    /// Refuses what would begin something new on a node that is going away.
+    fn not_draining(&self) -> Result<(), Reject> {
+        if self.draining {
+            let reject = Reject::new(RejectCode::Draining, "the node is restarting; come back after the delay");
+            return Err(reject.retry_after_ms(RECONNECT_DELAY_MS));
+        }
+        Ok(())
+    }
+
+    /// Counts a request that an owner will answer.
+    fn admit(&mut self, link: Link) -> Result<(), Reject> {
+        let Some(session) = self.sessions.get_mut(link) else { return Ok(()) };
+        if session.in_flight >= IN_FLIGHT_MAX {
+            let text = format!("{IN_FLIGHT_MAX} requests are unanswered; wait for answers before asking more");
+            return refusal(RejectCode::LimitReached, text);
+        }
+        session.in_flight += 1;
+        Ok(())
+    }
+
+    fn request_publish(&mut self, origin: Origin, principal: Arc<Principal>, publish: Publish) -> Result<(), Reject> {
+        self.not_draining()?;
+        principal.require(Access::Write, publish.channel.as_str())?;
+        self.admit(origin.link)?;
+        let partition = self.partition(&principal.tenant, publish.channel.as_str());
+        let publish = Box::new(publish);
+        self.tell_owner(partition, OwnerMessage::Publish { origin, principal, publish });
+        Ok(())
+    }
+
+    fn request_create(
+        &mut self,
+        origin: Origin,
+        principal: &Principal,
+        channel: Name,
+        history_messages: u32,
+        history_bytes: u64,
+    ) -> Result<(), Reject> {
+        self.not_draining()?;
+        principal.require(Access::Write, channel.as_str())?;
+        let settings = Channel::decide_settings(history_messages, history_bytes)?;
+        self.admit(origin.link)?;
+        let partition = self.partition(&principal.tenant, channel.as_str());
+        let channel = ChannelKey { tenant: principal.tenant.clone(), channel };
+        self.tell_owner(partition, OwnerMessage::Create { origin, channel, settings });
+        Ok(())
+    }
+
+    /// Reserves a number for a watch, which is the number of the request that made it.
+    fn reserve_watch(&mut self, origin: Origin) -> Result<(), Reject> {
+        let Some(session) = self.sessions.get_mut(origin.link) else { return Ok(()) };
+        let watch = Watch(origin.request.0);
+        if session.watches.contains_key(&watch) {
+            return refusal(RejectCode::SubscriptionInvalid, format!("watch {watch} exists already"));
+        }
+        if session.watches.len() >= WATCHES_MAX {
+            let text = format!("the session watches {WATCHES_MAX} generations; leave one first");
+            return refusal(RejectCode::LimitReached, text);
+        }
+        self.admit(origin.link)?;
+        if let Some(session) = self.sessions.get_mut(origin.link) {
+            session.watches.insert(watch, None);
+        }
+        Ok(())
+    }
+
+    fn request_ask(&mut self, origin: Origin, principal: Arc<Principal>, ask: Box<AskRequest>) -> Result<(), Reject> {
+        self.not_draining()?;
+        ask.check()?;
+        let model = self.model(ask.model.as_ref())?;
+        principal.require(Access::Ask, model.as_str())?;
+        self.reserve_watch(origin)?;
+        let partition = self.partition(&principal.tenant, &principal.session.to_string());
+        self.tell_owner(partition, OwnerMessage::Ask { origin, principal, model, request: ask });
+        Ok(())
+    }
+
+    /// The model a request means.
+    pub(crate) fn model(&self, named: Option<&Name>) -> Result<Name, Reject> {
+        let models = &self.config.models;
+        let found = match named {
+            Some(named) => models.iter().find(|model| *model == named),
+            None => models.first(),
+        };
+        found.cloned().ok_or_else(|| {
+            let text = match named {
+                _ if models.is_empty() => "this node has no model; `thalweg models pull` gets one".to_owned(),
+                Some(named) => format!("there is no model {named}; this node has {}", join(models)),
+                None => String::new(),
+            };
+            Reject::new(RejectCode::ModelUnknown, text)
+        })
+    }
+
+    fn request_watch(
+        &mut self,
+        origin: Origin,
+        principal: Arc<Principal>,
+        generation: GenerationId,
+        from: u32,
+        lead: u32,
+    ) -> Result<(), Reject> {
+        if generation.partition().0 >= self.config.partitions {
+            return refusal(RejectCode::GenerationUnknown, format!("there is no generation {generation}"));
+        }
+        self.reserve_watch(origin)?;
+        let message = OwnerMessage::Watch { origin, principal, generation, from, lead };
+        self.tell_owner(generation.partition(), message);
+        Ok(())
+    }
+
+    fn request_tokens_consumed(&mut self, link: Link, watch: Watch, index: u32) {
+        let core = self.config.core;
+        // A watch that has ended is no error: credit and the last frame cross on the way.
+        if let Some(&Some(generation)) = self.sessions.get(link).and_then(|session| session.watches.get(&watch)) {
+            let message = OwnerMessage::TokensConsumed { core, link, watch, generation, index };
+            self.tell_owner(generation.partition(), message);
+        }
+    }
+
+    fn request_unwatch(&mut self, origin: Origin, watch: Watch) -> Result<(), Reject> {
+        let session = self.sessions.get_mut(origin.link);
+        if let Some(Some(generation)) = session.and_then(|session| session.watches.remove(&watch)) {
+            self.leave_generation(origin.link, watch, generation);
+        }
+        self.reply(origin.link, origin.request, ServerOp::Done);
+        Ok(())
+    }
+
+    fn request_cancel(
+        &mut self,
+        origin: Origin,
+        principal: Arc<Principal>,
+        generation: GenerationId,
+    ) -> Result<(), Reject> {
+        if generation.partition().0 >= self.config.partitions {
+            return refusal(RejectCode::GenerationUnknown, format!("there is no generation {generation}"));
+        }
+        self.admit(origin.link)?;
+        self.tell_owner(generation.partition(), OwnerMessage::Cancel { origin, principal, generation });
+        Ok(())
+    }
+
+    /// An owner answered.
+    pub(crate) fn answered(&mut self, link: Link, request: Request, op: ServerOp) {
+        let watch = Watch(request.0);
+        let asked = if let ServerOp::Asked { generation, .. } = &op { Some(*generation) } else { None };
+        let Some(session) = self.sessions.get_mut(link) else {
+            // The session went while its question was under way; nobody will read the answer.
+            if let Some(generation) = asked {
+                self.leave_generation(link, watch, generation);
+            }
+            return;
+        };
+        session.in_flight = session.in_flight.saturating_sub(1);
+        match (session.watches.get_mut(&watch), asked) {
+            (Some(slot @ None), Some(generation)) => *slot = Some(generation),
+            // The watch was left before its answer came.
+            (None, Some(generation)) => self.leave_generation(link, watch, generation),
+            (Some(None), None) if matches!(op, ServerOp::Reject(_)) => {
+                session.watches.remove(&watch);
+            }
+            _ => {}
+        }
+        self.reply(link, request, op);
+    }
+
+    pub(crate) fn generation_frame(&mut self, link: Link, watch: Watch, payload: bytes::Bytes, last: bool) {
+        let Some(session) = self.sessions.get_mut(link) else { return };
+        if !session.watches.contains_key(&watch) {
+            return;
+        }
+        if last {
+            session.watches.remove(&watch);
+        }
+        self.output(Output::Generation { link, watch, payload, last });
+    }
+
+    /// Counts an answered request whose reply is made on this core.
+    pub(crate) fn settle(&mut self, link: Link) {
+        if let Some(session) = self.sessions.get_mut(link) {
+            session.in_flight = session.in_flight.saturating_sub(1);
+        }
+    }
+
+    /// Counts a request that will be answered by [`settle`](Self::settle).
+    pub(crate) fn admit_request(&mut self, link: Link) -> Result<(), Reject> {
+        self.admit(link)
+    }
+
+    pub(crate) fn reply(&mut self, link: Link, request: Request, op: ServerOp) {
+        if let ServerOp::Reject(reject) = &op {
+            self.counters.rejects[reject.code as usize] += 1;
+        }
+        self.output(Output::Reply { link, request, op });
+    }
+}
+
+fn join(models: &[Name]) -> String {
+    models.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,311 @@
+//! The shard itself: its state, its contract, and who handles what.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use thalweg_domain::record::{Event, Record};
+use thalweg_protocol::ids::{CoreId, Epoch, GenerationId, Lsn, Name, Partition, partition_of};
+use thalweg_protocol::limits::CORES_MAX;
+use thalweg_protocol::op::ServerOp;
+use thalweg_protocol::reject::Reject;
+
+use crate::contract::{Input, Now, Origin, Output, OwnerMessage, PeerMessage, SessionMessage, Ticket};
+use crate::counters::{Counters, Sample, Stage};
+use crate::fan::Fans;
+use crate::generations::Generations;
+use crate::owner::{Action, Owner};
+use crate::session::Sessions;
+
+/// What a shard must know about its node.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Which core it is.
+    pub core: CoreId,
+    /// How many there are.
+    pub cores: u16,
+    /// How many partitions there are; fixed for the life of the data.
+    pub partitions: u16,
+    /// Which life of the node this is.
+    pub epoch: Epoch,
+    /// The models that can be asked, default first.
+    pub models: Vec<Name>,
+}
+
+impl Config {
+    /// The core that owns a partition.
+    pub fn core_of(&self, partition: Partition) -> CoreId {
+        CoreId(partition.0 % self.cores)
+    }
+}
+
+/// One core's state.
+///
+/// Contract: call [`handle`](Self::handle) with what happened, then carry out everything [`poll`](Self::poll) gives, in
+/// order. When a batch of inputs is through, call [`finish_turn`](Self::finish_turn), which hands out what was gathered
+/// over the turn, and [`fan_out`](Self::fan_out) in slices for as long as it says that there is more; poll after each.
+/// Say [`Input::Timeout`] when [`next_deadline`](Self::next_deadline) has come.
+///
+/// Every write goes append → durable → apply → reply → fan-out, whatever stands behind the log. Nothing replies around it.
+pub struct Shard {
+    pub(crate) config: Config,
+    pub(crate) now: Now,
+    pub(crate) sessions: Sessions,
+    pub(crate) owner: Owner,
+    pub(crate) fans: Fans,
+    pub(crate) generations: Generations,
+    pub(crate) draining: bool,
+    pub(crate) counters: Counters,
+    pub(crate) samples: Vec<Sample>,
+    pub(crate) deadlines: BTreeSet<(u64, Deadline)>,
+    outputs: VecDeque<Output>,
+    /// What this shard says to itself, in place of a ring. Empty between two calls.
+    to_self: VecDeque<PeerMessage>,
+    pending: VecDeque<Pending>,
+    appended: Ticket,
+    lsns: BTreeMap<Partition, Lsn>,
+}
+
+/// Something to be done at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Deadline {
+    /// Put the tokens gathered for a channel into its log.
+    Record(GenerationId),
+    /// A generation without readers has waited long enough.
+    Detached(GenerationId),
+    /// A finished generation was kept long enough.
+    Expired(GenerationId),
+}
+
+/// A record that is not durable yet, and what is to be done when it is.
+struct Pending {
+    ticket: Ticket,
+    event: Event,
+    appended_us: u64,
+    actions: Vec<Action>,
+}
+
+impl Shard {
+    /// A shard that owns its share of the partitions, all empty.
+    ///
+    /// # Panics
+    /// If the configuration names a core that there is not, or no cores, partitions or too many of them.
+    pub fn new(config: Config) -> Self {
+        assert!((1..=CORES_MAX).contains(&usize::from(config.cores)) && config.partitions > 0);
+        assert!(config.core.0 < config.cores);
+        Self {
+            config,
+            now: Now::default(),
+            sessions: Sessions::default(),
+            owner: Owner::default(),
+            fans: Fans::default(),
+            generations: Generations::default(),
+            draining: false,
+            counters: Counters::default(),
+            samples: Vec::new(),
+            deadlines: BTreeSet::new(),
+            outputs: VecDeque::new(),
+            to_self: VecDeque::new(),
+            pending: VecDeque::new(),
+            appended: Ticket(0),
+            lsns: BTreeMap::new(),
+        }
+    }
+
+    /// Takes in what happened at `now`.
+    pub fn handle(&mut self, now: Now, input: Input) {
+        self.now = now;
+        match input {
+            Input::Opened { link, principal } => self.open(link, principal),
+            Input::Request { link, request, op } => self.request(link, request, op),
+            Input::Closed { link } => self.close(link),
+            Input::Drained { link, bytes } => self.drained(link, bytes),
+            Input::Peer(message) => self.peer(message),
+            Input::Durable { ticket } => self.durable(ticket),
+            Input::Inference(event) => self.inference(event),
+            Input::Timeout => self.timeout(),
+            Input::Drain => self.draining = true,
+        }
+        // What the shard says to itself causes at most an answer and one more message each, so this ends.
+        while let Some(message) = self.to_self.pop_front() {
+            self.peer(message);
+        }
+    }
+
+    /// The next thing to be done.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Hands out what was gathered over a turn: the tokens that came in it.
+    pub fn finish_turn(&mut self, now: Now) {
+        self.now = now;
+        self.pump_generations();
+        while let Some(message) = self.to_self.pop_front() {
+            self.peer(message);
+        }
+    }
+
+    /// Serves readers in turn, up to `budget` deliveries. Says whether there is more to do.
+    pub fn fan_out(&mut self, now: Now, budget: usize) -> bool {
+        self.now = now;
+        let more = self.serve_ready(budget);
+        while let Some(message) = self.to_self.pop_front() {
+            self.peer(message);
+        }
+        more
+    }
+
+    /// When [`Input::Timeout`] is due next, in microseconds of [`Now::mono_us`].
+    pub fn next_deadline(&self) -> Option<u64> {
+        self.deadlines.first().map(|(at, _)| *at)
+    }
+
+    /// Whether nothing that was begun is left to be done, so that a draining node may go.
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_empty() && self.outputs.is_empty() && self.generations.unfinished() == 0 && self.fans.is_idle()
+    }
+
+    /// What was counted since the shard began.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Sessions, subscriptions, channels owned, channels with readers here, generations kept, generations unfinished,
+    /// appends that are not durable.
+    pub fn gauges(&self) -> [(&'static str, u64); 7] {
+        [
+            ("sessions", self.sessions.len() as u64),
+            ("subscriptions", self.fans.subscriptions() as u64),
+            ("channels", self.owner.channels() as u64),
+            ("channels_read", self.fans.len() as u64),
+            ("generations_kept", self.generations.len() as u64),
+            ("generations_running", self.generations.unfinished() as u64),
+            ("appends_pending", self.pending.len() as u64),
+        ]
+    }
+
+    /// Takes the samples since the last call. Bounded by what one turn does.
+    pub fn samples(&mut self) -> std::vec::Drain<'_, Sample> {
+        self.samples.drain(..)
+    }
+
+    fn peer(&mut self, message: PeerMessage) {
+        match message {
+            PeerMessage::ToOwner(message) => self.owner_message(message),
+            PeerMessage::ToSession(message) => self.session_message(message),
+        }
+    }
+
+    fn owner_message(&mut self, message: OwnerMessage) {
+        match message {
+            OwnerMessage::Create { origin, channel, settings } => self.create_channel(origin, channel, settings),
+            OwnerMessage::Publish { origin, principal, publish } => self.publish(origin, &principal, *publish),
+            OwnerMessage::Attach { origin, channel, make, fan } => self.attach(origin, channel, make, fan),
+            OwnerMessage::Detach { core, channel, fan } => self.detach(core, &channel, fan),
+            OwnerMessage::Read { core, channel, reader, from } => self.read(core, &channel, reader, from),
+            OwnerMessage::Ask { origin, principal, model, request } => self.ask(origin, &principal, model, *request),
+            OwnerMessage::Watch { origin, principal, generation, from, lead } => {
+                self.watch(origin, &principal, generation, from, lead);
+            }
+            OwnerMessage::TokensConsumed { core, link, watch, generation, index } => {
+                self.tokens_consumed(core, link, watch, generation, index);
+            }
+            OwnerMessage::Unwatch { core, link, watch, generation } => self.unwatch(core, link, watch, generation),
+            OwnerMessage::Cancel { origin, principal, generation } => self.cancel(origin, &principal, generation),
+        }
+    }
+
+    fn session_message(&mut self, message: SessionMessage) {
+        match message {
+            SessionMessage::Answer { link, request, op } => self.answered(link, request, op),
+            SessionMessage::Attached { link, request, result } => self.attached(link, request, result),
+            SessionMessage::Appended { fan, message } => self.appended(fan, message),
+            SessionMessage::History { reader, first, messages } => self.history(reader, first, messages),
+            SessionMessage::Generation { link, watch, payload, last } => {
+                self.generation_frame(link, watch, payload, last);
+            }
+        }
+    }
+
+    pub(crate) fn output(&mut self, output: Output) {
+        self.outputs.push_back(output);
+    }
+
+    /// Says something to the shard of a core, which may be this one.
+    pub(crate) fn tell(&mut self, to: CoreId, message: PeerMessage) {
+        if to == self.config.core {
+            self.to_self.push_back(message);
+        } else {
+            self.counters.forwarded += u64::from(matches!(message, PeerMessage::ToOwner(_)));
+            self.outputs.push_back(Output::Peer { to, message });
+        }
+    }
+
+    pub(crate) fn tell_owner(&mut self, partition: Partition, message: OwnerMessage) {
+        let to = self.config.core_of(partition);
+        self.tell(to, PeerMessage::ToOwner(message));
+    }
+
+    pub(crate) fn tell_session(&mut self, to: CoreId, message: SessionMessage) {
+        self.tell(to, PeerMessage::ToSession(message));
+    }
+
+    pub(crate) fn answer(&mut self, to: Origin, op: ServerOp) {
+        let Origin { core, link, request } = to;
+        self.tell_session(core, SessionMessage::Answer { link, request, op });
+    }
+
+    pub(crate) fn refuse(&mut self, to: Origin, reject: Reject) {
+        self.answer(to, ServerOp::Reject(reject));
+    }
+
+    pub(crate) fn partition(&self, tenant: &Name, affinity: &str) -> Partition {
+        partition_of(tenant, affinity, self.config.partitions)
+    }
+
+    pub(crate) fn sample(&mut self, stage: Stage, since_us: u64) {
+        let us = self.now.mono_us.saturating_sub(since_us).min(u64::from(u32::MAX)) as u32;
+        self.samples.push(Sample { stage, us });
+    }
+
+    /// Appends an event of `partition` to the log; `actions` are taken, in order, when it is durable and applied.
+    pub(crate) fn append(&mut self, partition: Partition, event: Event, actions: Vec<Action>) {
+        self.appended = Ticket(self.appended.0 + 1);
+        let lsn = self.lsns.entry(partition).or_default();
+        *lsn = Lsn(lsn.0 + 1);
+        let (lsn, epoch, timestamp_us) = (*lsn, self.config.epoch, self.now.wall_us);
+        let record = Record { partition, lsn, epoch, timestamp_us, event: event.clone() };
+        self.outputs.push_back(Output::Append { ticket: self.appended, record });
+        self.pending.push_back(Pending { ticket: self.appended, event, appended_us: self.now.mono_us, actions });
+    }
+
+    /// Takes an action once everything appended so far is durable: at once if it is already.
+    pub(crate) fn after_appends(&mut self, action: Action) {
+        match self.pending.back_mut() {
+            Some(pending) => pending.actions.push(action),
+            None => self.act(action),
+        }
+    }
+
+    fn durable(&mut self, ticket: Ticket) {
+        while self.pending.front().is_some_and(|pending| pending.ticket <= ticket) {
+            let Some(pending) = self.pending.pop_front() else { break };
+            self.sample(Stage::Commit, pending.appended_us);
+            self.apply(&pending.event);
+            for action in pending.actions {
+                self.act(action);
+            }
+            self.spread(&pending.event);
+        }
+    }
+
+    fn timeout(&mut self) {
+        while let Some(&(at, deadline)) = self.deadlines.first().filter(|(at, _)| *at <= self.now.mono_us) {
+            self.deadlines.remove(&(at, deadline));
+            match deadline {
+                Deadline::Record(generation) => self.record_tokens(generation),
+                Deadline::Detached(generation) => self.detached_too_long(generation),
+                Deadline::Expired(generation) => self.generations.forget(generation),
+            }
+        }
+    }
+}
