@@ -43,6 +43,14 @@ pub const SUBSCRIPTIONS_MAX: usize = 4096;
 pub const WATCHES_MAX: usize = 64;
 /// Bytes queued towards one session before its subscriptions wait for room.
 pub const SESSION_QUEUE_BYTES: usize = 256 << 10;
+/// Bytes queued towards one connection over all of its lanes; a frame more is refused. Above [`SESSION_QUEUE_BYTES`], since
+/// answers to requests and generations are queued beside what subscriptions wait for.
+pub const LINK_QUEUE_BYTES: usize = 4 << 20;
+/// Lanes of one connection open at a time: command, delivery, and one per generation watched, some of which may still be
+/// finishing.
+pub const LANES_MAX: usize = 2 + 2 * WATCHES_MAX;
+/// Answers to datagrams of no connection (retries, refusals, resets) that wait to be sent by one core; more are dropped.
+pub const UNCONNECTED_ANSWERS_MAX: usize = 256;
 
 /// Messages a subscription may run ahead of what its reader has consumed, by default.
 pub const LEAD_MESSAGES: u32 = 1_000;
@@ -111,13 +119,31 @@ pub const SEQUENCES_WAITING_MAX: usize = 1_024;
 pub const SEQUENCES_RUNNING_MAX: usize = 32;
 /// Prompt tokens computed in one step beside the decoding sequences.
 pub const PREFILL_CHUNK_TOKENS: usize = 128;
+/// A sequence without credit keeps its KV memory at least this long although others wait for it, in microseconds.
+pub const PARK_KEEP_US: u64 = 100_000;
+/// Time an inference thread spends on taking in requests (tokenising) before the next step, in microseconds.
+pub const INTAKE_SLICE_US: u64 = 2_000;
 
 /// A draining node finishes what is in flight for this long, in milliseconds.
 pub const DRAIN_MS: u64 = 25_000;
 /// Clients of a draining node are told to come back after this long, in milliseconds.
 pub const RECONNECT_DELAY_MS: u32 = 1_000;
 
+/// Bytes of unanswered writes that one client keeps for repeating them over the next connection.
+pub const CLIENT_IN_FLIGHT_BYTES: usize = 16 << 20;
+/// Encoded requests a client keeps ready for its command lane, in bytes, before it encodes more.
+pub const CLIENT_OUTBOX_BYTES: usize = 512 << 10;
+/// Most bytes a client takes from a lane at a time.
+pub const CLIENT_READ_BYTES: usize = 256 << 10;
+/// A client that waits for answers and hears nothing at all for this long takes the connection for dead, in milliseconds.
+pub const CLIENT_SILENCE_MS: u64 = 5_000;
+/// A client waits this long before its first try to come back, in milliseconds; twice as long before each further one.
+pub const RECONNECT_BACKOFF_MS: u64 = 50;
+/// Longest wait between two tries to come back, in milliseconds.
+pub const RECONNECT_BACKOFF_MS_MAX: u64 = 2_000;
+
 const _: () = {
+    assert!(CLIENT_OUTBOX_BYTES + FRAME_BYTES_MAX <= CLIENT_IN_FLIGHT_BYTES, "an outbox is a part of what is in flight");
     assert!(BODY_BYTES_MAX + 4096 <= FRAME_BYTES_MAX, "a body and its envelope fit in a frame");
     assert!(TOKEN_BYTES_MAX + 1024 <= FRAME_BYTES_MAX, "a hello fits in a frame");
     assert!(PROMPT_BYTES_MAX * 3 / 2 <= FRAME_BYTES_MAX, "a conversation fits in a frame");
@@ -129,6 +155,7 @@ const _: () = {
     assert!(TURN_INPUTS_MAX <= RING_SLOTS, "a ring holds a turn's batch");
     assert!(FAN_OUT_SLICE_US < STALL_US, "a fan-out slice is not a stall");
     assert!(SESSION_QUEUE_BYTES >= BODY_BYTES_MAX, "a session's queue holds the largest message");
+    assert!(LINK_QUEUE_BYTES >= SESSION_QUEUE_BYTES + 2 * FRAME_BYTES_MAX, "a full session can still be answered");
     assert!(LEAD_TOKENS <= LEAD_TOKENS_MAX && LEAD_MESSAGES <= LEAD_MESSAGES_MAX, "defaults lie within their maxima");
     assert!(DRAIN_MS < 30_000, "a drained node is out within 30 s");
     assert!(CONVERSATION_BYTES <= PROMPT_BYTES_MAX, "a channel's past fits in a prompt");
