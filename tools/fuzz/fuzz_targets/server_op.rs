@@ -1,0 +1,14 @@
+//! An operation from a server that may be lying: it is refused, or survives being written and read again.
+#![no_main]
+
+use bytes::Bytes;
+use libfuzzer_sys::fuzz_target;
+use thalweg_protocol::op::ServerOp;
+
+fuzz_target!(|input: &[u8]| {
+    if let Ok(op) = ServerOp::decode(&Bytes::copy_from_slice(input)) {
+        let again = ServerOp::decode(&op.encode()).expect("what we write we can read");
+        // Compared as text, because a temperature may be NaN.
+        assert_eq!(format!("{op:?}"), format!("{again:?}"));
+    }
+});

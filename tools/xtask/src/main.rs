@@ -1,0 +1,43 @@
+//! `cargo xtask`: see [`USAGE`].
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use xtask::{ci, codegen, root, tidy};
+
+const USAGE: &str = "\
+cargo xtask tidy [--write]      check what no compiler checks: who imports whom, sizes, names, purity, unsafe, documents;
+                                --write lowers the numbers of tools/xtask/ratchet.txt to what the code has reached
+cargo xtask codegen [--check]   make protocol/src/generated from protocol/schema; --check only compares
+cargo xtask ci [--quick]        everything the build machine runs; --quick leaves out the simulation and the demo
+cargo xtask help                this text
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match arguments[..] {
+        ["tidy"] => tidy::run(&root(), false),
+        ["tidy", "--write"] => tidy::run(&root(), true),
+        ["codegen"] => codegen::write(&root()).map(|()| true),
+        ["codegen", "--check"] => codegen::check(&root()),
+        ["ci"] => ci::run(&root(), ci::Extent::Full),
+        ["ci", "--quick"] => ci::run(&root(), ci::Extent::Quick),
+        ["help" | "--help" | "-h"] => {
+            print!("{USAGE}");
+            Ok(true)
+        }
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
