@@ -1,0 +1,177 @@
+//! Describing a client.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use thalweg_protocol::ids::SessionId;
+use thalweg_protocol::limits::{IN_FLIGHT_MAX, NAME_BYTES_MAX};
+use tokio::sync::{Notify, watch};
+
+use crate::client::{Client, ConnectionState, Handle, Shared, semaphores};
+use crate::dial::{Dialer, Target};
+use crate::driver;
+use crate::error::ClientError;
+use crate::state::State;
+use crate::trust::Trust;
+
+/// How long a first connection may take when nothing else was said.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a lost connection is tried to be replaced when nothing else was said.
+const RECONNECT: Duration = Duration::from_secs(60);
+
+/// Describes a client; [`connect`](Self::connect) makes it.
+#[derive(Debug, Clone)]
+#[must_use = "nothing happens before connect()"]
+pub struct Builder {
+    server: Option<String>,
+    data: Option<PathBuf>,
+    trust: Option<Trust>,
+    token: Option<String>,
+    name: String,
+    session: Option<SessionId>,
+    connect_timeout: Duration,
+    reconnect: Option<Duration>,
+    in_flight_max: usize,
+    make: bool,
+    endpoint: Option<quinn::Endpoint>,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            server: None,
+            data: None,
+            trust: None,
+            token: None,
+            name: concat!("thalweg-client/", env!("CARGO_PKG_VERSION")).into(),
+            session: None,
+            connect_timeout: CONNECT_TIMEOUT,
+            reconnect: Some(RECONNECT),
+            in_flight_max: IN_FLIGHT_MAX,
+            make: true,
+            endpoint: None,
+        }
+    }
+}
+
+impl Builder {
+    /// The node's address, `host:port`; needs [`trust`](Self::trust) and [`token`](Self::token).
+    pub fn server(mut self, server: impl Into<String>) -> Self {
+        self.server = Some(server.into());
+        self
+    }
+
+    /// The node of this machine that uses this data directory: its address, key and token are found there, again at each
+    /// reconnect. An address given with [`server`](Self::server) goes before it.
+    pub fn local(mut self, data: impl Into<PathBuf>) -> Self {
+        self.data = Some(data.into());
+        self
+    }
+
+    /// How the node at [`server`](Self::server) is recognised.
+    pub fn trust(mut self, trust: Trust) -> Self {
+        self.trust = Some(trust);
+        self
+    }
+
+    /// The signed token that says who we are.
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.token = Some(token.into());
+        self
+    }
+
+    /// Name and version of the application, for the node's log.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// The session to be; random if not given. Only for an application that remembers which of its writes were answered.
+    pub fn session(mut self, session: SessionId) -> Self {
+        self.session = Some(session);
+        self
+    }
+
+    /// How long the first connection may take; 5 s if not given.
+    pub fn connect_timeout(mut self, limit: Duration) -> Self {
+        self.connect_timeout = limit;
+        self
+    }
+
+    /// How long to try to replace a lost connection; `None` to give up at once. 60 s if not given.
+    pub fn reconnect(mut self, limit: Option<Duration>) -> Self {
+        self.reconnect = limit;
+        self
+    }
+
+    /// Most requests under way at a time; what the node allows if that is less.
+    pub fn in_flight_max(mut self, requests: usize) -> Self {
+        self.in_flight_max = requests.clamp(1, IN_FLIGHT_MAX);
+        self
+    }
+
+    /// Whether writing to a channel that does not exist makes it; yes if not given.
+    pub fn make_channels(mut self, make: bool) -> Self {
+        self.make = make;
+        self
+    }
+
+    /// A socket to share with other clients of this process; one of its own if not given.
+    pub fn endpoint(mut self, endpoint: quinn::Endpoint) -> Self {
+        self.endpoint = Some(endpoint);
+        self
+    }
+
+    fn target(&self) -> Result<Target, ClientError> {
+        let missing = |what: &'static str, reason: &str| ClientError::Invalid {
+            what,
+            text: self.server.clone().unwrap_or_default(),
+            reason: reason.into(),
+        };
+        match (&self.server, &self.data) {
+            (Some(server), _) => {
+                let port = server.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+                if !port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port != 0)) {
+                    return Err(missing("server address", "is not of the form host:port"));
+                }
+                let no_trust = "has no trust: say how the node is recognised";
+                let trust = self.trust.clone().ok_or_else(|| missing("server", no_trust))?;
+                let token = self.token.clone().ok_or_else(|| missing("server", "has no token: say who we are"))?;
+                Ok(Target::Remote { server: server.clone(), trust, token })
+            }
+            (None, Some(data)) => Ok(Target::Local { data: data.clone(), token: self.token.clone() }),
+            (None, None) => Err(missing("server", "is missing: give an address or a data directory")),
+        }
+    }
+
+    /// Connects, shows the token, and starts the task that keeps the session alive. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`ClientError::Unreachable`], [`ClientError::Untrusted`], [`ClientError::Refused`] (a bad token, no common version, too
+    /// many sessions), or [`ClientError::Invalid`] if the description is not complete.
+    pub async fn connect(self) -> Result<Client, ClientError> {
+        let target = self.target()?;
+        let mut name = self.name;
+        while name.len() > NAME_BYTES_MAX {
+            name.pop();
+        }
+        let session = self.session.unwrap_or_else(|| SessionId(rand::random()));
+        let mut dialer = Dialer { target, session, name, endpoint: self.endpoint };
+        let established = dialer.dial(self.connect_timeout).await?;
+        let allowed = established.welcome.in_flight_max.max(1) as usize;
+        let in_flight_max = self.in_flight_max.min(allowed);
+        let (requests, bytes) = semaphores(in_flight_max);
+        let epoch = established.welcome.epoch.0;
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State::new(in_flight_max, self.reconnect.is_some())),
+            wake: Notify::new(),
+            connection: watch::Sender::new(ConnectionState::Connected { epoch }),
+            welcome: watch::Sender::new(established.welcome.clone()),
+            requests,
+            bytes,
+        });
+        tokio::spawn(driver::run(shared.clone(), dialer, established, self.reconnect, in_flight_max));
+        Ok(Client { handle: Handle::new(shared), make: self.make })
+    }
+}

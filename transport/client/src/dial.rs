@@ -1,0 +1,277 @@
+//! One connection: resolve, shake hands, say hello.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, TransportConfig, VarInt};
+use rustls::client::WebPkiServerVerifier;
+use thalweg_protocol::frame::{RawFrame, Splitter, header};
+use thalweg_protocol::ids::SessionId;
+use thalweg_protocol::limits::{CLIENT_READ_BYTES, IDLE_TIMEOUT_MS, KEEP_ALIVE_MS, WATCHES_MAX};
+use thalweg_protocol::op::{ClientOp, Hello, ServerOp, Welcome};
+use thalweg_protocol::reject::{Reject, RejectCode};
+
+use crate::error::ClientError;
+use crate::local;
+use crate::trust::{FirstContact, KeyHash, PinnedKeyVerifier, Trust, known_key, remember_key};
+
+/// First guess of the round-trip time. Lost first packets are repeated after three times this; RFC 9002's 333 ms would
+/// make a client of a node that restarts next door wait for a second.
+const INITIAL_ROUND_TRIP: Duration = Duration::from_millis(100);
+
+/// Where the node is and how it is recognised.
+#[derive(Debug, Clone)]
+pub(crate) enum Target {
+    /// An address, whom to trust there, and the token to show.
+    Remote { server: String, trust: Trust, token: String },
+    /// The node of a data directory: looked up anew each time, since its port may change when it restarts.
+    Local { data: PathBuf, token: Option<String> },
+}
+
+/// Makes connections of one session.
+#[derive(Debug)]
+pub(crate) struct Dialer {
+    pub(crate) target: Target,
+    pub(crate) session: SessionId,
+    /// Name and version of the application, for the node's log.
+    pub(crate) name: String,
+    /// A socket shared with other clients; `None` to open one of its own.
+    pub(crate) endpoint: Option<Endpoint>,
+}
+
+/// A connection on which the node said welcome.
+pub(crate) struct Established {
+    pub(crate) connection: Connection,
+    pub(crate) send: SendStream,
+    pub(crate) receive: RecvStream,
+    /// Holds what came after the welcome.
+    pub(crate) splitter: Splitter,
+    pub(crate) welcome: Welcome,
+    pub(crate) server: String,
+}
+
+impl Dialer {
+    /// The node as users call it.
+    pub(crate) fn server(&self) -> String {
+        match &self.target {
+            Target::Remote { server, .. } => server.clone(),
+            Target::Local { data, .. } => data.display().to_string(),
+        }
+    }
+
+    /// Connects and says hello, within `limit`. On first contact with a node that somebody has to vouch for, the time that
+    /// person takes does not count.
+    pub(crate) async fn dial(&mut self, limit: Duration) -> Result<Established, ClientError> {
+        let (server, trust, token) = match &self.target {
+            Target::Remote { server, trust, token } => (server.clone(), trust.clone(), token.clone()),
+            Target::Local { data, token } => {
+                let node = local::discover(data)?;
+                (node.quic, Trust::PinnedKey(node.key), token.clone().unwrap_or(node.token))
+            }
+        };
+        match &trust {
+            Trust::PinnedKey(key) => self.attempt(&server, Some(*key), None, &token, limit).await,
+            Trust::Certificate(roots) => self.attempt(&server, None, Some(roots), &token, limit).await,
+            Trust::FirstUse { store, ask } => {
+                let known = known_key(store, &server)?;
+                let result = self.attempt(&server, known.map(|(key, _)| key), None, &token, limit).await;
+                let Err(ClientError::Untrusted { found, .. }) = result else { return result };
+                if let Some((expected, line)) = known {
+                    let reason = format!(
+                        "expected sha256:{expected}, found sha256:{found}. If the node was set up anew, remove line {line} \
+                         of {}; otherwise somebody may be listening in",
+                        store.display()
+                    );
+                    return Err(ClientError::Untrusted { server, found, reason });
+                }
+                let (ask, contact) = (ask.clone(), FirstContact { server: server.clone(), key: found });
+                let trusted = tokio::task::spawn_blocking(move || ask(&contact)).await.unwrap_or(false);
+                if !trusted {
+                    let reason = format!("it was never seen before: sha256:{found}");
+                    return Err(ClientError::Untrusted { server, found, reason });
+                }
+                let established = self.attempt(&server, Some(found), None, &token, limit).await?;
+                remember_key(store, &server, found)?;
+                Ok(established)
+            }
+        }
+    }
+
+    async fn attempt(
+        &mut self,
+        server: &str,
+        key: Option<KeyHash>,
+        roots: Option<&Vec<rustls::pki_types::CertificateDer<'static>>>,
+        token: &str,
+        limit: Duration,
+    ) -> Result<Established, ClientError> {
+        let unreachable = |reason: String| ClientError::Unreachable { server: server.to_owned(), reason };
+        let seen = Arc::new(Mutex::new(None));
+        let config = client_config(key, roots, seen.clone())?;
+        let connect = async {
+            let addresses = tokio::net::lookup_host(server).await.map_err(|error| unreachable(error.to_string()))?;
+            let mut last = unreachable("the name has no address".into());
+            for address in addresses {
+                match self.shake_hands(config.clone(), server, address).await {
+                    Ok(connection) => return hello(connection, server, self.hello(token)).await,
+                    Err(error) => last = error,
+                }
+            }
+            Err(last)
+        };
+        let result = match tokio::time::timeout(limit, connect).await {
+            Ok(result) => result,
+            Err(_) => Err(unreachable(format!("no answer within {limit:?}"))),
+        };
+        let seen: Option<KeyHash> = *seen.lock().expect("nothing panics under this lock");
+        match (result, seen) {
+            (Err(_), Some(found)) if key != Some(found) => {
+                let reason = match key {
+                    Some(expected) => format!(
+                        "expected sha256:{expected}, found sha256:{found}; if the node was set up anew, pin its new key"
+                    ),
+                    None => format!("it was never seen before: sha256:{found}"),
+                };
+                Err(ClientError::Untrusted { server: server.to_owned(), found, reason })
+            }
+            (result, _) => result,
+        }
+    }
+
+    fn hello(&self, token: &str) -> Hello {
+        let versions = (*thalweg_protocol::VERSIONS.start(), *thalweg_protocol::VERSIONS.end());
+        Hello { versions, session: self.session, token: token.to_owned(), client: self.name.clone() }
+    }
+
+    async fn shake_hands(
+        &mut self,
+        config: quinn::ClientConfig,
+        server: &str,
+        address: SocketAddr,
+    ) -> Result<Connection, ClientError> {
+        let unreachable = |reason: String| ClientError::Unreachable { server: server.to_owned(), reason };
+        let endpoint = match &self.endpoint {
+            Some(endpoint) if same_family(endpoint, address) => endpoint.clone(),
+            _ => {
+                let endpoint = open(address).map_err(|error| unreachable(format!("no socket: {error}")))?;
+                self.endpoint = Some(endpoint.clone());
+                endpoint
+            }
+        };
+        let host = server.rsplit_once(':').map_or(server, |(host, _)| host).trim_matches(['[', ']']);
+        let connecting = endpoint.connect_with(config, address, host);
+        let connecting = connecting.map_err(|error| unreachable(error.to_string()))?;
+        connecting.await.map_err(|error| loss(server, &error))
+    }
+}
+
+/// What a lost or refused connection means to who waits for it.
+pub(crate) fn loss(server: &str, error: &ConnectionError) -> ClientError {
+    match error {
+        ConnectionError::ApplicationClosed(close) if close.error_code.into_inner() != 0 => {
+            let number = u16::try_from(close.error_code.into_inner()).unwrap_or(0);
+            let reason = String::from_utf8_lossy(&close.reason).into_owned();
+            ClientError::Refused(Reject::new(RejectCode::from_number(number), reason))
+        }
+        other => ClientError::Unreachable { server: server.to_owned(), reason: other.to_string() },
+    }
+}
+
+fn same_family(endpoint: &Endpoint, address: SocketAddr) -> bool {
+    endpoint.local_addr().is_ok_and(|local| local.is_ipv4() == address.is_ipv4())
+}
+
+fn open(address: SocketAddr) -> std::io::Result<Endpoint> {
+    let any = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    Endpoint::client(SocketAddr::new(any, 0))
+}
+
+fn client_config(
+    key: Option<KeyHash>,
+    roots: Option<&Vec<rustls::pki_types::CertificateDer<'static>>>,
+    seen: Arc<Mutex<Option<KeyHash>>>,
+) -> Result<quinn::ClientConfig, ClientError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let invalid = |reason: String| ClientError::Invalid { what: "certificate", text: String::new(), reason };
+    let tls = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the ring provider speaks TLS 1.3");
+    let mut tls = match roots {
+        Some(roots) => {
+            let mut store = rustls::RootCertStore::empty();
+            for root in roots {
+                store.add(root.clone()).map_err(|error| invalid(error.to_string()))?;
+            }
+            let verifier = WebPkiServerVerifier::builder_with_provider(store.into(), provider);
+            let verifier = verifier.build().map_err(|error| invalid(error.to_string()))?;
+            tls.with_webpki_verifier(verifier).with_no_client_auth()
+        }
+        None => {
+            let verifier = Arc::new(PinnedKeyVerifier { expected: key, seen, provider });
+            tls.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
+        }
+    };
+    tls.alpn_protocols = vec![thalweg_protocol::ALPN.to_vec()];
+    let tls = QuicClientConfig::try_from(tls).expect("the ring provider has QUIC's initial cipher suite");
+    let mut config = quinn::ClientConfig::new(Arc::new(tls));
+    config.transport_config(Arc::new(transport()));
+    Ok(config)
+}
+
+fn transport() -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    let idle = Duration::from_millis(IDLE_TIMEOUT_MS);
+    transport
+        .max_idle_timeout(Some(idle.try_into().expect("a minute fits in QUIC's varint of milliseconds")))
+        .keep_alive_interval(Some(Duration::from_millis(KEEP_ALIVE_MS)))
+        .initial_rtt(INITIAL_ROUND_TRIP)
+        // The node opens one lane for deliveries and one per watched generation; nothing else.
+        .max_concurrent_uni_streams(VarInt::from_u32(WATCHES_MAX as u32 + 8))
+        .max_concurrent_bidi_streams(VarInt::from_u32(0));
+    transport
+}
+
+/// Opens the command lane and says hello.
+async fn hello(connection: Connection, server: &str, hello: Hello) -> Result<Established, ClientError> {
+    let lost = |error: &ConnectionError| loss(server, error);
+    let (mut send, mut receive) = connection.open_bi().await.map_err(|error| lost(&error))?;
+    let payload = ClientOp::Hello(hello).encode();
+    let head = Bytes::copy_from_slice(&header(payload.len(), 0));
+    let written = send.write_all_chunks(&mut [head, payload]).await;
+    let mut splitter = Splitter::new();
+    let answer = match written {
+        Ok(()) => first_frame(&mut receive, &mut splitter).await,
+        Err(_) => Err(()),
+    };
+    let Ok(frame) = answer else {
+        // The lane broke; the reason is in how the connection was closed.
+        return Err(lost(&connection.closed().await));
+    };
+    match ServerOp::decode(&frame.payload) {
+        Ok(ServerOp::Welcome(welcome)) => {
+            let server = server.to_owned();
+            Ok(Established { connection, send, receive, splitter, welcome, server })
+        }
+        Ok(ServerOp::Reject(reject)) => Err(ClientError::Refused(reject)),
+        Ok(other) => Err(ClientError::Protocol(format!("a welcome was expected, not {other:?}"))),
+        Err(reject) => Err(ClientError::Protocol(reject.to_string())),
+    }
+}
+
+async fn first_frame(receive: &mut RecvStream, splitter: &mut Splitter) -> Result<RawFrame, ()> {
+    loop {
+        match splitter.next() {
+            Ok(Some(frame)) => return Ok(frame),
+            Ok(None) => {}
+            Err(_) => return Err(()),
+        }
+        match receive.read_chunk(CLIENT_READ_BYTES, true).await {
+            Ok(Some(chunk)) => splitter.push(chunk.bytes),
+            Ok(None) | Err(_) => return Err(()),
+        }
+    }
+}

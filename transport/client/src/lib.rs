@@ -1,0 +1,72 @@
+//! The Rust SDK of Thalweg: channels and model answers over QUIC, on quinn and tokio.
+//!
+//! - [`Client::builder`] describes and makes a session with a node; [`discover`] reads where the node of this machine is.
+//! - [`Client::publish`] writes, [`Client::subscribe`] reads a channel, [`Client::ask`] asks a model.
+//! - A lost connection is replaced: unanswered writes are repeated and recognised, readers go on where they were
+//!   ([`ConnectionState`] says how it stands).
+//! - Nothing here grows without bound: writes wait for room, readers take what they can, and the node waits for them.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), thalweg_client::ClientError> {
+//! use thalweg_client::{AskRequest, Client, Item, SubscribeOptions};
+//!
+//! // The node of this machine: address, key and token are found in its data directory.
+//! let client = Client::builder().local("/var/lib/thalweg").connect().await?;
+//!
+//! let mut channel = client.subscribe("general", SubscribeOptions::default()).await?;
+//! client.publish("general", "hello").await?;
+//! if let Some(Item::Message(message)) = channel.next().await? {
+//!     println!("{}: {}", message.user, String::from_utf8_lossy(&message.body));
+//! }
+//!
+//! let mut answer = client.ask(AskRequest::prompt("Why is the sky blue?")).await?;
+//! while let Some(piece) = answer.next().await? {
+//!     print!("{}", piece.text);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A node elsewhere is recognised by its key ([`Trust`]):
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), thalweg_client::ClientError> {
+//! use thalweg_client::{Client, Trust};
+//!
+//! let key = "0b3c5d…".parse()?; // as `thalweg doctor` prints it there
+//! let client = Client::builder()
+//!     .server("chat.example.org:4433")
+//!     .trust(Trust::PinnedKey(key))
+//!     .token(std::env::var("THALWEG_TOKEN").unwrap_or_default())
+//!     .connect()
+//!     .await?;
+//! println!("{:?}", client.ping().await?);
+//! # Ok(())
+//! # }
+//! ```
+#![deny(unsafe_code)]
+
+mod builder;
+mod client;
+mod dial;
+mod driver;
+mod error;
+mod generation;
+mod local;
+mod publish;
+mod state;
+mod subscription;
+mod trust;
+
+pub use builder::Builder;
+pub use client::{AsName, Client, ConnectionState};
+pub use error::ClientError;
+pub use generation::{Finished, Generation, Piece};
+pub use local::{LocalNode, discover};
+pub use publish::{Ack, Published};
+pub use subscription::{Item, Message, SubscribeOptions, Subscription};
+pub use thalweg_protocol::generation::{AskRequest, ChatMessage, FinishReason, OnDetach, Role, Sampling, Usage};
+pub use thalweg_protocol::ids::{GenerationId, Name, Position, SessionId};
+pub use thalweg_protocol::op::{From, Policy, Welcome};
+pub use thalweg_protocol::reject::{Reject, RejectCode};
+pub use trust::{AskTrust, FirstContact, KeyHash, Trust};

@@ -1,0 +1,99 @@
+//! A node on this machine: what it leaves in its data directory for the commands of its user.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::error::ClientError;
+use crate::trust::KeyHash;
+
+/// The file in which a running node says where it listens.
+const NODE_FILE: &str = "node.json";
+/// The file in which a node keeps a token for local commands; mode 0600.
+const TOKEN_FILE: &str = "local.token";
+
+/// How to reach the node of a data directory.
+#[derive(Debug, Clone)]
+pub struct LocalNode {
+    /// Where it listens, `host:port`.
+    pub quic: String,
+    /// Where it serves HTTP, if it does.
+    pub http: Option<String>,
+    /// The key to pin.
+    pub key: KeyHash,
+    /// A token with every permission in the tenant `default`.
+    pub token: String,
+    /// Its process.
+    pub pid: u32,
+    /// Which life of the node this is.
+    pub epoch: u64,
+}
+
+#[derive(Deserialize)]
+struct NodeFile {
+    quic: String,
+    http: Option<String>,
+    key_sha256: String,
+    #[serde(default)]
+    pid: u32,
+    #[serde(default)]
+    epoch: u64,
+}
+
+/// Reads what the node of `data` left there.
+///
+/// # Errors
+/// [`ClientError::File`] if there is no such file (no node was started with this directory), if it may not be read (the
+/// node belongs to somebody else), or if it is damaged.
+pub fn discover(data: &Path) -> Result<LocalNode, ClientError> {
+    let node = read(data.join(NODE_FILE))?;
+    let damaged = |reason: String| ClientError::File { path: data.join(NODE_FILE), reason };
+    let node: NodeFile = serde_json::from_str(&node).map_err(|error| damaged(error.to_string()))?;
+    let key = node.key_sha256.parse().map_err(|error: ClientError| damaged(error.to_string()))?;
+    let token = read(data.join(TOKEN_FILE))?.trim().to_owned();
+    Ok(LocalNode { quic: node.quic, http: node.http, key, token, pid: node.pid, epoch: node.epoch })
+}
+
+fn read(path: PathBuf) -> Result<String, ClientError> {
+    std::fs::read_to_string(&path).map_err(|error| {
+        let reason = match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                "does not exist: no node was started with this data directory; start `thalweg serve`, or say where the \
+                 node is with --server"
+                    .into()
+            }
+            std::io::ErrorKind::PermissionDenied => "may not be read: the node belongs to another user".into(),
+            _ => error.to_string(),
+        };
+        ClientError::File { path, reason }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_directory_says_where_its_node_is() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let check = |node: Option<&str>, token: Option<&str>, expected: &str| {
+            for (file, text) in [(NODE_FILE, node), (TOKEN_FILE, token)] {
+                match text {
+                    Some(text) => std::fs::write(directory.path().join(file), text).expect("written"),
+                    None => drop(std::fs::remove_file(directory.path().join(file))),
+                }
+            }
+            match discover(directory.path()) {
+                Ok(node) => assert_eq!(format!("{} {}", node.quic, node.token), expected),
+                Err(error) => assert!(!expected.is_empty() && error.to_string().contains(expected), "{error}"),
+            }
+        };
+        let key = "ab".repeat(32);
+        let node = format!(r#"{{"quic":"127.0.0.1:1","http":null,"key_sha256":"{key}","pid":7,"epoch":2,"new":1}}"#);
+        check(None, None, "no node was started");
+        check(Some("{"), None, "node.json");
+        check(Some(r#"{"quic":"127.0.0.1:1","key_sha256":"ab"}"#), Some("t"), "64 hexadecimal digits");
+        check(Some(&node), None, "local.token");
+        check(Some(&node), Some("token\n"), "127.0.0.1:1 token");
+    }
+}
