@@ -1,0 +1,276 @@
+//! `thalweg bench`: arguments, and which bench they mean.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+use crate::error::LoadError;
+use crate::process::Process;
+use crate::report::Row;
+pub use crate::swarm::Idle;
+use crate::{connect, fanout, ping, report, tokens};
+
+/// The node that is measured.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Where it listens for QUIC.
+    pub server: SocketAddr,
+    /// SHA-256 of its public key (DER `SubjectPublicKeyInfo`); `None` believes whoever answers.
+    pub server_key: Option<[u8; 32]>,
+    /// The signed token to show.
+    pub token: String,
+    /// Its process, if it runs on this machine: then its processor time and memory are reported too.
+    pub server_pid: Option<u32>,
+}
+
+/// What `thalweg bench` takes.
+#[derive(Debug, Clone, Args)]
+pub struct BenchArgs {
+    /// Which bench.
+    #[command(subcommand)]
+    pub bench: Bench,
+    /// Print one JSON object a line instead of a table
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// The node's process, to report its processor time and memory
+    #[arg(long, global = true, value_name = "PID")]
+    pub server_pid: Option<u32>,
+    /// What the generator does while there is nothing to do: `spin` needs a CPU of its own [default: spin for ping, else
+    /// park]
+    #[arg(long, global = true, value_enum)]
+    pub idle: Option<Idle>,
+}
+
+/// The benches.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Bench {
+    /// Round trips of 64 bytes on the command lane
+    Ping(PingArgs),
+    /// One publisher, many subscribers
+    Fanout(FanoutArgs),
+    /// Many idle connections
+    Connect(ConnectArgs),
+    /// Concurrent questions to a model
+    Tokens(TokensArgs),
+}
+
+/// `thalweg bench ping`.
+#[derive(Debug, Clone, Args)]
+pub struct PingArgs {
+    /// Only the closed loop: the next request leaves when the answer is there
+    #[arg(long, conflicts_with = "rate")]
+    pub closed: bool,
+    /// Only the open loop, at this many requests a second [default: both loops, the open one at 1000]
+    #[arg(long, value_name = "R", value_parser = rate)]
+    pub rate: Option<f64>,
+    /// Publish messages instead: one row for the acknowledgement, one for the delivery to another session
+    #[arg(long)]
+    pub publish: bool,
+    /// Bytes of a ping's frame, or of a message's body
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub bytes: usize,
+    /// The server is a stock QUIC echo (application protocol `echo`), for comparison with the same generator
+    #[arg(long, conflicts_with = "publish")]
+    pub echo: bool,
+    /// How long to measure
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration)]
+    pub duration: Duration,
+    /// How long to run before that
+    #[arg(long, default_value = "1s", value_name = "TIME", value_parser = duration)]
+    pub warmup: Duration,
+}
+
+/// `thalweg bench fanout`.
+#[derive(Debug, Clone, Args)]
+pub struct FanoutArgs {
+    /// Subscriptions
+    #[arg(long, default_value_t = 1_000, value_name = "N")]
+    pub subscribers: usize,
+    /// Connections they are spread over, each a session [default: one each]
+    #[arg(long, value_name = "M")]
+    pub connections: Option<usize>,
+    /// Bytes of a message's body
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    pub body: usize,
+    /// Messages published a second
+    #[arg(long, default_value_t = 20.0, value_name = "R", value_parser = rate)]
+    pub rate: f64,
+    /// Publish as fast as everything is delivered, with at most WINDOW messages on the way
+    #[arg(long, conflicts_with = "rate")]
+    pub saturate: bool,
+    /// Messages on the way when saturating
+    #[arg(long, default_value_t = 32, value_name = "WINDOW")]
+    pub window: u64,
+    /// How long to measure
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration)]
+    pub duration: Duration,
+    /// How long to run before that
+    #[arg(long, default_value = "2s", value_name = "TIME", value_parser = duration)]
+    pub warmup: Duration,
+}
+
+/// `thalweg bench connect`.
+#[derive(Debug, Clone, Args)]
+pub struct ConnectArgs {
+    /// Connections
+    #[arg(long, default_value_t = 10_000, value_name = "N")]
+    pub connections: usize,
+    /// Connections begun a second
+    #[arg(long, default_value_t = 500.0, value_name = "R", value_parser = rate)]
+    pub rate: f64,
+    /// How long to keep them, idle
+    #[arg(long, default_value = "30s", value_name = "TIME", value_parser = duration)]
+    pub hold: Duration,
+}
+
+/// `thalweg bench tokens`.
+#[derive(Debug, Clone, Args)]
+pub struct TokensArgs {
+    /// Questions at a time, each on a connection of its own
+    #[arg(long, short = 'c', default_value_t = 1, value_name = "N")]
+    pub concurrency: usize,
+    /// Questions in all [default: one for each connection]
+    #[arg(long, value_name = "N")]
+    pub asks: Option<usize>,
+    /// Words of a made-up prompt
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    pub prompt_words: u32,
+    /// This prompt instead
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// Most tokens of an answer
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    pub length: u32,
+    /// Which model [default: the node's first]
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Randomness of the answers; 0 always takes the likeliest token
+    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    pub temperature: f32,
+    /// So many of the readers stop reading after a few tokens, and go on when the others are done
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    pub stall: usize,
+    /// After how many tokens a stalled reader stops
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub stall_after: u32,
+    /// Longest time to wait for the next token of anybody
+    #[arg(long, default_value = "60s", value_name = "TIME", value_parser = duration)]
+    pub patience: Duration,
+}
+
+/// What every bench needs to know.
+pub(crate) struct Context {
+    pub(crate) target: Target,
+    pub(crate) server: Option<Process>,
+    pub(crate) idle: Option<Idle>,
+}
+
+impl Context {
+    /// Processor seconds of the server so far, if its process is known.
+    pub(crate) fn server_cpu(&self) -> Result<Option<f64>, LoadError> {
+        self.server.as_ref().map(Process::cpu_seconds).transpose()
+    }
+}
+
+/// Runs the bench and prints its rows to standard output.
+///
+/// # Errors
+/// If there is no result; [`LoadError::exit_code`] says how the command ends.
+pub fn run(args: &BenchArgs, target: Target) -> Result<(), LoadError> {
+    let rows = measure(args, target)?;
+    report::write(&rows, args.json, &mut io::stdout().lock()).map_err(LoadError::io("writing the result"))
+}
+
+/// Runs the bench and returns its rows.
+///
+/// # Errors
+/// As for [`run`].
+pub fn measure(args: &BenchArgs, target: Target) -> Result<Vec<Row>, LoadError> {
+    let server = args.server_pid.or(target.server_pid).map(Process::new).transpose()?;
+    let context = Context { target, server, idle: args.idle };
+    match &args.bench {
+        Bench::Ping(args) => ping::run(args, &context),
+        Bench::Fanout(args) => fanout::run(args, &context),
+        Bench::Connect(args) => connect::run(args, &context),
+        Bench::Tokens(args) => tokens::run(args, &context),
+    }
+}
+
+/// A time like `10s`, `500ms`, `5m` or `1h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let invalid = || format!("{text:?} is not a time; write one like 10s, 500ms, 5m or 1h");
+    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(invalid)?;
+    let (number, unit) = text.split_at(at);
+    let number: f64 = number.parse().map_err(|_| invalid())?;
+    let seconds = match unit {
+        "ms" => number / 1e3,
+        "s" => number,
+        "m" => number * 60.0,
+        "h" => number * 3600.0,
+        _ => return Err(invalid()),
+    };
+    Duration::try_from_secs_f64(seconds).map_err(|_| invalid())
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate > 0.0 && rate <= 1e7 => Ok(rate),
+        _ => Err(format!("{text:?} is not a rate; give a number above 0, at most 10 million a second")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        bench: BenchArgs,
+    }
+
+    fn parse(line: &str) -> Result<BenchArgs, clap::Error> {
+        Cli::try_parse_from(std::iter::once("bench").chain(line.split_whitespace())).map(|cli| cli.bench)
+    }
+
+    #[test]
+    fn command_lines_are_taken_or_refused() {
+        let check = |line: &str, good: bool| {
+            let result = parse(line);
+            assert_eq!(result.is_ok(), good, "{line:?}: {:?}", result.err());
+        };
+        check("ping", true);
+        check("ping --closed --duration 5s --json", true);
+        check("ping --rate 1000 --publish --server-pid 7", true);
+        check("ping --rate 1000 --closed", false);
+        check("ping --rate 0", false);
+        check("ping --rate NaN", false);
+        check("ping --duration 10", false);
+        check("fanout --subscribers 10000 --connections 100 --saturate", true);
+        check("fanout --saturate --rate 5", false);
+        check("connect --connections 10000 --rate 500 --hold 5m", true);
+        check("tokens -c 16 --stall 1 --length 64", true);
+        check("", false);
+    }
+
+    #[test]
+    fn times_have_units() {
+        let check = |text: &str, expected: Option<u64>| {
+            assert_eq!(duration(text).ok().map(|d| d.as_millis() as u64), expected, "{text:?}");
+        };
+        check("10s", Some(10_000));
+        check("1.5s", Some(1_500));
+        check("250ms", Some(250));
+        check("5m", Some(300_000));
+        check("1h", Some(3_600_000));
+        check("10", None);
+        check("s", None);
+        check("-1s", None);
+        check("1d", None);
+        check("99999999999999999999999h", None);
+    }
+}
