@@ -4,11 +4,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-#[allow(clippy::disallowed_types, reason = "the transport dates its retry tokens in it; TokenClock never asks the machine")]
+#[allow(
+    clippy::disallowed_types,
+    reason = "the transport dates its retry tokens in it; TokenClock never asks the machine"
+)]
 use std::time::SystemTime;
 
 use quinn_proto::crypto::rustls::QuicServerConfig;
-use quinn_proto::{EndpointConfig, IdleTimeout, ServerConfig, TimeSource, TransportConfig, ValidationTokenConfig, VarInt};
+use quinn_proto::{
+    EndpointConfig, IdleTimeout, ServerConfig, TimeSource, TransportConfig, ValidationTokenConfig, VarInt,
+};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use ring::{hkdf, hmac};
@@ -141,7 +146,9 @@ impl fmt::Debug for QuicConfig {
 #[non_exhaustive]
 pub enum QuicError {
     /// The certificate or its key is of no use.
-    #[error("the certificate or its private key cannot be used: {0}; remove both from the data directory to have new ones made")]
+    #[error(
+        "the certificate or its private key cannot be used: {0}; remove both from the data directory to have new ones made"
+    )]
     Certificate(#[from] rustls::Error),
     /// A timeout or window is too large for the wire.
     #[error("an idle timeout of {0:?} is too long for QUIC; give less than 146 million years")]

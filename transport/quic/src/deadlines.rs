@@ -22,6 +22,11 @@ impl Deadlines {
         self.heap.first().map(|&(at, index)| (at, index as usize))
     }
 
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.heap.len()
+    }
+
     /// Wakes connection `index` no later than `at`.
     ///
     /// An entry that is earlier stays: acknowledgements push the same timer back again and again, and it is cheaper to
@@ -97,6 +102,7 @@ mod tests {
 
     /// Random calls against a map that is scanned.
     #[test]
+    #[allow(clippy::disallowed_methods, reason = "some instant must be the first")]
     fn the_first_deadline_is_the_earliest() {
         let (start, mut state) = (Instant::now(), 7_u64);
         let mut random = |below: u64| {

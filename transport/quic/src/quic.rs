@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use quinn_proto::crypto::rustls::HandshakeData;
-use quinn_proto::{ConnectionError, DatagramEvent, Dir, EcnCodepoint, Endpoint, SendDatagramError, StreamEvent, VarInt};
+use quinn_proto::{
+    ConnectionError, DatagramEvent, Dir, EcnCodepoint, Endpoint, SendDatagramError, StreamEvent, VarInt,
+};
 use thalweg_protocol::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, TURN_INPUTS_MAX, UNCONNECTED_ANSWERS_MAX};
 use thalweg_protocol::reject::Reject;
 
@@ -331,6 +333,12 @@ impl Quic {
     /// What happened so far.
     pub fn counters(&self) -> &QuicCounters {
         &self.counters
+    }
+
+    /// Entries of the table of deadlines.
+    #[cfg(test)]
+    pub(crate) fn deadlines_len(&self) -> usize {
+        self.deadlines.len()
     }
 
     fn advance(&mut self, now: Instant) {

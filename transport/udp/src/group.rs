@@ -44,7 +44,9 @@ pub struct GroupConfig {
 #[non_exhaustive]
 pub enum UdpError {
     /// The number of cores is impossible or contradicts the steering.
-    #[error("{cores} UDP sockets were asked for with a steering over {steered} cores; give both the same number, 1 to {CORES_MAX}")]
+    #[error(
+        "{cores} UDP sockets were asked for with a steering over {steered} cores; give both the same number, 1 to {CORES_MAX}"
+    )]
     CoresInvalid {
         /// Sockets asked for.
         cores: usize,
@@ -105,8 +107,11 @@ pub fn bind_group(config: &GroupConfig) -> Result<Vec<Socket>, UdpError> {
         .into_iter()
         .map(|socket| match config.backend {
             Backend::QuinnUdp => {
-                let socket = SyscallSocket::new(socket)
-                    .map_err(|source| UdpError::System { operation: "configure", addr: config.addr, source })?;
+                let socket = SyscallSocket::new(socket).map_err(|source| UdpError::System {
+                    operation: "configure",
+                    addr: config.addr,
+                    source,
+                })?;
                 Ok(Socket::over_syscalls(socket, kernel_steering))
             }
             Backend::IoUring => {
