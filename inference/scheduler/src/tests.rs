@@ -1,0 +1,299 @@
+//! The scheduler against a scripted model.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// A model that remembers what was computed in each slot, and refuses what a real one could not do.
+#[derive(Default)]
+struct Bench {
+    slots: BTreeMap<u32, (SequenceId, Vec<u32>, usize)>,
+    tokens: BTreeMap<SequenceId, Vec<u32>>,
+    ends: BTreeMap<SequenceId, (End, u32)>,
+    refused: BTreeSet<SequenceId>,
+}
+
+impl Bench {
+    fn drain(&mut self, scheduler: &mut Scheduler) {
+        while let Some(output) = scheduler.poll() {
+            match output {
+                Output::Admitted { id, slot, tokens, .. } => {
+                    assert!(self.slots.insert(slot, (id, Vec::new(), tokens)).is_none(), "slot {slot} was free");
+                }
+                Output::Released { slot } => assert!(self.slots.remove(&slot).is_some(), "slot {slot} was used"),
+                Output::Token { id, index, token } => {
+                    let tokens = self.tokens.entry(id).or_default();
+                    assert_eq!(tokens.len(), index as usize, "tokens of {id:?} are contiguous");
+                    tokens.push(token);
+                }
+                Output::Finished { id, end, produced } => {
+                    assert_eq!(produced as usize, self.tokens.get(&id).map_or(0, Vec::len));
+                    assert!(self.ends.insert(id, (end, produced)).is_none(), "{id:?} ends once");
+                }
+                Output::Busy { id, .. } | Output::TooLong { id } => assert!(self.refused.insert(id)),
+            }
+        }
+    }
+
+    /// Plans and runs a step. The scripted token is a hash of all before it, so that a lost or doubled row shows.
+    fn step(&mut self, scheduler: &mut Scheduler, now_us: u64) -> Step {
+        let step = scheduler.plan(now_us);
+        self.drain(scheduler);
+        let mut sampled = Vec::new();
+        for part in &step.parts {
+            let (id, kv, capacity) = self.slots.get_mut(&part.slot).expect("the slot was admitted");
+            assert_eq!(*id, part.id);
+            for row in &step.rows[part.first..part.first + part.count] {
+                assert_eq!((row.slot, row.position as usize), (part.slot, kv.len()), "rows are contiguous");
+                kv.push(row.token);
+            }
+            assert!(kv.len() <= *capacity, "the sequence stays inside of what was announced");
+            if part.wants_logits {
+                sampled.push(Sampled { id: *id, outcome: Outcome::Token(next(kv)) });
+            }
+        }
+        scheduler.complete(now_us, &step, &sampled);
+        self.drain(scheduler);
+        step
+    }
+}
+
+fn next(kv: &[u32]) -> u32 {
+    kv.iter().fold(17_u32, |hash, &token| hash.wrapping_mul(31).wrapping_add(token)) % 1_000
+}
+
+/// What a sequence must produce whatever happens around it.
+fn expected(prompt: &[u32], count: usize) -> Vec<u32> {
+    let mut kv = prompt.to_vec();
+    for _ in 0..count {
+        kv.push(next(&kv));
+    }
+    kv.split_off(prompt.len())
+}
+
+fn config(slots: usize) -> Config {
+    Config { slots, sequences: 8, prefill_tokens: 16, context_tokens: 64, park_keep_us: 100 }
+}
+
+fn submit(id: u64, prompt: usize, max_tokens: u32, credit: u32) -> Input {
+    let prompt = (0..prompt as u32).map(|n| n * 7 + id as u32).collect();
+    Input::Submit(Submit { id: SequenceId(id), outlet: Outlet(0), prompt, max_tokens, credit })
+}
+
+#[test]
+fn a_sequence_prefills_in_chunks_and_decodes_to_its_length() {
+    let (mut scheduler, mut bench) = (Scheduler::new(config(2)), Bench::default());
+    scheduler.handle(0, submit(1, 40, 3, 100));
+    let rows: Vec<usize> = (0..6).map(|now| bench.step(&mut scheduler, now).rows.len()).collect();
+    assert_eq!(rows, [16, 16, 8, 1, 1, 0], "the first token is drawn in the step that ends the prompt");
+    assert_eq!(bench.ends[&SequenceId(1)], (End::Length, 3));
+    assert!(scheduler.is_empty() && bench.slots.is_empty());
+}
+
+#[test]
+fn the_context_ends_a_sequence_and_refuses_a_prompt_that_fills_it() {
+    let (mut scheduler, mut bench) = (Scheduler::new(config(1)), Bench::default());
+    scheduler.handle(0, submit(1, 62, 50, 100));
+    scheduler.handle(0, submit(2, 64, 50, 100));
+    (0..20).for_each(|now| drop(bench.step(&mut scheduler, now)));
+    assert_eq!(bench.ends[&SequenceId(1)], (End::Length, 2));
+    assert!(bench.refused.contains(&SequenceId(2)));
+}
+
+#[test]
+fn a_parked_sequence_gets_no_rows_and_then_every_token() {
+    let (mut scheduler, mut bench) = (Scheduler::new(config(4)), Bench::default());
+    scheduler.handle(0, submit(1, 5, 20, 3));
+    scheduler.handle(0, submit(2, 5, 20, 100));
+    for now in 0..30 {
+        bench.step(&mut scheduler, now);
+    }
+    let before = scheduler.counters();
+    assert_eq!((bench.tokens[&SequenceId(1)].len(), bench.ends.len(), before.parked), (3, 1, 1));
+    assert!(bench.step(&mut scheduler, 31).is_empty());
+    assert_eq!(scheduler.counters().steps, before.steps, "nothing is spent on the parked");
+    scheduler.handle(32, Input::Credit { id: SequenceId(1), until: 100 });
+    (32..60).for_each(|now| drop(bench.step(&mut scheduler, now)));
+    assert_eq!(bench.ends[&SequenceId(1)], (End::Length, 20));
+    assert_eq!(scheduler.counters().recomputed_rows, 0, "its KV was kept");
+    assert_eq!(scheduler.counters().rows_without_credit + scheduler.counters().tokens_without_credit, 0);
+}
+
+#[test]
+fn without_credit_no_slot_is_taken() {
+    let (mut scheduler, mut bench) = (Scheduler::new(config(1)), Bench::default());
+    scheduler.handle(0, submit(1, 5, 2, 0));
+    scheduler.handle(0, submit(2, 5, 2, 9));
+    (0..5).for_each(|now| drop(bench.step(&mut scheduler, now)));
+    assert_eq!(bench.ends.keys().collect::<Vec<_>>(), [&SequenceId(2)]);
+}
+
+#[test]
+fn the_parked_are_evicted_only_under_pressure_and_resume_with_every_token() {
+    let (mut scheduler, mut bench) = (Scheduler::new(config(1)), Bench::default());
+    let prompt: Vec<u32> = (0..5).map(|n| n * 7 + 1).collect();
+    scheduler.handle(0, submit(1, 5, 6, 2));
+    (0..4).for_each(|now| drop(bench.step(&mut scheduler, now)));
+    scheduler.handle(4, submit(2, 5, 2, 9));
+    assert!(bench.step(&mut scheduler, 50).is_empty(), "its KV is kept for a while");
+    let wake = scheduler.wake_at_us().expect("someone waits for a parked one's slot");
+    (wake..wake + 5).for_each(|now| drop(bench.step(&mut scheduler, now)));
+    assert!(bench.ends.contains_key(&SequenceId(2)));
+    assert_eq!(scheduler.counters().evictions, 1);
+    scheduler.handle(500, Input::Credit { id: SequenceId(1), until: 9 });
+    (500..510).for_each(|now| drop(bench.step(&mut scheduler, now)));
+    assert_eq!(bench.tokens[&SequenceId(1)], expected(&prompt, 6));
+    assert_eq!(scheduler.counters().recomputed_rows, 6, "five of the prompt and one produced");
+}
+
+#[test]
+fn cancel_ends_at_once_also_between_plan_and_complete() {
+    let (mut scheduler, mut bench) = (Scheduler::new(config(2)), Bench::default());
+    scheduler.handle(0, submit(1, 5, 20, 100));
+    scheduler.handle(0, submit(2, 5, 20, 100));
+    bench.step(&mut scheduler, 0);
+    let step = scheduler.plan(1);
+    scheduler.handle(1, Input::Cancel(SequenceId(1)));
+    let sampled: Vec<Sampled> =
+        step.parts.iter().map(|part| Sampled { id: part.id, outcome: Outcome::Token(0) }).collect();
+    scheduler.complete(1, &step, &sampled);
+    bench.drain(&mut scheduler);
+    assert_eq!(bench.ends[&SequenceId(1)], (End::Cancelled, 1));
+    assert_eq!(scheduler.plan(2).parts.len(), 1);
+    scheduler.handle(2, Input::Cancel(SequenceId(77)));
+    assert_eq!(scheduler.counters().cancelled, 1, "who is not there cannot be cancelled");
+}
+
+#[test]
+fn a_blocked_outlet_blocks_its_sequences_only() {
+    let (mut scheduler, mut bench) = (Scheduler::new(config(2)), Bench::default());
+    scheduler.handle(0, submit(1, 5, 20, 100));
+    scheduler.handle(0, Input::Block { outlet: Outlet(0), blocked: true });
+    assert!(bench.step(&mut scheduler, 0).is_empty());
+    scheduler.handle(0, Input::Block { outlet: Outlet(0), blocked: false });
+    assert_eq!(bench.step(&mut scheduler, 1).rows.len(), 5);
+}
+
+#[test]
+fn one_more_than_may_be_held_is_refused_with_a_time() {
+    let mut scheduler = Scheduler::new(config(2));
+    (0..9).for_each(|id| scheduler.handle(0, submit(id, 5, 2, 100)));
+    let Some(Output::Busy { id, retry_after_ms }) = scheduler.poll() else { panic!("the ninth is refused") };
+    assert_eq!(id, SequenceId(8));
+    assert!((100..=30_000).contains(&retry_after_ms));
+    assert_eq!((scheduler.len(), scheduler.counters().refused_busy), (8, 1));
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    Submit { prompt: usize, max_tokens: u32, credit: u32, outlet: u16 },
+    Credit { of: usize, more: u32 },
+    Cancel { of: usize },
+    Block { outlet: u16, blocked: bool },
+    Steps(u8),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        3 => (1..70_usize, 1..30_u32, 0..20_u32, 0..2_u16)
+            .prop_map(|(prompt, max_tokens, credit, outlet)| Act::Submit { prompt, max_tokens, credit, outlet }),
+        3 => (0..64_usize, 0..20_u32).prop_map(|(of, more)| Act::Credit { of, more }),
+        1 => (0..64_usize).prop_map(|of| Act::Cancel { of }),
+        1 => (0..2_u16, any::<bool>()).prop_map(|(outlet, blocked)| Act::Block { outlet, blocked }),
+        4 => (1..20_u8).prop_map(Act::Steps),
+    ]
+}
+
+/// What the test knows of a sequence, kept apart from the scheduler.
+struct Known {
+    prompt: Vec<u32>,
+    max_tokens: u32,
+    credit: u32,
+    outlet: u16,
+    cancelled: bool,
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// Slots are never exceeded, the parked get no rows, tokens are contiguous and right, and everyone ends.
+    #[test]
+    fn whatever_happens_everyone_gets_exactly_their_tokens(acts in prop::collection::vec(act(), 1..80), slots in 1..5_usize) {
+        let (mut scheduler, mut bench) = (Scheduler::new(config(slots)), Bench::default());
+        let mut known: Vec<Known> = Vec::new();
+        let mut blocked = BTreeSet::new();
+        let mut now = 0;
+        for act in acts {
+            match act {
+                Act::Submit { prompt, max_tokens, credit, outlet } => {
+                    let prompt: Vec<u32> = (0..prompt as u32).map(|n| n * 3 + known.len() as u32).collect();
+                    let id = SequenceId(known.len() as u64);
+                    let submit = Submit { id, outlet: Outlet(outlet), prompt: prompt.clone(), max_tokens, credit };
+                    scheduler.handle(now, Input::Submit(submit));
+                    known.push(Known { prompt, max_tokens, credit, outlet, cancelled: false });
+                }
+                Act::Credit { of, more } => if let Some(one) = known.get_mut(of) {
+                    one.credit += more;
+                    scheduler.handle(now, Input::Credit { id: SequenceId(of as u64), until: one.credit });
+                },
+                Act::Cancel { of } => if let Some(one) = known.get_mut(of) {
+                    one.cancelled = true;
+                    scheduler.handle(now, Input::Cancel(SequenceId(of as u64)));
+                },
+                Act::Block { outlet, blocked: on } => {
+                    if on { blocked.insert(outlet); } else { blocked.remove(&outlet); }
+                    scheduler.handle(now, Input::Block { outlet: Outlet(outlet), blocked: on });
+                }
+                Act::Steps(count) => for _ in 0..count {
+                    let step = bench.step(&mut scheduler, now);
+                    prop_assert!(bench.slots.len() <= slots && step.parts.len() <= slots);
+                    for part in &step.parts {
+                        let one = &known[part.id.0 as usize];
+                        prop_assert!(part.index < one.credit && !blocked.contains(&one.outlet), "{part:?}");
+                    }
+                    now += 10;
+                },
+            }
+        }
+        // With credit for all and nothing blocked, everyone ends within a bounded number of steps.
+        (0..2).for_each(|outlet| scheduler.handle(now, Input::Block { outlet: Outlet(outlet), blocked: false }));
+        for of in 0..known.len() {
+            scheduler.handle(now, Input::Credit { id: SequenceId(of as u64), until: u32::MAX });
+        }
+        for _ in 0..8 * 100 {
+            bench.step(&mut scheduler, now);
+            now += 10;
+        }
+        prop_assert!(scheduler.is_empty() && bench.slots.is_empty(), "nobody starves");
+        for (of, one) in known.iter().enumerate() {
+            let id = SequenceId(of as u64);
+            let got = bench.tokens.remove(&id).unwrap_or_default();
+            prop_assert_eq!(&got, &expected(&one.prompt, got.len()));
+            match bench.ends.get(&id) {
+                None => prop_assert!(bench.refused.contains(&id)),
+                Some((End::Cancelled, _)) => prop_assert!(one.cancelled),
+                Some((end, _)) => {
+                    let room = config(slots).context_tokens - one.prompt.len();
+                    prop_assert_eq!((*end, got.len()), (End::Length, room.min(one.max_tokens as usize)));
+                }
+            }
+        }
+        let counters = scheduler.counters();
+        prop_assert_eq!(counters.rows_without_credit + counters.tokens_without_credit, 0);
+        prop_assert_eq!(counters.rows, counters.decode_rows + counters.prefill_rows);
+    }
+
+    /// A newcomer is served within a bounded number of steps, however many long prompts are there.
+    #[test]
+    fn a_newcomer_with_a_slot_is_not_starved(others in prop::collection::vec(17..60_usize, 1..4)) {
+        let (mut scheduler, mut bench) = (Scheduler::new(config(4)), Bench::default());
+        for (id, &prompt) in others.iter().enumerate() {
+            scheduler.handle(0, submit(id as u64, prompt, 30, 100));
+        }
+        scheduler.handle(0, submit(99, 4, 1, 100));
+        bench.step(&mut scheduler, 0);
+        prop_assert_eq!(bench.ends.get(&SequenceId(99)), Some(&(End::Length, 1)), "a short prompt ends in one step");
+    }
+}

@@ -1,0 +1,181 @@
+//! The kernels against each other, bit for bit, and the scalar ones against candle.
+
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+
+use super::attention::{Head, POSITIONS, Queries, attend, put_key};
+use super::pack::{Format, Packed};
+use super::*;
+
+/// Numbers in -1..1, the same every time.
+fn noise(count: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+    (0..count)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// A matrix quantised by candle, and its raw blocks.
+fn quantised(format: Format, outputs: usize, inputs: usize) -> (QTensor, Vec<u8>) {
+    let kind = match format {
+        Format::Q4_1 => GgmlDType::Q4_1,
+        Format::Q8_0 => GgmlDType::Q8_0,
+    };
+    let values = Tensor::from_vec(noise(outputs * inputs, 3), (outputs, inputs), &Device::Cpu).expect("a matrix");
+    let tensor = QTensor::quantize(&values, kind).expect("candle quantises");
+    let raw = tensor.data().expect("on the CPU").into_owned();
+    (tensor, raw)
+}
+
+fn activations(kernels: Kernels, rows: usize, inputs: usize) -> Activations {
+    let mut x = Activations::default();
+    x.reset(rows, inputs);
+    for row in 0..rows {
+        x.set_row(kernels, row, &noise(inputs, row as u32 + 50));
+    }
+    x
+}
+
+/// Blocks with the extremes of every field: all-ones quants, -128, negative minima.
+fn extreme(format: Format, outputs: usize, inputs: usize) -> Vec<u8> {
+    let half = |value: f32| half::f16::from_f32(value).to_bits().to_le_bytes();
+    (0..outputs * inputs / BLOCK)
+        .flat_map(|n| match format {
+            Format::Q4_1 => [half(0.5).to_vec(), half(-3.0).to_vec(), vec![[255, 0, 240, 15][n % 4]; 16]].concat(),
+            Format::Q8_0 => [half(0.5).to_vec(), vec![[128, 127, 129, 0][n % 4]; 32]].concat(),
+        })
+        .collect()
+}
+
+fn scalar() -> Kernels {
+    Kernels::new(Isa::Scalar).expect("always there")
+}
+
+#[test]
+fn scalar_products_agree_with_candle() {
+    let check = |format: Format, outputs: usize, inputs: usize| {
+        let (tensor, raw) = quantised(format, outputs, inputs);
+        let dense = tensor.dequantize(&Device::Cpu).expect("candle dequantises");
+        let packed = Packed::new(format, &raw, outputs, inputs, 8).expect("memory");
+        for output in 0..outputs {
+            let mut row = vec![0.0; inputs];
+            packed.dequantise_row(output, &mut row);
+            let expected = dense.get(output).and_then(|r| r.to_vec1::<f32>()).expect("a row");
+            assert!(row.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6), "row {output} of {format:?}");
+        }
+        let x = activations(scalar(), 3, inputs);
+        // The activations as the kernels see them, so that only the arithmetic is compared.
+        let seen: Vec<f32> = (0..3 * inputs).map(|k| f32::from(x.quants[k]) * x.scales[k / BLOCK]).collect();
+        let seen = Tensor::from_vec(seen, (3, inputs), &Device::Cpu).expect("a matrix");
+        let expected = seen.matmul(&dense.t().expect("2d")).and_then(|t| t.flatten_all()?.to_vec1::<f32>()).expect("floats");
+        let mut out = vec![0.0; 3 * outputs];
+        scalar().multiply(&packed, &x, &mut out, outputs, 0);
+        for (a, b) in out.iter().zip(&expected) {
+            assert!((a - b).abs() < 1e-4 * (inputs as f32).sqrt(), "{format:?} {outputs}×{inputs}: {a} and {b}");
+        }
+    };
+    for format in [Format::Q4_1, Format::Q8_0] {
+        check(format, 16, 64);
+        check(format, 37, 576);
+    }
+}
+
+/// Compares a kernel with the scalar one, over tile sizes, partial groups, and columns inside of wider rows.
+fn compare(name: &str, lanes: usize, multiply: &dyn Fn(&Packed, &Activations, &mut [f32], usize, usize)) {
+    for format in [Format::Q4_1, Format::Q8_0] {
+        for (outputs, inputs) in [(8, 32), (16, 96), (37, 576), (64, 64), (72, 1536)] {
+            for raw in [quantised(format, outputs, inputs).1, extreme(format, outputs, inputs)] {
+                let packed = Packed::new(format, &raw, outputs, inputs, lanes).expect("memory");
+                for rows in [1, 2, 3, 4, 5, 6, 7, 8, 13] {
+                    let x = activations(scalar(), rows, inputs);
+                    let stride = outputs + 5;
+                    let (mut expected, mut got) = (vec![7.0; rows * stride], vec![7.0; rows * stride]);
+                    scalar::multiply(&packed, &x, &mut expected, stride, 2);
+                    multiply(&packed, &x, &mut got, stride, 2);
+                    let bits = |all: &[f32]| all.iter().map(|f| f.to_bits()).collect::<Vec<_>>();
+                    assert!(bits(&expected) == bits(&got), "{name} {format:?} {outputs}×{inputs}, {rows} rows");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn avx2_products_equal_scalar_ones() {
+    match Kernels::new(Isa::Avx2) {
+        Ok(kernels) => compare("avx2", 8, &|w, x, out, stride, column| kernels.multiply(w, x, out, stride, column)),
+        Err(error) => println!("skipped: {error}"),
+    }
+}
+
+#[test]
+fn avx512_products_equal_scalar_ones() {
+    match Kernels::new(Isa::Avx512) {
+        Ok(kernels) => compare("avx512", 16, &|w, x, out, stride, column| kernels.multiply(w, x, out, stride, column)),
+        Err(error) => println!("skipped: {error}"),
+    }
+}
+
+/// The AVX512 kernel with its instructions spelled out in plain Rust, for processors that lack them.
+#[test]
+fn emulated_avx512_products_equal_scalar_ones() {
+    compare("emulated avx512", 16, &avx512::multiply_emulated);
+}
+
+/// Attention spelled out in f64.
+fn reference(queries: &Queries, keys: &[f32], values: &[f32], width: usize) -> Vec<f64> {
+    let mut outputs = Vec::new();
+    for (query, &visible) in queries.vectors.chunks_exact(width).zip(&queries.visible) {
+        let row = |all: &[f32], position: usize| all[position * width..][..width].iter().map(|&f| f64::from(f)).collect::<Vec<_>>();
+        let scores: Vec<f64> =
+            (0..visible).map(|p| row(keys, p).iter().zip(query).map(|(k, q)| k * f64::from(*q)).sum::<f64>().exp()).collect();
+        let sum: f64 = scores.iter().sum();
+        outputs.extend((0..width).map(|e| (0..visible).map(|p| scores[p] / sum * row(values, p)[e]).sum::<f64>()));
+    }
+    outputs
+}
+
+#[test]
+fn attention_agrees_with_its_definition_whatever_attends_beside() {
+    let halve = |all: Vec<f32>| all.into_iter().map(|f| half::f16::from_f32(f).to_f32()).collect::<Vec<_>>();
+    let check = |width: usize, visible: &[usize]| {
+        let last = *visible.iter().max().expect("a query");
+        let capacity = last.next_multiple_of(POSITIONS);
+        let (keys, values) = (halve(noise(last * width, 5)), halve(noise(last * width, 6)));
+        // What was never written must not matter: it is poisoned.
+        let mut kept = (vec![0x7e00_u16; capacity * width], vec![0x7e00_u16; capacity * width]);
+        for position in 0..last {
+            let key: Vec<u16> =
+                keys[position * width..][..width].iter().map(|&f| half::f16::from_f32(f).to_bits()).collect();
+            put_key(&mut kept.0, position, &key);
+            vector::to_halves(scalar(), &values[position * width..][..width], &mut kept.1[position * width..][..width]);
+        }
+        let head = Head { width, keys: &kept.0, values: &kept.1 };
+        let run = |kernels: Kernels, picked: std::ops::Range<usize>| {
+            let vectors = noise(visible.len() * width, 7)[picked.start * width..picked.end * width].to_vec();
+            let mut queries = Queries::default();
+            (queries.vectors, queries.visible) = (vectors, visible[picked].to_vec());
+            attend(kernels, head, &mut queries);
+            queries
+        };
+        let all = run(scalar(), 0..visible.len());
+        for (got, expected) in all.outputs.iter().zip(reference(&all, &keys, &values, width)) {
+            assert!((f64::from(*got) - expected).abs() < 1e-5, "width {width}, {visible:?}: {got} and {expected}");
+        }
+        for isa in [Isa::Scalar, Isa::Avx2] {
+            let Ok(kernels) = Kernels::new(isa) else { continue };
+            assert_eq!(run(kernels, 0..visible.len()).outputs, all.outputs, "{isa} together");
+            for n in 0..visible.len() {
+                assert_eq!(run(kernels, n..n + 1).outputs, all.outputs[n * width..][..width], "{isa}, query {n} alone");
+            }
+        }
+    };
+    check(64, &[1]);
+    check(64, &[63, 64, 65]);
+    check(64, &[200, 200, 200, 201, 201, 201, 202, 202]);
+    check(80, &[5, 70]);
+    check(128, &[1, 300, 129, 128, 127]);
+}

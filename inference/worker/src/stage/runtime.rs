@@ -1,0 +1,318 @@
+//! One model on one thread: its scheduler, its runner, and the generations it has.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use thalweg_protocol::generation::{FinishReason, Sampling, Usage};
+use thalweg_protocol::ids::GenerationId;
+use thalweg_protocol::limits::{PREFILL_CHUNK_TOKENS, SEQUENCES_RUNNING_MAX, SEQUENCES_WAITING_MAX};
+use thalweg_protocol::reject::{Reject, RejectCode};
+use thalweg_scheduler::{
+    Config, Counters, End, Input, Outcome, Outlet, Output, Part, Sampled, Scheduler, SequenceId, Step,
+};
+
+use super::stats::ThreadStats;
+use super::thread::Ports;
+use super::{Event, LoadedModel, Submit};
+use crate::model::Runner;
+use crate::sampling::Sampler;
+use crate::text::Text;
+use crate::tokenizer::Vocabulary;
+
+/// A generation that is held.
+struct Live {
+    generation: GenerationId,
+    port: usize,
+    sampling: Sampling,
+    text: Text,
+    prompt_tokens: u32,
+    /// Tokens of prompt and answer at which it ends.
+    end_tokens: u32,
+    submitted: Instant,
+    scheduled: Option<Instant>,
+    /// Text of the token drawn last, and when that was.
+    drawn: (String, Instant),
+    /// What failed.
+    message: String,
+}
+
+/// See the module.
+pub(super) struct Runtime {
+    loaded: LoadedModel,
+    runner: Box<dyn Runner>,
+    scheduler: Scheduler,
+    config: Config,
+    live: HashMap<SequenceId, Live>,
+    sampler: Sampler,
+}
+
+impl Runtime {
+    /// `share`: how many models share this thread's limits.
+    pub(super) fn new(loaded: LoadedModel, share: usize) -> Self {
+        let config = Config {
+            slots: (SEQUENCES_RUNNING_MAX / share).max(1),
+            sequences: (SEQUENCES_WAITING_MAX / share).max(1),
+            ..Config::new(loaded.info.context_tokens as usize)
+        };
+        Self {
+            runner: runner(&loaded, &config),
+            scheduler: Scheduler::new(config),
+            loaded,
+            config,
+            live: HashMap::new(),
+            sampler: Sampler::default(),
+        }
+    }
+
+    /// The model's name and more.
+    pub(super) fn loaded(&self) -> &LoadedModel {
+        &self.loaded
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        self.scheduler.counters()
+    }
+
+    pub(super) fn wake_at_us(&self) -> Option<u64> {
+        self.scheduler.wake_at_us()
+    }
+
+    pub(super) fn has(&self, generation: GenerationId) -> bool {
+        self.live.contains_key(&SequenceId(generation.0))
+    }
+
+    /// Takes a generation in: templates, tokenises, queues it. Or refuses it.
+    pub(super) fn submit(&mut self, now_us: u64, port: usize, submit: Submit, ports: &mut Ports, stats: &mut ThreadStats) {
+        let start = Instant::now();
+        let vocabulary = Arc::clone(&self.loaded.vocabulary);
+        let generation = submit.generation;
+        // The tokenizer is foreign code fed with foreign text.
+        let tokens = catch_unwind(AssertUnwindSafe(|| vocabulary.prompt(&submit.messages)));
+        stats.tokenise.record(start.elapsed());
+        let prompt = match tokens {
+            Ok(Ok(prompt)) if !prompt.is_empty() => prompt,
+            Ok(Ok(_)) => return refuse_invalid(port, generation, "the conversation has no tokens".into(), ports, stats),
+            Ok(Err(error)) => return refuse_invalid(port, generation, error.to_string(), ports, stats),
+            Err(_) => {
+                stats.panics += 1;
+                let text = "the tokenizer failed at these messages; change them".into();
+                return refuse_invalid(port, generation, text, ports, stats);
+            }
+        };
+        let id = SequenceId(generation.0);
+        let context = self.config.context_tokens as u32;
+        let prompt_tokens = prompt.len() as u32;
+        let live = Live {
+            generation,
+            port,
+            text: Text::new(&submit.sampling.stop),
+            prompt_tokens,
+            end_tokens: prompt_tokens.saturating_add(submit.sampling.max_tokens).min(context),
+            submitted: submit.submitted,
+            scheduled: None,
+            drawn: (String::new(), start),
+            message: String::new(),
+            sampling: submit.sampling,
+        };
+        let max_tokens = live.sampling.max_tokens.max(1);
+        self.live.insert(id, live);
+        let outlet = Outlet(port as u16);
+        let submit = thalweg_scheduler::Submit { id, outlet, prompt, max_tokens, credit: submit.credit };
+        self.scheduler.handle(now_us, Input::Submit(submit));
+        self.drain(ports, stats);
+    }
+
+    /// Hands an input to the scheduler.
+    pub(super) fn handle(&mut self, now_us: u64, input: Input, ports: &mut Ports, stats: &mut ThreadStats) {
+        self.scheduler.handle(now_us, input);
+        self.drain(ports, stats);
+    }
+
+    /// Cancels the generations of one port, or of all.
+    pub(super) fn cancel_all(&mut self, now_us: u64, port: Option<usize>, ports: &mut Ports, stats: &mut ThreadStats) {
+        let of_port = self.live.iter().filter(|(_, live)| port.is_none_or(|port| live.port == port));
+        let mut ids: Vec<SequenceId> = of_port.map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        for id in ids {
+            self.handle(now_us, Input::Cancel(id), ports, stats);
+        }
+    }
+
+    /// Fails all generations and starts anew: the state after a panic in our own code cannot be trusted.
+    pub(super) fn fail_all(&mut self, message: &str, ports: &mut Ports, stats: &mut ThreadStats) {
+        let mut lives: Vec<Live> = self.live.drain().map(|(_, live)| live).collect();
+        lives.sort_unstable_by_key(|live| live.generation);
+        for live in lives {
+            stats.failed += 1;
+            let usage = Usage { prompt_tokens: live.prompt_tokens, completion_tokens: 0 };
+            let (generation, reason) = (live.generation, FinishReason::Failed);
+            ports.emit(live.port, Event::Finished { generation, reason, usage, message: message.into() });
+        }
+        self.runner = runner(&self.loaded, &self.config);
+        self.scheduler = Scheduler::new(self.config);
+    }
+
+    /// Plans and runs one step. False if there was nothing to run.
+    pub(super) fn step(&mut self, now: impl Fn() -> u64, ports: &mut Ports, stats: &mut ThreadStats) -> bool {
+        let step = self.scheduler.plan(now());
+        self.drain(ports, stats);
+        if step.is_empty() {
+            return false;
+        }
+        let start = Instant::now();
+        let sampled = self.compute(&step, stats);
+        stats.step.record(start.elapsed());
+        self.scheduler.complete(now(), &step, &sampled);
+        self.drain(ports, stats);
+        true
+    }
+
+    /// Runs the rows of a step and draws a token for each part that wants one.
+    fn compute(&mut self, step: &Step, stats: &mut ThreadStats) -> Vec<Sampled> {
+        let Self { runner, live, sampler, loaded, .. } = self;
+        let vocabulary = &*loaded.vocabulary;
+        let mut sampled = Vec::with_capacity(step.parts.len());
+        match catch_unwind(AssertUnwindSafe(|| runner.step(&step.rows))) {
+            Ok(()) => {
+                let mut rows = runner.logits().chunks_exact(vocabulary.len().max(1));
+                for part in step.parts.iter().filter(|part| part.wants_logits) {
+                    let live = live.get_mut(&part.id).expect("who is planned is held");
+                    sampled.push(draw(live, part, rows.next(), vocabulary, sampler, stats));
+                }
+            }
+            // Some sequence of the step makes the model panic. Each is run alone, so that only that one fails; their
+            // logits are the same alone as together.
+            Err(_) => {
+                stats.panics += 1;
+                for part in &step.parts {
+                    let rows = &step.rows[part.first..part.first + part.count];
+                    let live = live.get_mut(&part.id).expect("who is planned is held");
+                    match catch_unwind(AssertUnwindSafe(|| runner.step(rows))) {
+                        Ok(()) if part.wants_logits => {
+                            sampled.push(draw(live, part, Some(runner.logits()), vocabulary, sampler, stats));
+                        }
+                        Ok(()) => {}
+                        Err(_) => {
+                            live.message = "the model failed at this generation; the node's log says more".into();
+                            sampled.push(Sampled { id: part.id, outcome: Outcome::Failed });
+                        }
+                    }
+                }
+            }
+        }
+        sampled
+    }
+
+    /// Carries out what the scheduler wants.
+    fn drain(&mut self, ports: &mut Ports, stats: &mut ThreadStats) {
+        while let Some(output) = self.scheduler.poll() {
+            match output {
+                Output::Admitted { id, slot, tokens, waited_us } => {
+                    self.runner.reserve(slot as usize, tokens);
+                    if let Some(live) = self.live.get_mut(&id).filter(|_| waited_us.is_some()) {
+                        let at = Instant::now();
+                        stats.queue_wait.record(at.saturating_duration_since(live.submitted));
+                        live.scheduled = Some(at);
+                        let (generation, prompt_tokens) = (live.generation, live.prompt_tokens);
+                        let model = self.loaded.info.name.clone();
+                        ports.emit(live.port, Event::Scheduled { generation, model, prompt_tokens, at });
+                    }
+                }
+                Output::Released { slot } => self.runner.release(slot as usize),
+                Output::Token { id, index, .. } => {
+                    let live = self.live.get_mut(&id).expect("who produces is held");
+                    let (text, at) = (Bytes::from(std::mem::take(&mut live.drawn.0)), live.drawn.1);
+                    ports.emit(live.port, Event::Token { generation: live.generation, index, text, at });
+                    stats.sample_to_ring.record(at.elapsed());
+                }
+                Output::Finished { id, end, produced } => self.finished(id, end, produced, ports, stats),
+                Output::Busy { id, retry_after_ms } => {
+                    let text = format!("{} generations wait or run already; try again later", self.config.sequences);
+                    let reject = Reject::new(RejectCode::Busy, text).retry_after_ms(retry_after_ms);
+                    self.refused(id, reject, ports);
+                }
+                Output::TooLong { id } => {
+                    let tokens = self.live.get(&id).map_or(0, |live| live.prompt_tokens);
+                    let (name, context) = (&self.loaded.info.name, self.config.context_tokens);
+                    let text = format!(
+                        "the conversation has {tokens} tokens; {name} takes fewer than {context}: shorten it"
+                    );
+                    self.refused(id, Reject::new(RejectCode::PromptTooLong, text), ports);
+                }
+            }
+        }
+    }
+
+    fn refused(&mut self, id: SequenceId, reject: Reject, ports: &mut Ports) {
+        if let Some(live) = self.live.remove(&id) {
+            ports.emit(live.port, Event::Refused { generation: live.generation, reject });
+        }
+    }
+
+    fn finished(&mut self, id: SequenceId, end: End, produced: u32, ports: &mut Ports, stats: &mut ThreadStats) {
+        let live = self.live.remove(&id).expect("who ends was held");
+        let reason = match end {
+            End::Stop => FinishReason::Stop,
+            End::Length => FinishReason::Length,
+            End::Cancelled => FinishReason::Cancelled,
+            End::Failed => FinishReason::Failed,
+        };
+        stats.failed += u64::from(end == End::Failed);
+        let usage = Usage { prompt_tokens: live.prompt_tokens, completion_tokens: produced };
+        let (generation, message) = (live.generation, live.message);
+        ports.emit(live.port, Event::Finished { generation, reason, usage, message });
+    }
+}
+
+fn runner(loaded: &LoadedModel, config: &Config) -> Box<dyn Runner> {
+    Arc::clone(&loaded.model).runner(config.slots, SEQUENCES_RUNNING_MAX + PREFILL_CHUNK_TOKENS)
+}
+
+fn refuse_invalid(port: usize, generation: GenerationId, text: String, ports: &mut Ports, stats: &mut ThreadStats) {
+    stats.refused_invalid += 1;
+    let reject = Reject::new(RejectCode::ParameterInvalid, text);
+    ports.emit(port, Event::Refused { generation, reject });
+}
+
+/// Draws a sequence's next token and decides whether it is the last.
+fn draw(
+    live: &mut Live,
+    part: &Part,
+    logits: Option<&[f32]>,
+    vocabulary: &Vocabulary,
+    sampler: &mut Sampler,
+    stats: &mut ThreadStats,
+) -> Sampled {
+    let id = part.id;
+    let token = match sampler.draw(logits.unwrap_or(&[]), &live.sampling, part.index) {
+        Ok(token) => token,
+        Err(error) => {
+            live.message = error.to_string();
+            return Sampled { id, outcome: Outcome::Failed };
+        }
+    };
+    let at = Instant::now();
+    if part.index == 0
+        && let Some(scheduled) = live.scheduled
+    {
+        stats.prefill.record(at.duration_since(scheduled));
+    }
+    let is_end = vocabulary.is_end(token);
+    let is_last = live.prompt_tokens + part.index + 1 >= live.end_tokens;
+    let piece = match (is_end, is_last) {
+        (true, _) => live.text.finish(&[]),
+        (false, true) => live.text.finish(vocabulary.bytes(token)),
+        (false, false) => live.text.push(vocabulary.bytes(token)),
+    };
+    let outcome = match (is_end, piece.stopped) {
+        // Text that was held back goes out in the place of the token that ends the answer, which has no text itself.
+        (true, _) if piece.text.is_empty() => Outcome::End,
+        (true, _) | (_, true) => Outcome::Last(token),
+        (false, false) => Outcome::Token(token),
+    };
+    live.drawn = (piece.text, at);
+    Sampled { id, outcome }
+}

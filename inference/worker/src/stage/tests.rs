@@ -1,0 +1,303 @@
+//! The stage with the real model.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
+
+use thalweg_protocol::generation::Role;
+use thalweg_protocol::reject::RejectCode;
+use thalweg_scheduler::Row;
+
+use super::*;
+use crate::model::{Runner, Shape};
+use crate::testing::model_path;
+
+fn name(text: &str) -> Name {
+    Name::new(text).expect("a valid name")
+}
+
+fn loaded() -> LoadedModel {
+    LoadedModel::load(&ModelSource { name: name("smollm2-135m"), path: model_path() }).expect("the model loads")
+}
+
+/// A stage with one core, and what came of each generation.
+struct Bench {
+    stage: Stage,
+    link: CoreLink,
+    bell: Arc<Bell>,
+    seen: BTreeMap<u64, Seen>,
+}
+
+#[derive(Default, Debug, Clone, PartialEq)]
+struct Seen {
+    scheduled: bool,
+    texts: Vec<String>,
+    finished: Option<(FinishReason, Usage, String)>,
+    refused: Option<Reject>,
+}
+
+impl Seen {
+    fn text(&self) -> String {
+        self.texts.concat()
+    }
+    fn ended(&self) -> bool {
+        self.finished.is_some() || self.refused.is_some()
+    }
+    fn reason(&self) -> FinishReason {
+        self.finished.as_ref().expect("it finished").0
+    }
+}
+
+impl Bench {
+    fn new(model: LoadedModel, ring_slots: usize) -> Self {
+        let bell = Bell::new().expect("an eventfd");
+        let (stage, links) =
+            start_loaded(vec![model], 1, &[], ring_slots, &[Arc::clone(&bell)]).expect("the stage starts");
+        let link = links.into_iter().next().expect("one link per bell");
+        Self { stage, link, bell, seen: BTreeMap::new() }
+    }
+
+    fn submit(&mut self, id: u64, text: &str, credit: u32, change: impl FnOnce(&mut Submit)) {
+        let mut submit = Submit {
+            generation: GenerationId(id),
+            tenant: name("default"),
+            model: None,
+            messages: vec![ChatMessage { role: Role::User, content: text.into() }],
+            sampling: Sampling { temperature: 0.0, max_tokens: 24, ..Sampling::default() },
+            credit,
+            submitted: Instant::now(),
+        };
+        change(&mut submit);
+        assert!(self.link.send(Command::Submit(Box::new(submit))).is_ok(), "the ring has room");
+    }
+
+    fn receive(&mut self) -> bool {
+        let Some(event) = self.link.receive() else { return false };
+        match event {
+            Event::Scheduled { generation, model, prompt_tokens, .. } => {
+                assert!(prompt_tokens > 0 && model == name("smollm2-135m"));
+                self.seen.entry(generation.0).or_default().scheduled = true;
+            }
+            Event::Token { generation, index, text, .. } => {
+                let seen = self.seen.entry(generation.0).or_default();
+                assert!(seen.scheduled && !seen.ended(), "tokens lie between start and end");
+                assert_eq!(seen.texts.len(), index as usize, "tokens are contiguous");
+                seen.texts.push(String::from_utf8(text.to_vec()).expect("whole characters"));
+            }
+            Event::Finished { generation, reason, usage, message } => {
+                let seen = self.seen.entry(generation.0).or_default();
+                assert_eq!(usage.completion_tokens as usize, seen.texts.len());
+                assert!(seen.finished.replace((reason, usage, message)).is_none(), "it ends once");
+            }
+            Event::Refused { generation, reject } => {
+                self.seen.entry(generation.0).or_default().refused = Some(reject);
+            }
+        }
+        true
+    }
+
+    /// Takes events until `done`; a minute without any is a failure.
+    fn until(&mut self, done: impl Fn(&BTreeMap<u64, Seen>) -> bool) {
+        while !done(&self.seen) {
+            if !self.receive() {
+                self.bell.prepare();
+                if self.link.is_empty() {
+                    self.bell.wait(Some(Duration::from_secs(60)));
+                    assert!(!self.link.is_empty(), "nothing happened for a minute: {:?}", self.seen);
+                }
+                self.bell.awake();
+            }
+        }
+    }
+
+    fn until_ended(&mut self, ids: impl IntoIterator<Item = u64> + Clone) {
+        self.until(|seen| ids.clone().into_iter().all(|id| seen.get(&id).is_some_and(Seen::ended)));
+    }
+
+    /// Stats that were published after this call began.
+    fn stats(&mut self) -> StageStats {
+        self.stage.shutdown();
+        self.stage.stats()
+    }
+}
+
+#[test]
+fn the_model_answers_and_cancel_stop_seed_and_length_hold() {
+    let mut bench = Bench::new(loaded(), 4096);
+    bench.submit(1, "What is the capital of France?", 100, |_| {});
+    bench.until_ended([1]);
+    let answer = bench.seen[&1].text();
+    assert!(answer.contains("Paris"), "{answer:?}");
+    assert!(bench.seen[&1].finished.as_ref().expect("finished").1.prompt_tokens > 20);
+
+    // The same alone and among others; a stop string ends it before itself, wherever token boundaries lie.
+    bench.submit(2, "What is the capital of France?", 100, |_| {});
+    bench.submit(3, "What is the capital of France?", 100, |s| s.sampling.stop = vec!["France is Par".into()]);
+    bench.submit(4, "Count from 1 to 50.", 100, |s| s.sampling.max_tokens = 5);
+    for id in 5..8 {
+        bench.submit(id, "Tell me a story.", 100, |s| {
+            s.sampling = Sampling { seed: id.min(6), max_tokens: 20, ..Sampling::default() };
+        });
+    }
+    bench.submit(9, "Tell me a long story.", 1_000, |s| s.sampling.max_tokens = 1_000);
+    bench.until(|seen| seen.get(&9).is_some_and(|seen| seen.texts.len() > 2));
+    assert!(bench.link.send(Command::Cancel { generation: GenerationId(9) }).is_ok());
+    bench.until_ended(2..8);
+    bench.until_ended([9]);
+    assert_eq!(bench.seen[&2].text(), answer, "batched as alone");
+    let cut = answer.find("France is Par").expect("it says so");
+    assert_eq!((bench.seen[&3].text().as_str(), bench.seen[&3].reason()), (&answer[..cut], FinishReason::Stop));
+    assert_eq!((bench.seen[&4].texts.len(), bench.seen[&4].reason()), (5, FinishReason::Length));
+    assert_eq!(bench.seen[&6].text(), bench.seen[&7].text(), "equal seeds, equal text");
+    assert_ne!(bench.seen[&5].text(), bench.seen[&6].text(), "other seeds, other text");
+    assert_eq!(bench.seen[&9].reason(), FinishReason::Cancelled);
+    assert!(bench.seen[&9].texts.len() < 1_000);
+    let stats = bench.stats();
+    assert_eq!((stats.finished, stats.cancelled, stats.failed, stats.running), (8, 1, 0, 0));
+    assert!(serde_json::to_string(&stats).expect("it serialises").contains("queue_wait"));
+}
+
+#[test]
+fn a_stalled_reader_costs_nothing_and_then_gets_every_token() {
+    let mut bench = Bench::new(loaded(), 4096);
+    let prompt = |id: u64| format!("Write about the number {}.", id % 4);
+    for id in 0..16 {
+        bench.submit(id, &prompt(id), if id == 7 { 4 } else { 100 }, |_| {});
+    }
+    bench.until_ended((0..16).filter(|id| *id != 7));
+    assert_eq!(bench.seen[&7].texts.len(), 4, "as many as it has credit for");
+    assert!(bench.link.send(Command::Credit { generation: GenerationId(7), until: 100 }).is_ok());
+    bench.until_ended([7]);
+    assert_eq!(bench.seen[&7].text(), bench.seen[&3].text(), "the same prompt gives the same text, stalled or not");
+    let stats = bench.stats();
+    assert_eq!((stats.rows_while_parked, stats.tokens_while_parked, stats.recomputed_rows), (0, 0, 0));
+    assert!(stats.parks >= 1);
+}
+
+#[test]
+fn a_core_that_takes_no_events_loses_none() {
+    let mut bench = Bench::new(loaded(), 8);
+    (0..6).for_each(|id| bench.submit(id, "Name three colours.", 100, |_| {}));
+    // Nothing is taken until the ring is full and the thread holds what does not fit.
+    while bench.stage.stats().outlets_blocked == 0 {
+        std::thread::yield_now();
+    }
+    bench.until_ended(0..6);
+    assert!((0..6).all(|id| bench.seen[&id].text() == bench.seen[&0].text()));
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_by_name() {
+    let mut bench = Bench::new(loaded(), 4096);
+    bench.submit(1, "hi", 9, |s| s.model = Some(name("gpt-9")));
+    bench.submit(2, &"word ".repeat(9_000), 9, |_| {});
+    bench.submit(3, "hi", 9, |s| s.sampling.max_tokens = 2);
+    assert!(bench.link.send(Command::Cancel { generation: GenerationId(77) }).is_ok());
+    bench.until_ended(1..4);
+    let reject = |id: u64| bench.seen[&id].refused.clone().expect("refused");
+    assert_eq!(reject(1).code, RejectCode::ModelUnknown);
+    assert!(reject(1).message.contains("gpt-9") && reject(1).message.contains("smollm2-135m"));
+    assert_eq!(reject(2).code, RejectCode::PromptTooLong);
+    assert_eq!(bench.seen[&3].reason(), FinishReason::Length);
+}
+
+/// A model that panics at one token and gives NaN at another.
+struct Faulty {
+    inner: Arc<dyn Model>,
+    panics_at: u32,
+    broken_at: u32,
+    steps: Arc<AtomicU32>,
+}
+
+struct FaultyRunner {
+    inner: Box<dyn Runner>,
+    panics_at: u32,
+    broken_at: u32,
+    steps: Arc<AtomicU32>,
+    logits: Vec<f32>,
+    vocabulary: usize,
+}
+
+impl Model for Faulty {
+    fn shape(&self) -> Shape {
+        self.inner.shape()
+    }
+    fn runner(self: Arc<Self>, slots: usize, rows: usize) -> Box<dyn Runner> {
+        Box::new(FaultyRunner {
+            inner: Arc::clone(&self.inner).runner(slots, rows),
+            panics_at: self.panics_at,
+            broken_at: self.broken_at,
+            steps: Arc::clone(&self.steps),
+            logits: Vec::new(),
+            vocabulary: self.shape().vocabulary,
+        })
+    }
+}
+
+impl Runner for FaultyRunner {
+    fn reserve(&mut self, slot: usize, tokens: usize) {
+        self.inner.reserve(slot, tokens);
+    }
+    fn release(&mut self, slot: usize) {
+        self.inner.release(slot);
+    }
+    fn step(&mut self, rows: &[Row]) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+        assert!(rows.iter().all(|row| row.token != self.panics_at), "scripted");
+        self.inner.step(rows);
+        self.logits = self.inner.logits().to_vec();
+        let sequences = rows.chunk_by(|a, b| a.slot == b.slot);
+        let wanting = sequences.filter(|rows| rows.last().is_some_and(|row| row.wants_logits));
+        for (n, rows) in wanting.enumerate() {
+            if rows.iter().any(|row| row.token == self.broken_at) {
+                self.logits[n * self.vocabulary..][..self.vocabulary].fill(f32::NAN);
+            }
+        }
+    }
+    fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+}
+
+#[test]
+fn a_panic_or_a_broken_number_ends_one_generation_only() {
+    let mut model = loaded();
+    let token = |text: &str| *model.vocabulary.encode(text).expect("tokens").last().expect("a token");
+    let (panics_at, broken_at) = (token(" volcano"), token(" penguin"));
+    let steps = Arc::new(AtomicU32::new(0));
+    model.model = Arc::new(Faulty { inner: model.model, panics_at, broken_at, steps: Arc::clone(&steps) });
+    let mut bench = Bench::new(model, 4096);
+    bench.submit(1, "What is the capital of France?", 100, |_| {});
+    bench.submit(2, "Where is a volcano ?", 100, |_| {});
+    bench.submit(3, "Where is a penguin ?", 100, |_| {});
+    bench.until_ended(1..4);
+    assert!(bench.seen[&1].text().contains("Paris"));
+    for id in [2, 3] {
+        let (reason, _, message) = bench.seen[&id].finished.clone().expect("finished");
+        assert_eq!(reason, FinishReason::Failed);
+        assert!(!message.is_empty());
+    }
+    bench.submit(4, "What is the capital of France?", 100, |_| {});
+    bench.until_ended([4]);
+    assert_eq!(bench.seen[&4].text(), bench.seen[&1].text(), "the thread goes on");
+    let stats = bench.stats();
+    assert_eq!((stats.failed, stats.panics), (2, 1));
+}
+
+#[test]
+fn shutdown_and_a_dropped_link_end_what_runs() {
+    let mut bench = Bench::new(loaded(), 4096);
+    bench.submit(1, "Tell me a long story.", 9_000, |s| s.sampling.max_tokens = 8_000);
+    bench.until(|seen| seen.get(&1).is_some_and(|seen| !seen.texts.is_empty()));
+    bench.stage.shutdown();
+    bench.until_ended([1]);
+    assert_eq!(bench.seen[&1].reason(), FinishReason::Cancelled);
+
+    let mut bench = Bench::new(loaded(), 4096);
+    bench.submit(1, "Tell me a long story.", 9_000, |s| s.sampling.max_tokens = 8_000);
+    let Bench { stage, link, .. } = bench;
+    drop(link);
+    while stage.stats().cancelled == 0 {
+        std::thread::yield_now();
+    }
+}

@@ -1,0 +1,351 @@
+//! The loop of one inference thread.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use thalweg_protocol::ids::GenerationId;
+use thalweg_protocol::limits::{INTAKE_SLICE_US, TURN_INPUTS_MAX};
+use thalweg_protocol::reject::{Reject, RejectCode};
+use thalweg_ring::{Bell, Consumer, Producer};
+use thalweg_scheduler::{Counters, Input, Outlet, SequenceId};
+
+use super::runtime::Runtime;
+use super::stats::{Published, ThreadStats};
+use super::{Command, Event, LoadedModel, Submit};
+
+/// Longest sleep of a thread with nothing to do: how long a dropped link goes unnoticed.
+const SLEEP_MAX: Duration = Duration::from_millis(250);
+/// Sleep of a thread whose events a core does not take; cores do not ring when they do.
+const SLEEP_BLOCKED: Duration = Duration::from_millis(1);
+/// How old published stats get while the thread works.
+const STATS_AGE: Duration = Duration::from_millis(200);
+
+/// What a thread shares with those who talk to it.
+pub(super) struct Shared {
+    pub(super) bell: Arc<Bell>,
+    pub(super) stop: AtomicBool,
+    /// Generations sent and not ended.
+    pub(super) load: AtomicUsize,
+    pub(super) stats: Published,
+}
+
+impl Shared {
+    pub(super) fn new(bell: Arc<Bell>) -> Self {
+        Self { bell, stop: AtomicBool::new(false), load: AtomicUsize::new(0), stats: Published::default() }
+    }
+}
+
+/// The rings from and to one core.
+pub(super) struct Port {
+    commands: Consumer<Command>,
+    events: Producer<Event>,
+    bell: Arc<Bell>,
+    /// Events that found the ring full. No command is taken and no step is run for this core while there are any, so
+    /// there are at most those of one turn: a few for each command taken and each row.
+    held: VecDeque<Event>,
+    blocked: bool,
+    rings: bool,
+    gone: bool,
+}
+
+impl Port {
+    pub(super) fn new(commands: Consumer<Command>, events: Producer<Event>, bell: Arc<Bell>) -> Self {
+        Self { commands, events, bell, held: VecDeque::new(), blocked: false, rings: false, gone: false }
+    }
+
+    fn flush(&mut self) {
+        while let Some(event) = self.held.pop_front() {
+            if let Err(event) = self.events.push(event) {
+                self.held.push_front(event);
+                return;
+            }
+            self.rings = true;
+        }
+    }
+}
+
+/// The ports to all cores.
+pub(super) struct Ports {
+    ports: Vec<Port>,
+    shared: Arc<Shared>,
+}
+
+impl Ports {
+    /// Puts an event on a core's ring, or holds it until there is room.
+    pub(super) fn emit(&mut self, port: usize, event: Event) {
+        if matches!(event, Event::Finished { .. } | Event::Refused { .. }) {
+            self.shared.load.fetch_sub(1, Ordering::Relaxed);
+        }
+        let port = &mut self.ports[port];
+        if port.gone {
+            return;
+        }
+        if !port.held.is_empty() {
+            return port.held.push_back(event);
+        }
+        match port.events.push(event) {
+            Ok(()) => port.rings = true,
+            Err(event) => port.held.push_back(event),
+        }
+    }
+
+    fn ring(&mut self) {
+        for port in self.ports.iter_mut().filter(|port| port.rings) {
+            port.rings = false;
+            port.bell.ring();
+        }
+    }
+}
+
+/// One inference thread.
+pub(super) struct Thread {
+    runtimes: Vec<Runtime>,
+    ports: Ports,
+    shared: Arc<Shared>,
+    stats: ThreadStats,
+    started: Instant,
+    published: Instant,
+    /// The port whose commands are taken first, so that none is preferred.
+    turn: usize,
+}
+
+impl Thread {
+    pub(super) fn new(models: Vec<LoadedModel>, ports: Vec<Port>, shared: Arc<Shared>) -> Self {
+        let share = models.len();
+        let now = Instant::now();
+        Self {
+            runtimes: models.into_iter().map(|model| Runtime::new(model, share)).collect(),
+            ports: Ports { ports, shared: Arc::clone(&shared) },
+            shared,
+            stats: ThreadStats::default(),
+            started: now,
+            published: now,
+            turn: 0,
+        }
+    }
+
+    /// Runs until told to stop.
+    pub(super) fn run(mut self) {
+        while !self.shared.stop.load(Ordering::Acquire) {
+            let worked = catch_unwind(AssertUnwindSafe(|| self.turn())).unwrap_or_else(|_| {
+                self.recover();
+                true
+            });
+            self.ports.ring();
+            if !worked {
+                self.publish();
+                self.sleep();
+            } else if self.published.elapsed() > STATS_AGE {
+                self.publish();
+            }
+        }
+        let now_us = self.now_us();
+        for runtime in &mut self.runtimes {
+            runtime.cancel_all(now_us, None, &mut self.ports, &mut self.stats);
+        }
+        self.ports.ports.iter_mut().for_each(Port::flush);
+        self.ports.ring();
+        self.publish();
+    }
+
+    fn now_us(&self) -> u64 {
+        self.started.elapsed().as_micros() as u64
+    }
+
+    /// Takes commands in, then runs a step of every model. False if there was nothing to do.
+    fn turn(&mut self) -> bool {
+        self.settle_ports();
+        let mut worked = self.take_in();
+        let started = self.started;
+        for runtime in &mut self.runtimes {
+            let now_us = || started.elapsed().as_micros() as u64;
+            worked |= runtime.step(now_us, &mut self.ports, &mut self.stats);
+            // At once, before the next model's step.
+            self.ports.ring();
+        }
+        worked
+    }
+
+    /// Flushes held events, blocks and unblocks outlets, and notices cores that went away.
+    fn settle_ports(&mut self) {
+        let now_us = self.now_us();
+        for n in 0..self.ports.ports.len() {
+            let port = &mut self.ports.ports[n];
+            port.flush();
+            let full = !port.held.is_empty();
+            if full != port.blocked {
+                port.blocked = full;
+                self.stats.outlets_blocked += u64::from(full);
+                for runtime in &mut self.runtimes {
+                    let input = Input::Block { outlet: Outlet(n as u16), blocked: full };
+                    runtime.handle(now_us, input, &mut self.ports, &mut self.stats);
+                }
+            }
+            let port = &mut self.ports.ports[n];
+            if port.gone {
+                // What it sent last is still on the ring, and nobody waits for it.
+                while port.commands.pop().is_some() {}
+                continue;
+            }
+            if port.events.is_abandoned() {
+                port.gone = true;
+                port.held.clear();
+                while port.commands.pop().is_some() {}
+                for runtime in &mut self.runtimes {
+                    runtime.cancel_all(now_us, Some(n), &mut self.ports, &mut self.stats);
+                }
+            }
+        }
+    }
+
+    /// Takes commands from the rings, for a bounded number and a bounded time.
+    fn take_in(&mut self) -> bool {
+        let start = Instant::now();
+        let slice = Duration::from_micros(INTAKE_SLICE_US);
+        let mut worked = false;
+        self.turn = self.turn.wrapping_add(1);
+        for n in 0..self.ports.ports.len() {
+            let port = (self.turn + n) % self.ports.ports.len();
+            for _ in 0..TURN_INPUTS_MAX {
+                if !self.ports.ports[port].held.is_empty() || start.elapsed() > slice {
+                    break;
+                }
+                let Some(command) = self.ports.ports[port].commands.pop() else { break };
+                self.command(port, command);
+                worked = true;
+            }
+        }
+        worked
+    }
+
+    fn command(&mut self, port: usize, command: Command) {
+        let now_us = self.now_us();
+        let (generation, input) = match command {
+            Command::Submit(submit) => return self.submit(now_us, port, *submit),
+            Command::Credit { generation, until } => (generation, Input::Credit { id: SequenceId(generation.0), until }),
+            Command::Cancel { generation } => (generation, Input::Cancel(SequenceId(generation.0))),
+        };
+        if let Some(runtime) = self.runtimes.iter_mut().find(|runtime| runtime.has(generation)) {
+            runtime.handle(now_us, input, &mut self.ports, &mut self.stats);
+        }
+    }
+
+    fn submit(&mut self, now_us: u64, port: usize, submit: Submit) {
+        let generation = submit.generation;
+        if self.runtimes.iter().any(|runtime| runtime.has(generation)) {
+            let text = format!("{generation} is running already; take another id");
+            self.stats.refused_invalid += 1;
+            return self.refuse(port, generation, Reject::new(RejectCode::ParameterInvalid, text));
+        }
+        let found = match &submit.model {
+            None => self.runtimes.first_mut(),
+            Some(name) => self.runtimes.iter_mut().find(|runtime| runtime.loaded().info.name == *name),
+        };
+        if let Some(runtime) = found {
+            return runtime.submit(now_us, port, submit, &mut self.ports, &mut self.stats);
+        }
+        let have: Vec<&str> = self.runtimes.iter().map(|r| r.loaded().info.name.as_str()).collect();
+        let text = match (&submit.model, have.is_empty()) {
+            (_, true) => "this node serves no model; start it with one".to_owned(),
+            (Some(name), false) => format!("there is no model {name}; there are: {}", have.join(", ")),
+            (None, false) => "name a model".to_owned(),
+        };
+        self.stats.refused_model += 1;
+        self.refuse(port, generation, Reject::new(RejectCode::ModelUnknown, text));
+    }
+
+    fn refuse(&mut self, port: usize, generation: GenerationId, reject: Reject) {
+        self.ports.emit(port, Event::Refused { generation, reject });
+    }
+
+    /// After a panic of our own code: everyone on this thread is told, and it starts anew.
+    fn recover(&mut self) {
+        tracing::error!("an inference thread panicked outside of a model; its generations fail");
+        self.stats.panics += 1;
+        for runtime in &mut self.runtimes {
+            let message = "the inference thread failed; the node's log says more";
+            runtime.fail_all(message, &mut self.ports, &mut self.stats);
+        }
+        self.ports.ports.iter_mut().for_each(|port| port.blocked = false);
+    }
+
+    fn sleep(&mut self) {
+        let bell = Arc::clone(&self.shared.bell);
+        bell.prepare();
+        let has_commands = self.ports.ports.iter().any(|port| !port.commands.is_empty());
+        let blocked = self.ports.ports.iter().any(|port| port.blocked);
+        if (blocked || !has_commands) && !self.shared.stop.load(Ordering::Acquire) {
+            let now_us = self.now_us();
+            let wakes = self.runtimes.iter().filter_map(Runtime::wake_at_us);
+            let wake = wakes.min().map_or(SLEEP_MAX, |at| Duration::from_micros(at.saturating_sub(now_us).max(100)));
+            let longest = if blocked { SLEEP_BLOCKED } else { SLEEP_MAX };
+            bell.wait(Some(wake.min(longest)));
+        }
+        bell.awake();
+    }
+
+    fn publish(&mut self) {
+        let sum = |pick: fn(&mut Counters) -> &mut u64, counters: &mut Counters, other: &Counters| {
+            let mut other = *other;
+            *pick(counters) += *pick(&mut other);
+        };
+        let mut counters = Counters::default();
+        for other in self.runtimes.iter().map(Runtime::counters) {
+            for pick in FIELDS {
+                sum(pick, &mut counters, &other);
+            }
+        }
+        self.stats.counters = counters;
+        self.stats.commands_queued = self.ports.ports.iter().map(|port| port.commands.len() as u64).sum();
+        self.stats.events_held = self.ports.ports.iter().map(|port| port.held.len() as u64).sum();
+        self.shared.stats.publish(&self.stats);
+        self.published = Instant::now();
+    }
+}
+
+/// Every counter, to add those of several models.
+const FIELDS: [fn(&mut Counters) -> &mut u64; 19] = [
+    |c| &mut c.steps,
+    |c| &mut c.rows,
+    |c| &mut c.decode_rows,
+    |c| &mut c.prefill_rows,
+    |c| &mut c.recomputed_rows,
+    |c| &mut c.rows_without_credit,
+    |c| &mut c.tokens_without_credit,
+    |c| &mut c.tokens,
+    |c| &mut c.submitted,
+    |c| &mut c.refused_busy,
+    |c| &mut c.refused_long,
+    |c| &mut c.finished,
+    |c| &mut c.cancelled,
+    |c| &mut c.parks,
+    |c| &mut c.evictions,
+    |c| &mut c.waiting,
+    |c| &mut c.running,
+    |c| &mut c.parked,
+    |c| &mut c.slots_used,
+];
+
+/// Pins the calling thread to `cpu`.
+pub(super) fn pin(cpu: usize) -> std::io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        if cpu >= libc::CPU_SETSIZE as usize {
+            return Err(std::io::Error::other("there is no such CPU"));
+        }
+        // SAFETY: a zeroed cpu_set_t is an empty set; `cpu` lies inside of it; the call reads the set it is given.
+        let failed = unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(cpu, &mut set);
+            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set)
+        };
+        if failed != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+    }
+    let _ = cpu;
+    Ok(())
+}
