@@ -9,6 +9,7 @@ use super::source::Source;
 const MAY: &[(&str, &str)] = &[
     ("bench/load/src/process.rs",     "clock ticks and page size of this machine"),
     ("bench/load/src/swarm",          "timer slack, ppoll"),
+    ("bench/peers/",                  "programs to compare with: system calls that read CPU time"),
     ("engine/ring/src/",              "slots shared by two threads; eventfd"),
     ("engine/node/src/",              "pinning, descriptors, executor wake-up"),
     ("inference/worker/src/kernel/",  "SIMD"),
