@@ -1,0 +1,123 @@
+//! What a node is told before it starts.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use thalweg_protocol::limits::PARTITIONS_DEFAULT;
+pub use thalweg_udp::Backend;
+pub use thalweg_worker::stage::ModelSource;
+
+/// Everything a node can be told. `Default` is what `thalweg serve` runs with, but for the data directory.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Where keys, certificate and the node's address are kept. Made if it is not there; locked while the node runs.
+    pub data: PathBuf,
+    /// Where QUIC is served; port 0 lets the kernel choose.
+    pub quic: SocketAddr,
+    /// Cores to run; by default what inference leaves.
+    pub cores: Option<usize>,
+    /// Threads that run models; by default a quarter of the CPUs, at least one, none without a model.
+    pub inference_threads: Option<usize>,
+    /// Models, default first.
+    pub models: Vec<ModelSource>,
+    /// How long an idle core looks for work before it parks, in microseconds; by default [`SPIN_US`] if every stage has a
+    /// CPU of its own, else 0.
+    pub spin_us: Option<u64>,
+    /// How the sockets talk to the kernel.
+    pub backend: Backend,
+    /// Partitions of the data; fixed once there is some.
+    pub partitions: u16,
+    /// Size asked of the kernel for each socket's receive and send buffers, in bytes.
+    pub socket_buffer_bytes: usize,
+}
+
+/// How long an idle core that has its CPU to itself looks for work before it parks, in microseconds: longer than the
+/// distance of two messages of a lively conversation between programs, short enough to cost an idle node nothing.
+pub const SPIN_US: u64 = 200;
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            data: PathBuf::new(),
+            quic: SocketAddr::from((Ipv4Addr::LOCALHOST, 4433)),
+            cores: None,
+            inference_threads: None,
+            models: Vec::new(),
+            spin_us: None,
+            backend: Backend::default(),
+            partitions: PARTITIONS_DEFAULT,
+            socket_buffer_bytes: 8 << 20,
+        }
+    }
+}
+
+/// Which CPUs do what, decided once at boot and printed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// One CPU per core.
+    pub cores: Vec<usize>,
+    /// One CPU per inference thread; empty if they are not pinned.
+    pub inference: Vec<usize>,
+    /// How many inference threads.
+    pub inference_threads: usize,
+    /// How long an idle core looks for work before it parks, in microseconds.
+    pub spin_us: u64,
+}
+
+impl Layout {
+    /// Shares `cpus` out. Cores get what inference leaves, and none shares its CPU with another unless told to.
+    pub fn new(config: &NodeConfig, cpus: &[usize]) -> Self {
+        let default_threads = if config.models.is_empty() { 0 } else { (cpus.len() / 4).max(1) };
+        let inference_threads = if config.models.is_empty() { 0 } else { config.inference_threads.unwrap_or(default_threads) };
+        let left = cpus.len().saturating_sub(inference_threads).max(1);
+        // A machine without inference still leaves one CPU in four to clients, the web and the kernel's own work.
+        let default_cores = if inference_threads == 0 { (cpus.len() * 3 / 4).max(1) } else { left };
+        let cores = config.cores.unwrap_or(default_cores).max(1);
+        let fits = cores + inference_threads <= cpus.len();
+        let cpu = |n: usize| cpus.get(n % cpus.len().max(1)).copied().unwrap_or(0);
+        Self {
+            cores: (0..cores).map(cpu).collect(),
+            inference: if fits { (cores..cores + inference_threads).map(cpu).collect() } else { Vec::new() },
+            inference_threads,
+            spin_us: config.spin_us.unwrap_or(if fits { SPIN_US } else { 0 }),
+        }
+    }
+}
+
+/// The CPUs this process may use, in order.
+pub fn cpus() -> Vec<usize> {
+    // SAFETY: a cpu_set_t of zeroes is an empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` is a valid cpu_set_t of the size given; 0 means this thread.
+    let failed = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) } != 0;
+    // SAFETY: n is below the number of bits of the set.
+    let allowed = |n: &usize| unsafe { libc::CPU_ISSET(*n, &set) };
+    let all: Vec<_> = (0..libc::CPU_SETSIZE as usize).filter(allowed).collect();
+    if failed || all.is_empty() { vec![0] } else { all }
+}
+
+#[cfg(test)]
+mod tests {
+    use thalweg_protocol::ids::Name;
+
+    use super::*;
+
+    #[test]
+    fn cpus_are_shared_out() {
+        let check = |cpus: usize, model: bool, cores: Option<usize>, expected: (&[usize], &[usize], u64)| {
+            let name = Name::new("m").expect("valid");
+            let models = if model { vec![ModelSource { name, path: PathBuf::new() }] } else { Vec::new() };
+            let config = NodeConfig { cores, models, ..NodeConfig::default() };
+            let layout = Layout::new(&config, &(0..cpus).collect::<Vec<_>>());
+            assert_eq!((&layout.cores[..], &layout.inference[..], layout.spin_us), expected, "{cpus} CPUs");
+        };
+        check(1, false, None, (&[0], &[], SPIN_US));
+        check(1, true, None, (&[0], &[], 0));
+        check(2, false, None, (&[0], &[], SPIN_US));
+        check(2, true, None, (&[0], &[1], SPIN_US));
+        check(2, true, Some(2), (&[0, 1], &[], 0));
+        check(8, true, None, (&[0, 1, 2, 3, 4, 5], &[6, 7], SPIN_US));
+        check(2, false, Some(3), (&[0, 1, 0], &[], 0));
+        assert!(!super::cpus().is_empty());
+    }
+}

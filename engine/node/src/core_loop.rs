@@ -1,0 +1,370 @@
+//! The core loop: the only place where a core's socket, connections, shard, log and rings meet.
+//!
+//! Work is taken in batches and in one order: datagrams and rings in, shard, log, replies, fan-out, datagrams out. Nothing
+//! here waits but [`Parker::park`], and nothing is held across it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use thalweg_protocol::ids::CoreId;
+use thalweg_protocol::limits::{FAN_OUT_BURST, FAN_OUT_SLICE_US, RING_SLOTS, STALL_US, TURN_INPUTS_MAX};
+use thalweg_quic::Quic;
+use thalweg_ring::Bell;
+use thalweg_shard::{Input, Now, Shard};
+use thalweg_udp::{Datagram, SendOutcome, Socket, Steering, Transmit};
+use thalweg_worker::stage::CoreLink;
+
+use crate::clerk::ClerkLink;
+use crate::connection::Reception;
+use crate::drain::Drain;
+use crate::inference::Inference;
+use crate::log::Log;
+use crate::mesh::{Mesh, MeshMessage};
+use crate::park::Parker;
+use crate::sessions::Sessions;
+use crate::stats::{CoreStats, NodeStage};
+
+/// An idle core looks around at least this often, whatever it was told to wait for.
+const PARK_MAX: Duration = Duration::from_secs(1);
+/// Bytes of datagrams gathered before they are handed to the kernel.
+const TRANSMIT_BYTES: usize = 64 << 10;
+
+/// What all cores of a node share. Nothing in it changes but the flag.
+pub(crate) struct Shared {
+    pub(crate) reception: Reception,
+    pub(crate) steering: Steering,
+    pub(crate) drain: AtomicBool,
+    pub(crate) bells: Vec<Arc<Bell>>,
+    /// What `admin stats` says about the node as a whole.
+    pub(crate) about: serde_json::Map<String, serde_json::Value>,
+    /// The moment the node's clocks count from.
+    pub(crate) origin: Instant,
+}
+
+impl Shared {
+    /// Begins to drain the node.
+    pub(crate) fn drain(&self) {
+        self.drain.store(true, Ordering::Release);
+        self.bells.iter().for_each(|bell| bell.ring());
+    }
+}
+
+/// One core: everything its thread owns.
+pub(crate) struct Core {
+    pub(crate) id: CoreId,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) socket: Socket,
+    pub(crate) quic: Quic,
+    pub(crate) shard: Shard,
+    pub(crate) log: Box<dyn Log>,
+    pub(crate) mesh: Mesh,
+    pub(crate) inference: Inference,
+    pub(crate) clerk: ClerkLink,
+    pub(crate) sessions: Sessions,
+    pub(crate) stats: CoreStats,
+    pub(crate) draining: Option<Drain>,
+    clock: Clock,
+    /// Datagrams that are ready to be sent, and the one the kernel had no room for.
+    buffer: Vec<u8>,
+    blocked: Option<thalweg_quic::Transmit>,
+    turn: Turn,
+}
+
+/// Tells the shard the time.
+struct Clock {
+    origin: Instant,
+}
+
+impl Clock {
+    fn now(&self) -> Now {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Now { mono_us: self.origin.elapsed().as_micros() as u64, wall_us: wall.as_micros() as u64 }
+    }
+}
+
+/// Where in a turn the core is, to name what took long.
+struct Turn {
+    began: Instant,
+    place: &'static str,
+    place_began: Instant,
+    longest: (&'static str, Duration),
+}
+
+impl Turn {
+    fn enter(&mut self, place: &'static str) {
+        let now = Instant::now();
+        let took = now - self.place_began;
+        if took > self.longest.1 {
+            self.longest = (self.place, took);
+        }
+        (self.place, self.place_began) = (place, now);
+    }
+}
+
+impl Core {
+    #[allow(clippy::too_many_arguments, reason = "a core is made in one place, from the parts it owns")]
+    pub(crate) fn new(
+        id: CoreId,
+        shared: Arc<Shared>,
+        socket: Socket,
+        quic: Quic,
+        shard: Shard,
+        log: Box<dyn Log>,
+        mesh: Mesh,
+        inference: Option<CoreLink>,
+        clerk: ClerkLink,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            id,
+            clock: Clock { origin: shared.origin },
+            shared,
+            socket,
+            quic,
+            shard,
+            log,
+            mesh,
+            inference: Inference::new(inference),
+            clerk,
+            sessions: Sessions::default(),
+            stats: CoreStats::default(),
+            draining: None,
+            buffer: Vec::with_capacity(TRANSMIT_BYTES),
+            blocked: None,
+            turn: Turn { began: now, place: "park", place_began: now, longest: ("park", Duration::ZERO) },
+        }
+    }
+
+    /// Serves until the node has drained.
+    pub(crate) async fn run(mut self, parker: Parker, spin: Duration) {
+        let mut idle_since: Option<Instant> = None;
+        loop {
+            let now = Instant::now();
+            if self.turn(now) {
+                idle_since = None;
+                continue;
+            }
+            if self.drained(now) {
+                return;
+            }
+            if now - *idle_since.get_or_insert(now) < spin {
+                std::hint::spin_loop();
+                continue;
+            }
+            let timeout = self.time_to_next(now);
+            if !timeout.is_zero() && !self.socket.prepare_wait() {
+                let (mesh, inference, clerk, drain) = (&self.mesh, &self.inference, &self.clerk, &self.shared.drain);
+                let draining = self.draining.is_some();
+                let busy = || {
+                    !mesh.is_empty()
+                        || !inference.is_empty()
+                        || !clerk.is_empty()
+                        || (!draining && drain.load(Ordering::Acquire))
+                };
+                parker.park(timeout, busy).await;
+            }
+            idle_since = Some(Instant::now());
+        }
+    }
+
+    /// How long the core may sleep.
+    fn time_to_next(&mut self, now: Instant) -> Duration {
+        let shard = self.shard.next_deadline().map(|at| self.clock.origin + Duration::from_micros(at));
+        let next = [self.quic.next_timeout(), shard, self.sessions.next_hello_deadline(), self.next_drain_step()];
+        let until = next.into_iter().flatten().min().map_or(PARK_MAX, |at| at.saturating_duration_since(now));
+        until.min(PARK_MAX)
+    }
+
+    /// One turn. Says whether there was anything to do.
+    fn turn(&mut self, now: Instant) -> bool {
+        self.turn =
+            Turn { began: now, place: "receive", place_began: now, longest: ("receive", Duration::ZERO) };
+        let mut work = self.receive(now);
+        self.turn.enter("timers");
+        work += self.timers(now);
+        self.turn.enter("requests");
+        work += self.events(now);
+        self.turn.enter("rings");
+        work += self.rings();
+        self.turn.enter("shard");
+        let at = self.clock.now();
+        self.shard.finish_turn(at);
+        work += self.settle(now);
+        self.turn.enter("fan_out");
+        work += self.fan_out(now);
+        self.turn.enter("send");
+        work += self.transmit(now);
+        self.mesh.flush();
+        if work > 0 {
+            self.measure();
+        }
+        work > 0
+    }
+
+    /// Takes datagrams off the socket, unless other cores cannot keep up with what they lead to.
+    fn receive(&mut self, now: Instant) -> usize {
+        if self.mesh.backlog() > RING_SLOTS {
+            return 0;
+        }
+        let (quic, mesh, steering, id) = (&mut self.quic, &mut self.mesh, &self.shared.steering, self.id);
+        let cores = steering.cores();
+        let received = self.socket.receive(TURN_INPUTS_MAX, &mut |datagram: Datagram| {
+            if cores > 1
+                && let Some(owner) = steering.core_of_datagram(&datagram.bytes)
+                && owner != usize::from(id.0)
+            {
+                mesh.send(CoreId(owner as u16), MeshMessage::Datagram(datagram));
+                return;
+            }
+            quic.receive(now, datagram.remote, datagram.local_ip, datagram.ecn, datagram.bytes);
+        });
+        received.unwrap_or_else(|error| {
+            tracing::warn!(%error, core = self.id.0, "receiving failed");
+            0
+        })
+    }
+
+    fn timers(&mut self, now: Instant) -> usize {
+        let mut due = 0;
+        if self.quic.next_timeout().is_some_and(|at| at <= now) {
+            self.quic.handle_timeouts(now);
+            due += 1;
+        }
+        let at = self.clock.now();
+        if self.shard.next_deadline().is_some_and(|deadline| deadline <= at.mono_us) {
+            self.shard.handle(at, Input::Timeout);
+            due += 1;
+        }
+        due + self.close_silent(now) + self.drain_step(now)
+    }
+
+    /// Takes what other threads put on the rings.
+    fn rings(&mut self) -> usize {
+        let at = self.clock.now();
+        let now = Instant::now();
+        let mut messages = VecDeque::new();
+        let mut work = self.mesh.receive(TURN_INPUTS_MAX, |message| messages.push_back(message));
+        for message in messages {
+            match message {
+                MeshMessage::Shard(message) => self.shard.handle(at, Input::Peer(message)),
+                MeshMessage::Datagram(Datagram { remote, local_ip, ecn, bytes }) => {
+                    self.quic.receive(now, remote, local_ip, ecn, bytes);
+                }
+                MeshMessage::StatsWanted { from, number } => {
+                    let stats = Box::new(self.snapshot());
+                    self.mesh.send(from, MeshMessage::Stats { number, stats });
+                }
+                MeshMessage::Stats { number, stats } => self.stats_arrived(number, *stats),
+            }
+        }
+        while let Some((number, inference)) = self.clerk.receive() {
+            self.inference_stats_arrived(number, inference);
+            work += 1;
+        }
+        let (shard, stats) = (&mut self.shard, &mut self.stats);
+        work + self.inference.receive(stats, |event| shard.handle(at, Input::Inference(event)))
+    }
+
+    /// Carries out what the shard wants, until it wants nothing more: a commit may make it want more.
+    pub(crate) fn settle(&mut self, now: Instant) -> usize {
+        let mut work = 0;
+        loop {
+            while let Some(output) = self.shard.poll() {
+                work += 1;
+                self.carry_out(now, output);
+            }
+            let Some(ticket) = self.log.commit() else { return work };
+            let at = self.clock.now();
+            self.shard.handle(at, Input::Durable { ticket });
+        }
+    }
+
+    /// Serves readers for at most a slice of time.
+    fn fan_out(&mut self, now: Instant) -> usize {
+        let mut work = 0;
+        let began = Instant::now();
+        loop {
+            let at = self.clock.now();
+            let more = self.shard.fan_out(at, FAN_OUT_BURST);
+            work += self.settle(now);
+            if !more || began.elapsed() > Duration::from_micros(FAN_OUT_SLICE_US) {
+                return work + usize::from(more);
+            }
+        }
+    }
+
+    /// Hands datagrams to the kernel until there are none, or until it has no room.
+    fn transmit(&mut self, now: Instant) -> usize {
+        let mut sent = 0;
+        let segments = self.socket.max_gso_segments();
+        loop {
+            let transmit = match self.blocked.take() {
+                Some(transmit) => transmit,
+                None => {
+                    self.buffer.clear();
+                    match self.quic.poll_transmit(now, segments, &mut self.buffer) {
+                        Some(transmit) => transmit,
+                        None => break,
+                    }
+                }
+            };
+            let batch = Transmit {
+                remote: transmit.remote,
+                local_ip: transmit.local_ip,
+                ecn: transmit.ecn,
+                contents: &self.buffer[..transmit.bytes],
+                segment_bytes: transmit.segment_bytes,
+            };
+            match self.socket.send(&batch) {
+                Ok(SendOutcome::Sent) => sent += 1,
+                Ok(SendOutcome::WouldBlock) => {
+                    self.blocked = Some(transmit);
+                    break;
+                }
+                // A datagram that cannot be sent is one that was lost: the transport repeats what matters.
+                Err(error) => tracing::debug!(%error, core = self.id.0, "sending failed"),
+            }
+        }
+        if let Err(error) = self.socket.flush() {
+            tracing::warn!(%error, core = self.id.0, "flushing the socket failed");
+        }
+        sent
+    }
+
+    /// Counts what the turn took, and says where, if it was too long.
+    fn measure(&mut self) {
+        self.turn.enter("done");
+        let took = self.turn.began.elapsed();
+        self.stats.record(NodeStage::Turn, took);
+        for sample in self.shard.samples() {
+            self.stats.sample(sample);
+        }
+        self.inference.sent(&mut self.stats);
+        if took > Duration::from_micros(STALL_US) {
+            let (place, longest) = self.turn.longest;
+            self.stats.stalled(place, took.as_micros() as u64);
+            let (took_us, place_us) = (took.as_micros() as u64, longest.as_micros() as u64);
+            tracing::warn!(core = self.id.0, took_us, place, place_us, "the core stalled");
+        }
+    }
+
+    /// What the core has measured and counted until now.
+    pub(crate) fn snapshot(&self) -> CoreStats {
+        let mut stats = self.stats.clone();
+        stats.count_shard(self.shard.counters());
+        stats.count_transport(self.quic.counters(), &self.socket.counters());
+        self.sessions.count(&mut stats);
+        self.inference.count(&mut stats);
+        stats.gauges.extend(self.shard.gauges());
+        stats.gauges.insert("connections", self.quic.connections() as u64);
+        stats.gauges.insert("handshakes", self.quic.handshaking() as u64);
+        stats.gauges.insert("mesh_backlog", self.mesh.backlog() as u64);
+        stats
+    }
+
+    pub(crate) fn now(&self) -> Now {
+        self.clock.now()
+    }
+}

@@ -1,0 +1,219 @@
+//! Whether this machine can run a node, and what to do where it cannot.
+
+use std::fs::{self, OpenOptions};
+use std::net::{SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::cpus;
+
+/// Locked memory that one core needs, in bytes: two executors and a ring fit in 1 MiB, not in half of it.
+const LOCKED_BYTES_PER_CORE: u64 = 1 << 20;
+/// Descriptors a node wants: sockets, rings, segments of the log, web connections.
+const OPEN_FILES: u64 = 4_096;
+/// Kernel buffer below which bursts of datagrams are lost, in bytes.
+const UDP_BUFFER_BYTES: u64 = 2 << 20;
+/// How long a try-out of io_uring may take.
+const TRY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How a check came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// As it should be.
+    Pass,
+    /// A node runs, but not as well as it could.
+    Warn,
+    /// A node does not run.
+    Fail,
+}
+
+/// One check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// What was looked at.
+    pub name: &'static str,
+    /// How it came out.
+    pub outcome: Outcome,
+    /// What was found.
+    pub found: String,
+    /// What to do about it, unless all is well.
+    pub remedy: Option<String>,
+}
+
+/// What to check.
+#[derive(Debug, Clone)]
+pub struct DoctorOptions {
+    /// The data directory a node would use.
+    pub data: PathBuf,
+    /// The address it would serve QUIC on.
+    pub quic: SocketAddr,
+}
+
+/// Looks at everything a node needs. Changes nothing but a file it makes in the data directory and removes again.
+pub fn checks(options: &DoctorOptions) -> Vec<Check> {
+    vec![
+        io_uring(),
+        locked_memory(),
+        open_files(),
+        udp_buffer("UDP receive buffer", "net.core.rmem_max"),
+        udp_buffer("UDP send buffer", "net.core.wmem_max"),
+        cpu_features(),
+        port(options.quic),
+        data_directory(&options.data),
+    ]
+}
+
+fn check(name: &'static str, outcome: Outcome, found: impl Into<String>, remedy: impl Into<String>) -> Check {
+    let remedy = (outcome != Outcome::Pass).then(|| remedy.into());
+    Check { name, outcome, found: found.into(), remedy }
+}
+
+/// Starts an executor and lets it sleep once: what every core does first.
+fn io_uring() -> Check {
+    let name = "io_uring";
+    let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
+    if disabled.trim() == "2" {
+        let remedy = "sudo sysctl kernel.io_uring_disabled=0";
+        return check(name, Outcome::Fail, "disabled for all by kernel.io_uring_disabled=2", remedy);
+    }
+    let (done, waited) = std::sync::mpsc::channel();
+    let spawned = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound)
+        .name("thalweg-doctor")
+        .io_memory(64 << 10)
+        .ring_depth(16)
+        .spawn(move || async move {
+            glommio::timer::sleep(Duration::from_micros(1)).await;
+            let _ = done.send(());
+        });
+    let remedy = "allow the io_uring system calls (container: a seccomp profile that has them) and raise `ulimit -l`";
+    match spawned {
+        Err(error) => check(name, Outcome::Fail, format!("an executor does not start: {error}"), remedy),
+        Ok(_) if waited.recv_timeout(TRY_TIMEOUT).is_err() => {
+            check(name, Outcome::Fail, "an executor starts but never runs", remedy)
+        }
+        Ok(_) => check(name, Outcome::Pass, "works", ""),
+    }
+}
+
+fn limit(resource: libc::__rlimit_resource_t) -> Option<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid rlimit that outlives the call.
+    (unsafe { libc::getrlimit(resource, &raw mut limit) } == 0).then_some(limit.rlim_cur)
+}
+
+fn locked_memory() -> Check {
+    let name = "locked memory";
+    let needed = LOCKED_BYTES_PER_CORE * cpus().len() as u64;
+    match limit(libc::RLIMIT_MEMLOCK) {
+        Some(libc::RLIM_INFINITY) => check(name, Outcome::Pass, "unlimited", ""),
+        Some(bytes) => {
+            let outcome = if bytes < LOCKED_BYTES_PER_CORE {
+                Outcome::Fail
+            } else if bytes < needed {
+                Outcome::Warn
+            } else {
+                Outcome::Pass
+            };
+            let remedy = "ulimit -l unlimited, or LimitMEMLOCK=64M in the systemd unit";
+            check(name, outcome, format!("{} KiB, {} wanted", bytes >> 10, needed >> 10), remedy)
+        }
+        None => check(name, Outcome::Warn, "cannot be read", "see `ulimit -l`"),
+    }
+}
+
+fn open_files() -> Check {
+    let name = "open files";
+    match limit(libc::RLIMIT_NOFILE) {
+        Some(files) if files < OPEN_FILES => {
+            let remedy = "ulimit -n 65536, or LimitNOFILE=65536 in the systemd unit";
+            check(name, Outcome::Warn, format!("{files}, {OPEN_FILES} wanted"), remedy)
+        }
+        Some(files) => check(name, Outcome::Pass, files.to_string(), ""),
+        None => check(name, Outcome::Warn, "cannot be read", "see `ulimit -n`"),
+    }
+}
+
+fn udp_buffer(name: &'static str, setting: &str) -> Check {
+    let path = format!("/proc/sys/{}", setting.replace('.', "/"));
+    let bytes = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let remedy = format!("sudo sysctl -w {setting}=8388608, so that bursts are not lost");
+    match bytes {
+        Some(bytes) if bytes < UDP_BUFFER_BYTES => {
+            check(name, Outcome::Warn, format!("at most {} KiB", bytes >> 10), remedy)
+        }
+        Some(bytes) => check(name, Outcome::Pass, format!("at most {} KiB", bytes >> 10), remedy),
+        None => check(name, Outcome::Warn, format!("{path} cannot be read"), remedy),
+    }
+}
+
+fn cpu_features() -> Check {
+    let name = "CPU";
+    #[cfg(target_arch = "x86_64")]
+    {
+        let features = [
+            ("avx2", std::arch::is_x86_feature_detected!("avx2")),
+            ("f16c", std::arch::is_x86_feature_detected!("f16c")),
+            ("fma", std::arch::is_x86_feature_detected!("fma")),
+            ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
+            ("avx512vnni", std::arch::is_x86_feature_detected!("avx512vnni")),
+        ];
+        let has: Vec<_> = features.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect();
+        let found = format!("{} CPUs; {}", cpus().len(), if has.is_empty() { "no vector units".into() } else { has.join(" ") });
+        let fast = features[..3].iter().all(|(_, there)| *there);
+        let outcome = if fast { Outcome::Pass } else { Outcome::Warn };
+        check(name, outcome, found, "models will be slow; use a CPU with AVX2, or serve with --no-model")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    check(name, Outcome::Warn, format!("{} CPUs", cpus().len()), "models will be slow: fast kernels are for x86-64")
+}
+
+fn port(addr: SocketAddr) -> Check {
+    let name = "QUIC address";
+    match UdpSocket::bind(addr) {
+        Ok(_) => check(name, Outcome::Pass, format!("{addr} is free"), ""),
+        Err(error) => {
+            let remedy = "stop the program that has it (a running node?), or choose another with --quic ADDR";
+            check(name, Outcome::Warn, format!("{addr}: {error}"), remedy)
+        }
+    }
+}
+
+fn data_directory(data: &std::path::Path) -> Check {
+    let name = "data directory";
+    let shown = data.display();
+    // A directory that is not there yet is made by the node; what matters is whether it could be.
+    let existing = data.ancestors().find(|path| path.exists()).unwrap_or(data);
+    let probe = existing.join(format!(".thalweg-doctor-{}", std::process::id()));
+    match OpenOptions::new().write(true).create_new(true).open(&probe) {
+        Ok(_) => {
+            let removed = fs::remove_file(&probe);
+            let found = if existing == data { format!("{shown} can be written") } else { format!("{shown} can be made") };
+            match removed {
+                Ok(()) => check(name, Outcome::Pass, found, ""),
+                Err(error) => check(name, Outcome::Warn, format!("{}: {error}", probe.display()), "remove it by hand"),
+            }
+        }
+        Err(error) => {
+            check(name, Outcome::Fail, format!("{shown}: {error}"), "choose another with --data DIR, or mend its permissions")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_said_with_a_remedy() {
+        let dir = crate::identity::tests::TempDir::new();
+        let taken = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        let quic = taken.local_addr().expect("bound");
+        let all = checks(&DoctorOptions { data: dir.path().join("new"), quic });
+        assert!(all.iter().all(|check| (check.outcome == Outcome::Pass) == check.remedy.is_none()), "{all:#?}");
+        let outcome = |name| all.iter().find(|check| check.name == name).map(|check| check.outcome);
+        assert_eq!(outcome("QUIC address"), Some(Outcome::Warn));
+        assert_eq!(outcome("data directory"), Some(Outcome::Pass));
+        let nowhere = PathBuf::from("/proc/nowhere");
+        assert_eq!(data_directory(&nowhere).outcome, Outcome::Fail);
+    }
+}

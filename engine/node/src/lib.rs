@@ -1,0 +1,26 @@
+//! How one machine runs shards: boot, core loop, log, mesh, drain.
+//!
+//! [`Node::start`] opens the data directory, loads the models, binds the sockets and starts one pinned thread per core;
+//! each runs a glommio executor with one long-lived task, the core loop. It returns when every core has said that it is
+//! ready.
+//!
+//! What is absent: the node knows no domain. It moves what shards, transports and the inference stage say to each other.
+
+mod boot;
+mod clerk;
+pub mod config;
+mod connection;
+mod core_loop;
+pub mod doctor;
+mod drain;
+pub mod gatekeeper;
+pub mod identity;
+mod inference;
+mod log;
+mod mesh;
+mod park;
+mod sessions;
+mod stats;
+
+pub use boot::{Node, StartError, default_data_dir, run_until_signal};
+pub use log::{Log, MemoryLog};

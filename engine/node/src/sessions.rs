@@ -1,0 +1,320 @@
+//! Frames to requests, outputs to frames: what happens between a core's connections and its shard.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use thalweg_domain::permission::Action;
+use thalweg_protocol::ids::{CoreId, Request, Watch};
+use thalweg_protocol::limits::{HELLO_TIMEOUT_MS, RECONNECT_DELAY_MS};
+use thalweg_protocol::op::{ClientOp, ServerOp};
+use thalweg_protocol::reject::{Reject, RejectCode};
+use thalweg_quic::{Event, Lane, Link as QuicLink, PRIORITY_DELIVERY, PRIORITY_GENERATION, SendError};
+use thalweg_shard::{Input, Link, Output};
+
+use crate::connection::Connection;
+use crate::core_loop::Core;
+use crate::mesh::MeshMessage;
+use crate::stats::{CoreStats, report};
+
+/// Collections of statistics under way on one core; one more is refused.
+const REPORTS_MAX: usize = 64;
+
+/// The connections of one core, and what it owes them itself.
+#[derive(Default)]
+pub(crate) struct Sessions {
+    connections: BTreeMap<u64, Connection>,
+    /// Connections that have not said hello, oldest first.
+    awaiting_hello: VecDeque<(Instant, QuicLink)>,
+    reports: BTreeMap<u64, Report>,
+    reports_begun: u64,
+    hellos_accepted: u64,
+    hellos_refused: BTreeMap<&'static str, u64>,
+    closed_slow: u64,
+}
+
+/// Statistics that somebody asked for and that are still being collected.
+struct Report {
+    link: QuicLink,
+    request: Request,
+    cores: Vec<CoreStats>,
+    inference: Option<Option<Value>>,
+}
+
+impl Sessions {
+    pub(crate) fn next_hello_deadline(&self) -> Option<Instant> {
+        self.awaiting_hello.front().map(|(at, _)| *at)
+    }
+
+    pub(crate) fn count(&self, stats: &mut CoreStats) {
+        stats.counters.insert("hellos_accepted", self.hellos_accepted);
+        stats.counters.insert("hellos_refused", self.hellos_refused.values().sum());
+        stats.counters.insert("closed_slow", self.closed_slow);
+        for (code, count) in &self.hellos_refused {
+            *stats.rejects.entry(code).or_default() += count;
+        }
+    }
+
+    /// The connections whose hello was accepted.
+    pub(crate) fn open(&self) -> Vec<QuicLink> {
+        let open = self.connections.iter().filter(|(_, connection)| connection.principal.is_some());
+        open.map(|(number, _)| QuicLink::from_number(*number)).collect()
+    }
+
+    /// All connections.
+    pub(crate) fn all(&self) -> Vec<QuicLink> {
+        self.connections.keys().map(|number| QuicLink::from_number(*number)).collect()
+    }
+}
+
+fn quic_link(link: Link) -> QuicLink {
+    QuicLink::from_number(link.0)
+}
+
+fn shard_link(link: QuicLink) -> Link {
+    Link(link.number())
+}
+
+impl Core {
+    /// Takes what the transport has to say.
+    pub(crate) fn events(&mut self, now: Instant) -> usize {
+        let mut work = 0;
+        while let Some(event) = self.quic.poll_event() {
+            work += 1;
+            self.event(now, event);
+        }
+        work
+    }
+
+    fn event(&mut self, now: Instant, event: Event) {
+        match event {
+            Event::Opened { link, .. } => {
+                self.sessions.connections.insert(link.number(), Connection::new());
+                let deadline = now + Duration::from_millis(HELLO_TIMEOUT_MS);
+                self.sessions.awaiting_hello.push_back((deadline, link));
+            }
+            Event::Frame { link, subject, payload, .. } => self.frame(now, link, Request(subject), &payload),
+            Event::Drained { link, lane, bytes } => {
+                let connection = self.sessions.connections.get(&link.number());
+                if connection.is_some_and(|connection| connection.delivery == Some(lane)) {
+                    let at = self.now();
+                    self.shard.handle(at, Input::Drained { link: shard_link(link), bytes });
+                }
+            }
+            Event::Closed { link, reason } => {
+                tracing::debug!(?link, ?reason, "connection closed");
+                if let Some(connection) = self.sessions.connections.remove(&link.number())
+                    && connection.principal.is_some()
+                {
+                    let at = self.now();
+                    self.shard.handle(at, Input::Closed { link: shard_link(link) });
+                }
+            }
+            // A reader that stopped reading a lane says so with credit, or by going; datagrams have no use yet.
+            Event::LaneClosed { .. } | Event::Datagram { .. } => {}
+        }
+    }
+
+    fn frame(&mut self, now: Instant, link: QuicLink, request: Request, payload: &Bytes) {
+        let Some(connection) = self.sessions.connections.get(&link.number()) else { return };
+        let open = connection.principal.clone();
+        match (ClientOp::decode(payload), open) {
+            (Ok(ClientOp::Hello(hello)), None) => match self.shared.reception.welcome(&hello) {
+                Ok((principal, welcome)) if self.draining.is_none() => {
+                    let principal = Arc::new(principal);
+                    if let Some(connection) = self.sessions.connections.get_mut(&link.number()) {
+                        connection.principal = Some(Arc::clone(&principal));
+                    }
+                    self.sessions.hellos_accepted += 1;
+                    tracing::debug!(?link, tenant = %principal.tenant, user = %principal.user, "session opened");
+                    self.reply(now, link, request, &ServerOp::Welcome(welcome));
+                    let at = self.now();
+                    self.shard.handle(at, Input::Opened { link: shard_link(link), principal });
+                }
+                Ok(_) => self.turn_away(now, link, request, going_away()),
+                Err(reject) => self.turn_away(now, link, request, reject),
+            },
+            (Ok(_), None) => {
+                let text = "the first frame of a connection must be a hello";
+                self.turn_away(now, link, request, Reject::new(RejectCode::HelloExpected, text));
+            }
+            (Err(reject), None) => self.turn_away(now, link, request, reject),
+            (Ok(ClientOp::Ping { nonce }), Some(_)) => self.reply(now, link, request, &ServerOp::Pong { nonce }),
+            (Ok(ClientOp::Stats), Some(principal)) => match principal.require(Action::Admin, "stats") {
+                Ok(()) => self.begin_report(now, link, request),
+                Err(reject) => self.reply(now, link, request, &ServerOp::Reject(reject)),
+            },
+            (Ok(ClientOp::Drain), Some(principal)) => match principal.require(Action::Admin, "drain") {
+                Ok(()) => {
+                    tracing::info!(user = %principal.user, "a client asked the node to drain");
+                    self.reply(now, link, request, &ServerOp::Done);
+                    self.shared.drain();
+                }
+                Err(reject) => self.reply(now, link, request, &ServerOp::Reject(reject)),
+            },
+            (Ok(op), Some(_)) => {
+                let at = self.now();
+                self.shard.handle(at, Input::Request { link: shard_link(link), request, op });
+            }
+            // The frame's boundaries are known, so one bad request does not end the session.
+            (Err(reject), Some(_)) => self.reply(now, link, request, &ServerOp::Reject(reject)),
+        }
+    }
+
+    /// Refuses a connection that did not get as far as a session.
+    fn turn_away(&mut self, now: Instant, link: QuicLink, request: Request, reject: Reject) {
+        *self.sessions.hellos_refused.entry(reject.code.as_str()).or_default() += 1;
+        self.reply(now, link, request, &ServerOp::Reject(reject.clone()));
+        self.quic.close(now, link, reject.code as u32, reject.message.as_bytes());
+    }
+
+    /// Closes connections that said no hello in time.
+    pub(crate) fn close_silent(&mut self, now: Instant) -> usize {
+        let mut closed = 0;
+        while let Some(&(_, link)) = self.sessions.awaiting_hello.front().filter(|(at, _)| *at <= now) {
+            self.sessions.awaiting_hello.pop_front();
+            let connection = self.sessions.connections.get(&link.number());
+            if connection.is_some_and(|connection| connection.principal.is_none()) {
+                let text = format!("no hello came within {HELLO_TIMEOUT_MS} ms");
+                let reject = Reject::new(RejectCode::HelloTimeout, text);
+                *self.sessions.hellos_refused.entry(reject.code.as_str()).or_default() += 1;
+                self.quic.close(now, link, reject.code as u32, reject.message.as_bytes());
+                closed += 1;
+            }
+        }
+        closed
+    }
+
+    pub(crate) fn reply(&mut self, now: Instant, link: QuicLink, request: Request, op: &ServerOp) {
+        self.send(now, link, Lane::COMMAND, request.0, op.encode());
+    }
+
+    /// Sends a frame; a client that lets too much pile up is parted with.
+    fn send(&mut self, now: Instant, link: QuicLink, lane: Lane, subject: u32, payload: Bytes) {
+        match self.quic.send(link, lane, subject, payload) {
+            Ok(()) | Err(SendError::LinkClosed(_) | SendError::LaneClosed(..)) => {}
+            Err(error @ (SendError::QueueFull { .. } | SendError::TooLarge { .. } | SendError::DatagramsUnsupported(_))) => {
+                self.sessions.closed_slow += 1;
+                tracing::debug!(?link, %error, "parting with a client that does not read");
+                self.quic.close(now, link, RejectCode::SlowReader as u32, b"too much is queued; read what was asked for");
+            }
+        }
+    }
+
+    /// Carries out one wish of the shard.
+    pub(crate) fn carry_out(&mut self, now: Instant, output: Output) {
+        match output {
+            Output::Append { ticket, record } => self.log.append(ticket, record),
+            Output::Reply { link, request, op } => self.reply(now, quic_link(link), request, &op),
+            Output::Deliver { link, subscription, payload } => {
+                let link = quic_link(link);
+                if let Some(lane) = self.delivery_lane(now, link) {
+                    self.send(now, link, lane, subscription.0, payload);
+                }
+            }
+            Output::Generation { link, watch, payload, last } => {
+                let link = quic_link(link);
+                let Some(lane) = self.generation_lane(now, link, watch) else { return };
+                self.send(now, link, lane, watch.0, payload);
+                if last {
+                    self.quic.finish_lane(link, lane);
+                    if let Some(connection) = self.sessions.connections.get_mut(&link.number()) {
+                        connection.generations.remove(&watch);
+                    }
+                }
+            }
+            Output::Peer { to, message } => self.mesh.send(to, MeshMessage::Shard(message)),
+            Output::Inference(command) => self.inference.send(command),
+            Output::Close { link, reject } => {
+                self.quic.close(now, quic_link(link), reject.code as u32, reject.message.as_bytes());
+            }
+        }
+    }
+
+    fn delivery_lane(&mut self, now: Instant, link: QuicLink) -> Option<Lane> {
+        if let Some(lane) = self.sessions.connections.get(&link.number())?.delivery {
+            return Some(lane);
+        }
+        let lane = self.open_lane(now, link, PRIORITY_DELIVERY)?;
+        self.sessions.connections.get_mut(&link.number())?.delivery = Some(lane);
+        Some(lane)
+    }
+
+    fn generation_lane(&mut self, now: Instant, link: QuicLink, watch: Watch) -> Option<Lane> {
+        if let Some(lane) = self.sessions.connections.get(&link.number())?.generations.get(&watch) {
+            return Some(*lane);
+        }
+        let lane = self.open_lane(now, link, PRIORITY_GENERATION)?;
+        self.sessions.connections.get_mut(&link.number())?.generations.insert(watch, lane);
+        Some(lane)
+    }
+
+    /// Opens a lane. A client that allows too few of them cannot be served and is told so.
+    fn open_lane(&mut self, now: Instant, link: QuicLink, priority: i32) -> Option<Lane> {
+        match self.quic.open_lane(link, priority) {
+            Ok(lane) => Some(lane),
+            Err(error) => {
+                let text = format!("{error}; allow more unidirectional streams");
+                self.quic.close(now, link, RejectCode::LimitReached as u32, text.as_bytes());
+                None
+            }
+        }
+    }
+
+    fn begin_report(&mut self, now: Instant, link: QuicLink, request: Request) {
+        if self.sessions.reports.len() >= REPORTS_MAX {
+            let reject = Reject::new(RejectCode::Busy, "too many statistics are being collected").retry_after_ms(1_000);
+            self.reply(now, link, request, &ServerOp::Reject(reject));
+            return;
+        }
+        self.sessions.reports_begun += 1;
+        let number = self.sessions.reports_begun;
+        let asked = self.clerk.ask_inference_stats(number);
+        let inference = if asked { None } else { Some(None) };
+        let report = Report { link, request, cores: vec![self.snapshot()], inference };
+        self.sessions.reports.insert(number, report);
+        for core in (0..self.shared.bells.len() as u16).map(CoreId).filter(|core| *core != self.id) {
+            self.mesh.send(core, MeshMessage::StatsWanted { from: self.id, number });
+        }
+        self.finish_report(number);
+    }
+
+    pub(crate) fn stats_arrived(&mut self, number: u64, stats: CoreStats) {
+        if let Some(report) = self.sessions.reports.get_mut(&number) {
+            report.cores.push(stats);
+            self.finish_report(number);
+        }
+    }
+
+    pub(crate) fn inference_stats_arrived(&mut self, number: u64, stats: Option<Value>) {
+        if let Some(report) = self.sessions.reports.get_mut(&number) {
+            report.inference = Some(stats);
+            self.finish_report(number);
+        }
+    }
+
+    /// Sends a report once everybody has given their part.
+    fn finish_report(&mut self, number: u64) {
+        let cores = self.shared.bells.len();
+        let complete = |report: &mut Report| report.cores.len() == cores && report.inference.is_some();
+        let std::collections::btree_map::Entry::Occupied(mut entry) = self.sessions.reports.entry(number) else { return };
+        if !complete(entry.get_mut()) {
+            return;
+        }
+        let collected = entry.remove();
+        let mut node = self.shared.about.clone();
+        node.insert("uptime_s".into(), json!(self.shared.origin.elapsed().as_secs()));
+        node.insert("draining".into(), json!(self.draining.is_some()));
+        let json = report(node, &collected.cores, collected.inference.flatten());
+        let op = ServerOp::StatsReport { json: json.to_string().into() };
+        self.reply(Instant::now(), collected.link, collected.request, &op);
+    }
+}
+
+/// What those are told who come or stay while the node goes.
+pub(crate) fn going_away() -> Reject {
+    let text = "the node is restarting; come back after the delay";
+    Reject::new(RejectCode::Draining, text).retry_after_ms(RECONNECT_DELAY_MS)
+}
