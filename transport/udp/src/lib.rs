@@ -12,11 +12,14 @@
 //! Peers are never an error of the socket: a datagram that cannot be sent to one of them is dropped and counted, as the
 //! network might have dropped it. An [`std::io::Error`] means that the socket itself is broken.
 
+mod control;
 mod counters;
 mod group;
 mod socket;
 mod steering;
 mod syscalls;
+#[cfg(test)]
+mod tests;
 mod uring;
 
 pub use counters::UdpCounters;
