@@ -280,7 +280,7 @@ impl Stage {
         &self.models
     }
 
-    /// Counters and timings of all threads together, at most a quarter of a second old. Never waits.
+    /// Counters and timings of all threads together, at most a quarter of a second old.
     pub fn stats(&self) -> StageStats {
         StageStats::merge(self.shared.iter().map(|shared| shared.stats.latest()))
     }

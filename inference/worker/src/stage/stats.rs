@@ -1,6 +1,6 @@
 //! What the stage counts and times.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -78,22 +78,20 @@ pub(super) struct ThreadStats {
     pub(super) sample_to_ring: Times,
 }
 
-/// The newest stats of a thread, handed over without waiting: whoever finds the other at it takes what was there before.
+/// The newest stats of a thread. The lock is held for the exchange of a pointer only, a few times a second.
 #[derive(Debug, Default)]
 pub(super) struct Published(Mutex<Arc<ThreadStats>>);
 
 impl Published {
-    /// Puts newer stats in place, unless someone is looking at this very moment.
+    /// Puts newer stats in place.
     pub(super) fn publish(&self, stats: &ThreadStats) {
         let newer = Arc::new(stats.clone());
-        if let Ok(mut place) = self.0.try_lock() {
-            *place = newer;
-        }
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = newer;
     }
 
-    /// The newest. The lock is held for the time of one reference count.
+    /// The newest.
     pub(super) fn latest(&self) -> Arc<ThreadStats> {
-        self.0.lock().map_or_else(|poisoned| Arc::clone(&poisoned.into_inner()), |place| Arc::clone(&place))
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
