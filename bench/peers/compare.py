@@ -20,6 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 WORK = ROOT / "target" / "peers"
 BUILD = WORK / "build"
 THALWEG = ROOT / "target" / "release" / "thalweg"
+GENERATOR = ROOT / "target" / "release" / "examples" / "bench"
 NATS_VERSION = "2.15.1"
 READY_S = 20
 
@@ -28,6 +29,9 @@ def build_peers():
     manifest = ROOT / "bench/peers/quinn-echo/Cargo.toml"
     command = ["cargo", "build", "--release", "--quiet", "--manifest-path", str(manifest)]
     subprocess.run(command, check=True, env={**os.environ, "CARGO_TARGET_DIR": str(BUILD)})
+    # The generator by itself: the command looks for a node of ours, which the echo is not.
+    own = ["cargo", "build", "--release", "--quiet", "-p", "thalweg-load", "--example", "bench"]
+    subprocess.run(own, check=True, cwd=ROOT)
     if not THALWEG.exists():
         sys.exit("target/release/thalweg is missing: run `cargo build --release` first")
 
@@ -133,8 +137,7 @@ def ping(rounds, seconds):
             samples["stock"].append(
                 {"ping_closed": rows["quinn_closed"], "ping_open": rows["quinn_open"]}
             )
-            same = [str(THALWEG), "bench", "ping", "--echo", "--server", server.address, "--token", "none"]
-            same += ["--trust-first"]
+            same = [str(GENERATOR), "--server", server.address, "ping", "--echo"]
             rows = generate([*same, "--duration", f"{seconds}s", "--json"])
             samples["stock_same_generator"].append(
                 {"ping_closed": rows["echo_closed"], "ping_open": rows["echo_open"]}

@@ -80,7 +80,7 @@ pub(crate) fn run(args: &FanoutArgs, context: &Context) -> Result<Vec<Row>, Load
 
 fn check(args: &FanoutArgs, connections: usize) -> Result<(), LoadError> {
     let wrong = |text: String| Err(LoadError::Usage(text));
-    if args.subscribers == 0 || connections == 0 || args.subscribers % connections != 0 {
+    if args.subscribers == 0 || connections == 0 || !args.subscribers.is_multiple_of(connections) {
         let subscribers = args.subscribers;
         return wrong(format!("{subscribers} subscribers cannot be spread evenly over {connections} connections"));
     }
