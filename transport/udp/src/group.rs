@@ -12,6 +12,20 @@ use crate::syscalls::SyscallSocket;
 use crate::uring::RingSocket;
 
 /// How a socket talks to the kernel.
+///
+/// The default is the winner of `bench/micro/src/bin/udp_backends.rs`: an echo of 64 bytes over loopback, one pinned thread
+/// a side, server spinning 200 µs before it sleeps, medians of 9 alternating rounds on 2 busy cores of an AMD Zen 3
+/// (Linux 6.18), `quinn-udp` against `io-uring`:
+///
+/// | peers | echoes/s | p50 µs | server's CPU per echo, µs | its system calls per echo |
+/// |---|---|---|---|---|
+/// | 1 | 27,300 / 22,600 | 10.6 / 12.4 | 11.9 / 14.1 (spinning included) | 7.75 / 2.00 |
+/// | 256 | 65,300 / 64,600 | 1,467 / 1,500 | 5.38 / 5.35 | 1.11 / 0.04 |
+/// | 2,000 | 120,000 / 111,000 | 15,500 / 13,800 | 6.54 / 6.20 | 1.40 / 0.13 |
+///
+/// The ring saves nearly all system calls, but on loopback the way of a datagram through the kernel is what costs: with
+/// many peers it saves 5 to 10 % of the CPU at best, within the noise of the machine, and a single peer waits 1.8 µs
+/// longer. So plain system calls serve by default; the ring is worth a try with thousands of peers that talk at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backend {
     /// `recvmmsg` and `sendmsg` through `quinn-udp`. Works on every Linux.
