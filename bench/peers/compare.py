@@ -119,8 +119,8 @@ def thalweg():
 
 def bench(data, server, *arguments):
     pid = str(server.process.pid)
-    command = [str(THALWEG), "bench", *arguments, "--data", str(data), "--server-pid", pid, "--json"]
-    return generate(command)
+    options = ["--data", str(data), "--server-pid", pid, "--json"]
+    return generate([str(THALWEG), "bench", *options, *arguments])
 
 
 def ping(rounds, seconds):
