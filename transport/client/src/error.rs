@@ -12,7 +12,7 @@ use crate::trust::KeyHash;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ClientError {
     /// Nobody answered, or the address does not resolve.
-    #[error("no node answers at {server}: {reason}; check the address and that `thalweg serve` runs there")]
+    #[error("no node answers at {server}: {reason}; check that `thalweg serve` runs there")]
     Unreachable {
         /// The address as it was given, `host:port`.
         server: String,

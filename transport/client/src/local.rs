@@ -43,30 +43,33 @@ struct NodeFile {
 /// Reads what the node of `data` left there.
 ///
 /// # Errors
-/// [`ClientError::File`] if there is no such file (no node was started with this directory), if it may not be read (the
-/// node belongs to somebody else), or if it is damaged.
+/// [`ClientError::Unreachable`] if no node runs with this directory; [`ClientError::File`] if what it left may not be read
+/// (the node belongs to somebody else) or is damaged.
 pub fn discover(data: &Path) -> Result<LocalNode, ClientError> {
-    let node = read(data.join(NODE_FILE))?;
+    let node = match std::fs::read_to_string(data.join(NODE_FILE)) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let reason = "no node runs with this data directory; say where one is with --server or --data".into();
+            return Err(ClientError::Unreachable { server: data.display().to_string(), reason });
+        }
+        Err(error) => return Err(file_error(data.join(NODE_FILE), &error)),
+        Ok(text) => text,
+    };
     let damaged = |reason: String| ClientError::File { path: data.join(NODE_FILE), reason };
     let node: NodeFile = serde_json::from_str(&node).map_err(|error| damaged(error.to_string()))?;
     let key = node.key_sha256.parse().map_err(|error: ClientError| damaged(error.to_string()))?;
-    let token = read(data.join(TOKEN_FILE))?.trim().to_owned();
+    let token = data.join(TOKEN_FILE);
+    let token = std::fs::read_to_string(&token).map_err(|error| file_error(token, &error))?.trim().to_owned();
     Ok(LocalNode { quic: node.quic, http: node.http, key, token, pid: node.pid, epoch: node.epoch })
 }
 
-fn read(path: PathBuf) -> Result<String, ClientError> {
-    std::fs::read_to_string(&path).map_err(|error| {
-        let reason = match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                "does not exist: no node was started with this data directory; start `thalweg serve`, or say where the \
-                 node is with --server"
-                    .into()
-            }
-            std::io::ErrorKind::PermissionDenied => "may not be read: the node belongs to another user".into(),
-            _ => error.to_string(),
-        };
-        ClientError::File { path, reason }
-    })
+fn file_error(path: PathBuf, error: &std::io::Error) -> ClientError {
+    let reason = match error.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            "may not be read: the node belongs to another user; ask for a token and give it with --server and --token".into()
+        }
+        _ => error.to_string(),
+    };
+    ClientError::File { path, reason }
 }
 
 #[cfg(test)]
@@ -90,7 +93,7 @@ mod tests {
         };
         let key = "ab".repeat(32);
         let node = format!(r#"{{"quic":"127.0.0.1:1","http":null,"key_sha256":"{key}","pid":7,"epoch":2,"new":1}}"#);
-        check(None, None, "no node was started");
+        check(None, None, "no node runs");
         check(Some("{"), None, "node.json");
         check(Some(r#"{"quic":"127.0.0.1:1","key_sha256":"ab"}"#), Some("t"), "64 hexadecimal digits");
         check(Some(&node), None, "local.token");

@@ -1,0 +1,199 @@
+//! `thalweg admin`: tokens, statistics, draining.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Subcommand;
+use serde_json::Value;
+use thalweg_client::Name;
+use thalweg_node::gatekeeper::{Action, Claims, Keys, Permission};
+
+use crate::connect::{ConnectArgs, block_on};
+use crate::failure::{Failure, exit, output};
+use crate::{duration, paths};
+
+/// How long to wait for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Look after a node: tokens, statistics, draining
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  thalweg admin token --user ada                                     may do everything in the tenant `default`
+  thalweg admin token --user bot --allow read:* --allow write:bot-* --ttl 1h
+  thalweg admin stats
+  thalweg admin drain";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Sign a token with the key of the data directory, and print it
+    Token {
+        /// Whose data its holder may touch
+        #[arg(long, value_name = "T", default_value = "default", value_parser = parse_name)]
+        tenant: Name,
+        /// Under which name its holder writes [default: $USER]
+        #[arg(long, value_name = "U", value_parser = parse_name)]
+        user: Option<Name>,
+        /// What its holder may do: read, write, ask or admin, and a pattern of names; repeat for more [default: read, write
+        /// and ask everything]
+        #[arg(long, value_name = "PERM:PATTERN")]
+        allow: Vec<Permission>,
+        /// For how long
+        #[arg(long, value_name = "TIME", default_value = "30d", value_parser = duration::parse)]
+        ttl: Duration,
+        /// The node's data directory [default: $XDG_STATE_HOME/thalweg]
+        #[arg(long, value_name = "DIR", env = "THALWEG_DATA")]
+        data: Option<PathBuf>,
+    },
+    /// Show counters and latencies of the node
+    Stats {
+        /// The node's JSON as it is
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        connect: ConnectArgs,
+    },
+    /// Let the node finish what is in flight and end
+    Drain {
+        #[command(flatten)]
+        connect: ConnectArgs,
+    },
+}
+
+fn parse_name(text: &str) -> Result<Name, String> {
+    Name::new(text).map_err(|error| error.to_string())
+}
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    match args.command {
+        Command::Token { tenant, user, allow, ttl, data } => {
+            let claims = Claims { tenant, user: user.unwrap_or_else(local_user), allow: or_default(allow), ttl };
+            let token = mint(data, &claims)?;
+            writeln!(std::io::stdout().lock(), "{token}").map_err(|error| output(&error))
+        }
+        Command::Stats { json, connect } => block_on(stats(connect, json)),
+        Command::Drain { connect } => block_on(drain(connect)),
+    }
+}
+
+/// Signs with the key that is there: a directory no node ever used has none, and making one there would give tokens that no
+/// node accepts.
+fn mint(data: Option<PathBuf>, claims: &Claims) -> Result<String, Failure> {
+    let data = paths::data_directory(data);
+    let key = data.join(thalweg_node::gatekeeper::SIGNING_KEY_FILE);
+    if let Err(error) = std::fs::metadata(&key) {
+        let text = format!("{}: {error}; start a node there once, or name its data directory with --data", key.display());
+        return Err(Failure::failed(text));
+    }
+    let keys = Keys::open(&data).map_err(|error| Failure::failed(error.to_string()))?;
+    keys.mint(claims).map_err(|error| Failure::failed(error.to_string()))
+}
+
+fn or_default(allow: Vec<Permission>) -> Vec<Permission> {
+    if !allow.is_empty() {
+        return allow;
+    }
+    let everything = |action| Permission { action, pattern: "*".into() };
+    [Action::Read, Action::Write, Action::Ask].map(everything).into()
+}
+
+fn local_user() -> Name {
+    let user = std::env::var("USER").ok().and_then(|user| Name::new(&user).ok());
+    user.unwrap_or_else(|| Name::new("local").expect("a valid name"))
+}
+
+async fn stats(connect: ConnectArgs, json: bool) -> Result<(), Failure> {
+    let client = connect.connect("admin", PATIENCE).await?;
+    let bytes = tokio::time::timeout(PATIENCE, client.stats()).await.map_err(|_| slow())??;
+    let mut out = std::io::stdout().lock();
+    if json {
+        out.write_all(&bytes).and_then(|()| out.write_all(b"\n")).map_err(|error| output(&error))?;
+    } else {
+        let value: Value = serde_json::from_slice(&bytes)
+            .map_err(|error| Failure::failed(format!("the node's statistics are not JSON: {error}")))?;
+        let mut lines = Vec::new();
+        table(String::new(), &value, &mut lines);
+        let width = lines.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+        for (name, value) in lines {
+            writeln!(out, "{name:<width$}  {value}").map_err(|error| output(&error))?;
+        }
+    }
+    client.close().await;
+    Ok(())
+}
+
+/// One line per number or text; an object of nothing but numbers, such as a latency, is one line with all of them.
+fn table(name: String, value: &Value, lines: &mut Vec<(String, String)>) {
+    let join = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
+    match value {
+        Value::Object(fields) if !name.is_empty() && is_latency(fields) => {
+            let all: Vec<_> = fields.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            lines.push((name, all.join("  ")));
+        }
+        Value::Object(fields) => fields.iter().for_each(|(key, value)| table(join(key), value, lines)),
+        Value::Array(items) => {
+            items.iter().enumerate().for_each(|(at, value)| table(join(&at.to_string()), value, lines));
+        }
+        Value::String(text) => lines.push((name, text.clone())),
+        other => lines.push((name, other.to_string())),
+    }
+}
+
+fn is_latency(fields: &serde_json::Map<String, Value>) -> bool {
+    fields.keys().any(|key| key.starts_with("p50")) && fields.values().all(Value::is_number)
+}
+
+async fn drain(connect: ConnectArgs) -> Result<(), Failure> {
+    let builder = connect.builder("admin")?.reconnect(None);
+    let client = builder.connect().await?;
+    tokio::time::timeout(PATIENCE, client.drain()).await.map_err(|_| slow())??;
+    eprintln!("the node drains; it ends when what is in flight is finished");
+    client.close().await;
+    Ok(())
+}
+
+fn slow() -> Failure {
+    Failure::new(exit::UNREACHABLE, format!("the node did not answer within {PATIENCE:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statistics_become_a_table() {
+        let value = serde_json::json!({
+            "epoch": 3, "cores": [{ "turn_us": { "p50": 1, "p99": 9, "count": 7 }, "drops": 0 }], "server": "x",
+        });
+        let mut lines = Vec::new();
+        table(String::new(), &value, &mut lines);
+        let lines: Vec<_> = lines.iter().map(|(name, value)| format!("{name} {value}")).collect();
+        let expected = ["cores.0.drops 0", "cores.0.turn_us count=7  p50=1  p99=9", "epoch 3", "server x"];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn tokens_need_a_node_that_was_there() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let claims = |ttl| Claims {
+            tenant: Name::new("default").expect("valid"),
+            user: local_user(),
+            allow: or_default(Vec::new()),
+            ttl,
+        };
+        let data = || Some(directory.path().to_owned());
+        let error = mint(data(), &claims(Duration::from_secs(60))).expect_err("no key").message;
+        assert!(error.contains("signing.key") && error.contains("--data"), "{error}");
+        assert_eq!(std::fs::read_dir(directory.path()).expect("there").count(), 0, "nothing was made");
+        Keys::open(directory.path()).expect("as a node would");
+        let token = mint(data(), &claims(Duration::from_secs(60))).expect("signed");
+        assert_eq!(token.split('.').count(), 3);
+    }
+}

@@ -1,0 +1,166 @@
+//! `thalweg ask`: one question to a model.
+
+use std::io::{Read as _, Write as _};
+use std::time::Duration;
+
+use thalweg_client::{
+    AskRequest, ChatMessage, FinishReason, Generation, GenerationId, Name, OnDetach, Role, Sampling,
+};
+use thalweg_protocol::limits::PROMPT_BYTES_MAX;
+
+use crate::connect::{ConnectArgs, block_on};
+use crate::failure::{Failure, exit, output};
+use crate::{duration, lines};
+
+/// How long to wait for a node that went away in the middle of an answer.
+const RECONNECT: Duration = Duration::from_secs(30);
+
+/// Ask a model; its answer is printed as it is written
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The question; `-` reads it from standard input
+    #[arg(required_unless_present = "resume", conflicts_with = "resume")]
+    prompt: Option<String>,
+    /// Which model [default: the node's first]
+    #[arg(long, short, value_name = "M")]
+    model: Option<String>,
+    /// Instructions to the model
+    #[arg(long, value_name = "S")]
+    system: Option<String>,
+    /// Most tokens to write [default: 512]
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<u32>,
+    /// 0 always takes the likeliest token; up to 2 is more surprising [default: 0.7]
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
+    /// Draw among the likeliest tokens whose probabilities sum to this [default: 0.95]
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+    /// Draw among this many likeliest tokens; 0 for all
+    #[arg(long, value_name = "K")]
+    top_k: Option<u32>,
+    /// The same seed and question give the same answer
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// End before this text; repeat for more
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// How long an answer waits for a reader that went away, before it is cancelled
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::parse)]
+    keep: Duration,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+    /// Go on reading an answer that was begun before
+    #[arg(long, value_name = "ID")]
+    resume: Option<GenerationId>,
+    /// With --resume: from this token on
+    #[arg(long, value_name = "N", requires = "resume", default_value_t = 0)]
+    from: u32,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  thalweg ask \"Name three rivers.\"
+  git diff | thalweg ask - --system \"Write a commit message for this diff.\"
+  thalweg ask \"Tell a story.\" --json --seed 7 --temperature 0.8
+  thalweg ask --resume g-00ff000100000007 --from 12     after a lost terminal; the id was printed first
+
+Ctrl-C cancels the answer on the node too.";
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    crate::connect::log_to_stderr(false, "warn");
+    let request = args.resume.is_none().then(|| request(&args)).transpose()?;
+    block_on(ask(args, request))
+}
+
+fn request(args: &Args) -> Result<AskRequest, Failure> {
+    let prompt = match args.prompt.as_deref() {
+        Some("-") => read_prompt()?,
+        Some(prompt) => prompt.to_owned(),
+        None => return Err(Failure::usage("there is no question")),
+    };
+    let system = args.system.iter().map(|content| ChatMessage { role: Role::System, content: content.clone() });
+    let messages = system.chain([ChatMessage { role: Role::User, content: prompt }]).collect();
+    let default = Sampling::default();
+    let sampling = Sampling {
+        temperature: args.temperature.unwrap_or(default.temperature),
+        top_p: args.top_p.unwrap_or(default.top_p),
+        top_k: args.top_k.unwrap_or(default.top_k),
+        seed: args.seed.unwrap_or_default(),
+        max_tokens: args.max_tokens.unwrap_or(default.max_tokens),
+        stop: args.stop.clone(),
+    };
+    let model = args.model.as_deref().map(Name::new).transpose();
+    let model = model.map_err(|error| Failure::usage(format!("--model {error}")))?;
+    let keep_ms = u64::try_from(args.keep.as_millis()).unwrap_or(u64::MAX);
+    let on_detach = if keep_ms == 0 { OnDetach::Cancel } else { OnDetach::Keep(keep_ms) };
+    let request = AskRequest { model, messages, sampling, has_seed: args.seed.is_some(), on_detach, lead: 0 };
+    request.check().map_err(|reject| Failure::usage(reject.message))?;
+    Ok(request)
+}
+
+fn read_prompt() -> Result<String, Failure> {
+    let mut bytes = Vec::new();
+    let read = std::io::stdin().take(PROMPT_BYTES_MAX as u64 + 1).read_to_end(&mut bytes);
+    read.map_err(|error| Failure::failed(format!("reading standard input: {error}")))?;
+    String::from_utf8(bytes).map_err(|error| Failure::failed(format!("the question is not UTF-8: {error}")))
+}
+
+async fn ask(args: Args, request: Option<AskRequest>) -> Result<(), Failure> {
+    let client = args.connect.connect("ask", RECONNECT).await?;
+    let mut generation = match (request, args.resume) {
+        (Some(request), _) => client.ask(request).await?,
+        (None, Some(id)) => client.watch(id, args.from).await?,
+        (None, None) => return Err(Failure::usage("there is no question")),
+    };
+    let id = generation.id();
+    tokio::select! {
+        result = print(&args, &mut generation) => result?,
+        _ = tokio::signal::ctrl_c() => {
+            client.cancel(id).await?;
+            return Err(Failure::new(exit::INCOMPLETE, "cancelled"));
+        }
+    }
+    drop(generation);
+    client.close().await;
+    Ok(())
+}
+
+async fn print(args: &Args, generation: &mut Generation) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    let mut put = |text: &str, end: &str| {
+        let written = out.write_all(text.as_bytes()).and_then(|()| out.write_all(end.as_bytes()));
+        written.and_then(|()| out.flush()).map_err(|error| output(&error))
+    };
+    if args.json {
+        put(&lines::asked(generation), "\n")?;
+    } else {
+        eprintln!("{} {}", generation.id(), generation.model());
+    }
+    let mut text = String::new();
+    // An answer that began and did not end is incomplete, whatever it was that ended it.
+    let incomplete = |error: thalweg_client::ClientError| Failure::new(exit::INCOMPLETE, error.to_string());
+    while let Some(piece) = generation.next().await.map_err(incomplete)? {
+        text.push_str(&piece.text);
+        if args.json {
+            put(&lines::token(&piece), "\n")?;
+        } else {
+            put(&piece.text, "")?;
+        }
+    }
+    let finished = generation.finished().expect("next() gives None only when it is finished");
+    if args.json {
+        put(&lines::finished(&text, finished), "\n")?;
+    } else {
+        put("", "\n")?;
+    }
+    match finished.reason {
+        FinishReason::Stop | FinishReason::Length => Ok(()),
+        FinishReason::Cancelled => Err(Failure::new(exit::INCOMPLETE, "the answer was cancelled")),
+        FinishReason::Failed => Err(Failure::failed(format!("the model failed: {}", finished.message))),
+    }
+}

