@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use thalweg_client::{Builder, Client, ClientError, FirstContact, KeyHash, Trust};
+use thalweg_client::{Builder, Client, ClientError, FirstContact, Trust};
 
 use crate::failure::Failure;
 use crate::paths;
@@ -74,12 +74,6 @@ impl ConnectArgs {
     pub(crate) async fn connect(&self, name: &str, reconnect: Duration) -> Result<Client, Failure> {
         let builder = self.builder(name)?.reconnect(Some(reconnect));
         builder.connect().await.map_err(|error| untrusted_hint(&error).unwrap_or_else(|| error.into()))
-    }
-
-    /// The key that is known for the server, if there is one.
-    pub(crate) fn known_key(&self) -> Option<KeyHash> {
-        let local = thalweg_client::discover(&self.data_directory()).ok()?;
-        (self.server.is_none() || self.server.as_ref() == Some(&local.quic)).then_some(local.key)
     }
 }
 
