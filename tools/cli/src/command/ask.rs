@@ -56,8 +56,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ID")]
     resume: Option<GenerationId>,
     /// With --resume: from this token on
-    #[arg(long, value_name = "N", requires = "resume", default_value_t = 0)]
-    from: u32,
+    #[arg(long, value_name = "N", requires = "resume", conflicts_with = "prompt")]
+    from: Option<u32>,
     #[command(flatten)]
     connect: ConnectArgs,
 }
@@ -114,7 +114,7 @@ async fn ask(args: Args, request: Option<AskRequest>) -> Result<(), Failure> {
     let client = args.connect.connect("ask", RECONNECT).await?;
     let mut generation = match (request, args.resume) {
         (Some(request), _) => client.ask(request).await?,
-        (None, Some(id)) => client.watch(id, args.from).await?,
+        (None, Some(id)) => client.watch(id, args.from.unwrap_or(0)).await?,
         (None, None) => return Err(Failure::usage("there is no question")),
     };
     let id = generation.id();

@@ -1,0 +1,163 @@
+//! The real binary, in a home of its own.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longest time anything in these tests may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A home directory: nothing of the machine's user is seen or touched.
+pub(crate) struct Home {
+    pub(crate) directory: tempfile::TempDir,
+}
+
+impl Home {
+    pub(crate) fn new() -> Self {
+        Self { directory: tempfile::tempdir().expect("a temporary directory") }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// `thalweg` with these arguments.
+    pub(crate) fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_thalweg"));
+        for name in ["THALWEG_SERVER", "THALWEG_TOKEN", "THALWEG_DATA", "THALWEG_LOG"] {
+            command.env_remove(name);
+        }
+        command
+            .args(line.split_whitespace())
+            .env("HOME", self.directory.path())
+            .env("XDG_STATE_HOME", self.path("state"))
+            .env("XDG_CACHE_HOME", self.path("cache"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        if std::env::var_os("THALWEG_MODELS").is_some() && !line.contains("--model") {
+            command.env_remove("THALWEG_MODELS");
+        }
+        command
+    }
+
+    /// Runs `thalweg` with these arguments and this input to its end.
+    pub(crate) fn run(&self, line: &str, input: &[u8]) -> Ended {
+        let mut child = self.command(line).spawn().expect("the binary runs");
+        let mut stdin = child.stdin.take().expect("piped");
+        let input = input.to_vec();
+        // A command that refuses its arguments does not read.
+        let feeding = std::thread::spawn(move || drop(stdin.write_all(&input)));
+        let ended = end(child, line);
+        feeding.join().expect("no panic");
+        ended
+    }
+
+    /// Starts a node on a port of its own.
+    pub(crate) fn serve(&self, line: &str) -> Node {
+        let mut child = self.command(&format!("serve {line}")).spawn().expect("the binary runs");
+        let mut lines = BufReader::new(child.stdout.take().expect("piped"));
+        // What the node logs is read so that it never blocks, and shown if the test fails.
+        let stderr = BufReader::new(child.stderr.take().expect("piped"));
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).for_each(|line| println!("node: {line}")));
+        let mut ready = String::new();
+        lines.read_line(&mut ready).expect("text");
+        assert!(ready.starts_with("ready quic="), "serve {line}: {ready:?}");
+        let quic = ready["ready quic=".len()..].split(' ').next().expect("an address").to_owned();
+        Node { child: Some(child), ready: ready.trim_end().to_owned(), quic }
+    }
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// Waits for the end of a command; kills one that hangs.
+pub(crate) fn end(child: Child, what: &str) -> Ended {
+    let id = child.id();
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    std::thread::spawn(move || drop(sender.send(child.wait_with_output())));
+    let Ok(output) = receiver.recv_timeout(PATIENCE) else {
+        signal(id, libc::SIGKILL);
+        panic!("{what} hangs");
+    };
+    let Output { status, stdout, stderr } = output.expect("a child to wait for");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ended { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
+}
+
+pub(crate) fn signal(process: u32, signal: i32) {
+    let process = i32::try_from(process).expect("a process id");
+    // SAFETY: kill takes two numbers; the process is a child that was not waited for, so its id is its own.
+    unsafe { libc::kill(process, signal) };
+}
+
+/// A node that serves, and is killed when the test ends.
+pub(crate) struct Node {
+    child: Option<Child>,
+    pub(crate) ready: String,
+    pub(crate) quic: String,
+}
+
+impl Node {
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.as_ref().expect("it serves").id()
+    }
+
+    /// Asks it to drain, and gives its exit code.
+    pub(crate) fn terminate(self) -> Option<i32> {
+        signal(self.child.as_ref().expect("it serves").id(), libc::SIGTERM);
+        self.ended()
+    }
+
+    /// Waits until it ended, and gives its exit code.
+    pub(crate) fn ended(mut self) -> Option<i32> {
+        end(self.child.take().expect("it serves"), "serve").code
+    }
+
+    /// Ends it at once, as a crash would.
+    pub(crate) fn kill(mut self) {
+        let mut child = self.child.take().expect("it serves");
+        child.kill().expect("it serves");
+        child.wait().expect("a child to wait for");
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The model these tests may use, if there is one on this machine: pulled to where `THALWEG_MODELS` says.
+pub(crate) fn model() -> Option<PathBuf> {
+    let models = std::env::var_os("THALWEG_MODELS").map(PathBuf::from).or_else(|| {
+        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+        let home = || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cache");
+        Some(cache.unwrap_or_else(home).join("thalweg/models"))
+    })?;
+    let model = models.join("smollm2-135m/model.gguf");
+    if model.exists() {
+        return Some(model);
+    }
+    println!("skipped: {} is not there; `thalweg models pull smollm2-135m` fetches it", model.display());
+    None
+}
+
+/// Looks again until it is so.
+pub(crate) fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !so() {
+        assert!(start.elapsed() < PATIENCE, "{what} does not come");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
