@@ -43,7 +43,8 @@ fn main() {
             if only.is_some_and(|only| *only != name) {
                 continue;
             }
-            let rate = if kind == "prefill" { prefill(&mut *runner, size) } else { decode(&mut *runner, size, vocabulary) };
+            let rate =
+                if kind == "prefill" { prefill(&mut *runner, size) } else { decode(&mut *runner, size, vocabulary) };
             println!("{name} {rate:.1}");
             if round == 0 {
                 all.push((name, vec![rate]));
@@ -105,6 +106,7 @@ fn decode(runner: &mut dyn Runner, batch: usize, vocabulary: usize) -> f64 {
 }
 
 fn best(logits: &[f32]) -> u32 {
-    let best = logits.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (n, &l)| if l > best.1 { (n, l) } else { best });
+    let best =
+        logits.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (n, &l)| if l > best.1 { (n, l) } else { best });
     best.0 as u32
 }

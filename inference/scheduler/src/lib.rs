@@ -15,5 +15,5 @@ mod tests;
 
 pub use counters::Counters;
 pub use plan::{Part, Row, Step};
-pub use scheduler::{Config, Input, Output, Outcome, Sampled, Scheduler, Submit};
+pub use scheduler::{Config, Input, Outcome, Output, Sampled, Scheduler, Submit};
 pub use sequence::{End, Outlet, SequenceId};

@@ -29,7 +29,9 @@ pub enum LoadError {
         path: PathBuf,
     },
     /// Its header does not parse: nearly always a download that broke off.
-    #[error("the header of {path} ({bytes} bytes) cannot be read: {reason}; the file is cut off or damaged, pull it again")]
+    #[error(
+        "the header of {path} ({bytes} bytes) cannot be read: {reason}; the file is cut off or damaged, pull it again"
+    )]
     Header {
         /// Which file.
         path: PathBuf,
@@ -193,12 +195,9 @@ impl Gguf {
         let (start, end) = range.ok_or_else(|| self.invalid(format!("tensor {name} has impossible dimensions")))?;
         match self.map.get(start as usize..end as usize) {
             Some(raw) => Ok((info.ggml_dtype, dims, raw)),
-            None => Err(LoadError::Truncated {
-                path: self.path.clone(),
-                tensor: name.into(),
-                end,
-                bytes: self.map.len(),
-            }),
+            None => {
+                Err(LoadError::Truncated { path: self.path.clone(), tensor: name.into(), end, bytes: self.map.len() })
+            }
         }
     }
 

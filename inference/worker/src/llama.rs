@@ -65,7 +65,8 @@ impl Dimensions {
             epsilon: file.float("llama.attention.layer_norm_rms_epsilon")?,
         };
         let Self { head_width, kv_heads, hidden, layers, context_tokens, .. } = dimensions;
-        let in_range = [width, layers, heads, kv_heads, head_width, hidden, context_tokens].iter().all(|&n| n > 0 && n < 1 << 24);
+        let in_range =
+            [width, layers, heads, kv_heads, head_width, hidden, context_tokens].iter().all(|&n| n > 0 && n < 1 << 24);
         if !in_range || heads % kv_heads != 0 {
             return Err(file.invalid(format!("the sizes make no sense: {dimensions:?}")));
         }
@@ -198,7 +199,13 @@ impl Model for Llama {
         let slabs = (0..slots).map(|_| Slab::default()).collect();
         let mut scratch = Scratch::default();
         scratch.reset(&self.dimensions, rows);
-        Box::new(LlamaRunner { model: self, slabs, scratch, activations: Activations::default(), queries: Queries::default() })
+        Box::new(LlamaRunner {
+            model: self,
+            slabs,
+            scratch,
+            activations: Activations::default(),
+            queries: Queries::default(),
+        })
     }
 }
 

@@ -39,7 +39,8 @@ impl Sampler {
             let near = logits.iter().zip(0..).filter(|(logit, _)| **logit >= floor);
             self.candidates.extend(near.map(|(&logit, token)| (logit, token)));
             let weight_found: f64 = self.candidates.iter().map(|&(logit, _)| weight(logit)).sum();
-            let enough = if top_k == logits.len() { weight_found >= top_p * total } else { self.candidates.len() >= top_k };
+            let enough =
+                if top_k == logits.len() { weight_found >= top_p * total } else { self.candidates.len() >= top_k };
             if enough || all {
                 break;
             }
@@ -152,7 +153,11 @@ mod tests {
             for at in [0, 16, 39] {
                 let mut logits = vec![0.0; 40];
                 logits[at] = bad;
-                assert_eq!(Sampler::default().draw(&logits, &sampling(0.7, 0.9, 0), 0), Err(NotFinite), "{bad} at {at}");
+                assert_eq!(
+                    Sampler::default().draw(&logits, &sampling(0.7, 0.9, 0), 0),
+                    Err(NotFinite),
+                    "{bad} at {at}"
+                );
             }
         }
         assert_eq!(Sampler::default().draw(&[], &sampling(0.7, 0.9, 0), 0), Err(NotFinite));

@@ -46,7 +46,9 @@ impl Vocabulary {
         let kind = file.text("tokenizer.ggml.model")?;
         let pre = file.text("tokenizer.ggml.pre").unwrap_or("default");
         if kind != "gpt2" || pre != "smollm" {
-            return Err(file.invalid(format!("tokenizer {kind:?} with pre-tokenizer {pre:?} is not known to this build")));
+            return Err(
+                file.invalid(format!("tokenizer {kind:?} with pre-tokenizer {pre:?} is not known to this build"))
+            );
         }
         let texts = texts(file, "tokenizer.ggml.tokens")?;
         let types = file.list("tokenizer.ggml.token_type")?;
@@ -142,8 +144,9 @@ impl Vocabulary {
     }
 
     fn render(&self, messages: impl Iterator<Item = (Role, String)>) -> Result<String, PromptError> {
-        let messages: Vec<_> =
-            messages.map(|(role, content)| HashMap::from([("role", role.as_str().to_owned()), ("content", content)])).collect();
+        let messages: Vec<_> = messages
+            .map(|(role, content)| HashMap::from([("role", role.as_str().to_owned()), ("content", content)]))
+            .collect();
         let template = self.templates.get_template("chat").map_err(|e| PromptError::Template(e.to_string()))?;
         let values = context! { messages, add_generation_prompt => true };
         template.render(values).map_err(|e| PromptError::Template(e.to_string()))
@@ -179,7 +182,8 @@ fn tokenizers(file: &Gguf, texts: &[&str], is_control: &[bool]) -> Result<(Token
     });
     let merges: Vec<(String, String)> = merges.collect::<Result<_, _>>()?;
     let invalid = |e: tokenizers::Error| file.invalid(format!("its vocabulary does not fit together: {e}"));
-    let bpe = BPE::builder().vocab_and_merges(vocabulary.into_iter().collect::<tokenizers::models::bpe::Vocab>(), merges);
+    let bpe =
+        BPE::builder().vocab_and_merges(vocabulary.into_iter().collect::<tokenizers::models::bpe::Vocab>(), merges);
     let mut tokenizer = Tokenizer::new(bpe.build().map_err(invalid)?);
     // Digits one by one, then words with their leading space, spelled in the letters of GPT-2.
     tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![

@@ -34,12 +34,7 @@ fn chat(text: &str) -> Vec<ChatMessage> {
 
 /// Rows of `tokens` from `start`, of one sequence; the last wants logits.
 fn rows(slot: u32, tokens: &[u32], start: usize, count: usize) -> Vec<Row> {
-    let row = |at: usize| Row {
-        slot,
-        position: at as u32,
-        token: tokens[at],
-        wants_logits: at + 1 == start + count,
-    };
+    let row = |at: usize| Row { slot, position: at as u32, token: tokens[at], wants_logits: at + 1 == start + count };
     (start..start + count).map(row).collect()
 }
 
@@ -218,10 +213,14 @@ fn files_that_are_not_right_are_refused_by_name() {
     let truncated = |e: &LoadError| matches!(e, LoadError::Truncated { .. });
     check("truncated.gguf", &whole[..whole.len() / 2], &["cut off", "tensor", "pull it again"], truncated);
     check("last.gguf", &whole[..whole.len() - 1], &["cut off"], truncated);
-    let other = replaced(b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0llama", b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0qwen2");
+    let other = replaced(
+        b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0llama",
+        b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0qwen2",
+    );
     check("other.gguf", &other, &["qwen2", "llama"], |e| matches!(e, LoadError::Architecture { .. }));
     // Two dimensions of 576 × 1536, then the number of the format: Q4_1 is 3, Q4_0, of fewer bytes, is 2.
-    let tensor = |kind: u8| [&b"blk.0.ffn_down.weight\x02\0\0\0\0\x06\0\0\0\0\0\0\x40\x02\0\0\0\0\0\0"[..], &[kind]].concat();
+    let tensor =
+        |kind: u8| [&b"blk.0.ffn_down.weight\x02\0\0\0\0\x06\0\0\0\0\0\0\x40\x02\0\0\0\0\0\0"[..], &[kind]].concat();
     let unknown = |e: &LoadError| matches!(e, LoadError::Quantisation { .. });
     check("format.gguf", &replaced(&tensor(3), &tensor(2)), &["blk.0.ffn_down.weight", "Q4_0", "Q8_0"], unknown);
     assert!(matches!(Gguf::open(&folder.join("none.gguf")), Err(LoadError::Open { .. })));

@@ -107,7 +107,8 @@ fn score(kernels: Kernels, keys: &[u16], width: usize, vectors: &[f32], scores: 
     for (vector, scores) in vectors.chunks_exact(width).zip(scores.chunks_exact_mut(POSITIONS)) {
         for (position, score) in scores.iter_mut().enumerate() {
             let keys = keys[position / KEYS * KEYS * width + position % KEYS..].iter().step_by(KEYS);
-            *score = vector.iter().zip(keys).fold(0.0, |sum, (&q, &k)| q.mul_add(half::f16::from_bits(k).to_f32(), sum));
+            *score =
+                vector.iter().zip(keys).fold(0.0, |sum, (&q, &k)| q.mul_add(half::f16::from_bits(k).to_f32(), sum));
         }
     }
 }

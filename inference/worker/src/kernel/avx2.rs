@@ -89,7 +89,8 @@ unsafe fn tile_q4_1<const R: usize, const G: usize>(tile: &Tile<'_>, group: usiz
                     for r in 0..R {
                         let x = x_quants.add(r * inputs + block * BLOCK + vector * 8);
                         let a = _mm256_maddubs_epi16(first, _mm256_set1_epi32(x.cast::<i32>().read_unaligned()));
-                        let b = _mm256_maddubs_epi16(second, _mm256_set1_epi32(x.add(4).cast::<i32>().read_unaligned()));
+                        let b =
+                            _mm256_maddubs_epi16(second, _mm256_set1_epi32(x.add(4).cast::<i32>().read_unaligned()));
                         wide[g][r] = _mm256_add_epi16(wide[g][r], _mm256_add_epi16(a, b));
                     }
                 }

@@ -4,6 +4,9 @@
 //! same arithmetic in the same order for each output, whatever the instruction set and whatever else is computed beside
 //! it. So the three give equal bits, and a sequence gives equal logits alone and in a batch; the tests hold both.
 
+// Lanes, rows and groups index several arrays at once; the loops say so.
+#![allow(clippy::needless_range_loop)]
+
 pub mod attention;
 mod avx2;
 mod avx512;

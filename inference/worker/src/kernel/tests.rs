@@ -70,7 +70,8 @@ fn scalar_products_agree_with_candle() {
         // The activations as the kernels see them, so that only the arithmetic is compared.
         let seen: Vec<f32> = (0..3 * inputs).map(|k| f32::from(x.quants[k]) * x.scales[k / BLOCK]).collect();
         let seen = Tensor::from_vec(seen, (3, inputs), &Device::Cpu).expect("a matrix");
-        let expected = seen.matmul(&dense.t().expect("2d")).and_then(|t| t.flatten_all()?.to_vec1::<f32>()).expect("floats");
+        let expected =
+            seen.matmul(&dense.t().expect("2d")).and_then(|t| t.flatten_all()?.to_vec1::<f32>()).expect("floats");
         let mut out = vec![0.0; 3 * outputs];
         scalar().multiply(&packed, &x, &mut out, outputs, 0);
         for (a, b) in out.iter().zip(&expected) {
@@ -129,9 +130,12 @@ fn emulated_avx512_products_equal_scalar_ones() {
 fn reference(queries: &Queries, keys: &[f32], values: &[f32], width: usize) -> Vec<f64> {
     let mut outputs = Vec::new();
     for (query, &visible) in queries.vectors.chunks_exact(width).zip(&queries.visible) {
-        let row = |all: &[f32], position: usize| all[position * width..][..width].iter().map(|&f| f64::from(f)).collect::<Vec<_>>();
-        let scores: Vec<f64> =
-            (0..visible).map(|p| row(keys, p).iter().zip(query).map(|(k, q)| k * f64::from(*q)).sum::<f64>().exp()).collect();
+        let row = |all: &[f32], position: usize| {
+            all[position * width..][..width].iter().map(|&f| f64::from(f)).collect::<Vec<_>>()
+        };
+        let scores: Vec<f64> = (0..visible)
+            .map(|p| row(keys, p).iter().zip(query).map(|(k, q)| k * f64::from(*q)).sum::<f64>().exp())
+            .collect();
         let sum: f64 = scores.iter().sum();
         outputs.extend((0..width).map(|e| (0..visible).map(|p| scores[p] / sum * row(values, p)[e]).sum::<f64>()));
     }

@@ -195,7 +195,7 @@ fn round(value: f32) -> i32 {
 /// e^x to about 2 units in the last place, 0 below -87 (after Cephes' expf). NaN stays NaN.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let clamped = if x > 88.0 { 88.0 } else { x };
     let clamped = if clamped < -87.0 { -87.0 } else { clamped };

@@ -247,7 +247,8 @@ pub fn start_loaded(
     let mut stage = Stage { models: infos, shared: Vec::new(), threads: Vec::new() };
     let mut ends: Vec<Vec<link::ThreadEnd>> = bells.iter().map(|_| Vec::new()).collect();
     for number in 0..threads {
-        let system = |what: &str, source| StageError::System { what: format!("{what} of inference thread {number}"), source };
+        let system =
+            |what: &str, source| StageError::System { what: format!("{what} of inference thread {number}"), source };
         let bell = Bell::new().map_err(|e| system("the bell", e))?;
         let shared = Arc::new(thread::Shared::new(bell));
         let mut ports = Vec::new();

@@ -85,7 +85,14 @@ impl Runtime {
     }
 
     /// Takes a generation in: templates, tokenises, queues it. Or refuses it.
-    pub(super) fn submit(&mut self, now_us: u64, port: usize, submit: Submit, ports: &mut Ports, stats: &mut ThreadStats) {
+    pub(super) fn submit(
+        &mut self,
+        now_us: u64,
+        port: usize,
+        submit: Submit,
+        ports: &mut Ports,
+        stats: &mut ThreadStats,
+    ) {
         let start = Instant::now();
         let vocabulary = Arc::clone(&self.loaded.vocabulary);
         let generation = submit.generation;
@@ -94,7 +101,9 @@ impl Runtime {
         stats.tokenise.record(start.elapsed());
         let prompt = match tokens {
             Ok(Ok(prompt)) if !prompt.is_empty() => prompt,
-            Ok(Ok(_)) => return refuse_invalid(port, generation, "the conversation has no tokens".into(), ports, stats),
+            Ok(Ok(_)) => {
+                return refuse_invalid(port, generation, "the conversation has no tokens".into(), ports, stats);
+            }
             Ok(Err(error)) => return refuse_invalid(port, generation, error.to_string(), ports, stats),
             Err(_) => {
                 stats.panics += 1;
@@ -237,9 +246,8 @@ impl Runtime {
                 Output::TooLong { id } => {
                     let tokens = self.live.get(&id).map_or(0, |live| live.prompt_tokens);
                     let (name, context) = (&self.loaded.info.name, self.config.context_tokens);
-                    let text = format!(
-                        "the conversation has {tokens} tokens; {name} takes fewer than {context}: shorten it"
-                    );
+                    let text =
+                        format!("the conversation has {tokens} tokens; {name} takes fewer than {context}: shorten it");
                     self.refused(id, Reject::new(RejectCode::PromptTooLong, text), ports);
                 }
             }

@@ -225,7 +225,9 @@ impl Thread {
         let now_us = self.now_us();
         let (generation, input) = match command {
             Command::Submit(submit) => return self.submit(now_us, port, *submit),
-            Command::Credit { generation, until } => (generation, Input::Credit { id: SequenceId(generation.0), until }),
+            Command::Credit { generation, until } => {
+                (generation, Input::Credit { id: SequenceId(generation.0), until })
+            }
             Command::Cancel { generation } => (generation, Input::Cancel(SequenceId(generation.0))),
         };
         if let Some(runtime) = self.runtimes.iter_mut().find(|runtime| runtime.has(generation)) {
