@@ -177,7 +177,14 @@ mod tests {
         );
         // Two at a time.
         check(
-            &[started(1), started(2), tokens(1, "a"), tokens(2, "x"), said("ai/m", "a", Some(1)), said("ai/m", "x", Some(2))],
+            &[
+                started(1),
+                started(2),
+                tokens(1, "a"),
+                tokens(2, "x"),
+                said("ai/m", "a", Some(1)),
+                said("ai/m", "x", Some(2)),
+            ],
             "ai/m: a\nai/m: x\n",
         );
         // Nothing of it was seen before it was whole.

@@ -15,10 +15,11 @@ use thalweg_protocol::reject::{Reject, RejectCode};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::builder::Builder;
+use crate::entries::{Failure, PendingCall, PendingPublish, Repeat, SubscriptionEntry, WatchEntry};
 use crate::error::ClientError;
 use crate::generation::Generation;
 use crate::publish::{Ack, Published};
-use crate::state::{PendingCall, PendingPublish, Repeat, State, SubscriptionEntry, WatchEntry};
+use crate::state::State;
 use crate::subscription::{SubscribeOptions, Subscription};
 
 /// Room in a reader's queue beyond its lead, for notices that cost no credit.
@@ -224,7 +225,7 @@ impl Client {
         let permit = self.permit().await?;
         let (queue_in, queue) = mpsc::channel(lead as usize + NOTICES);
         let (sender, reply) = oneshot::channel();
-        let (cursor, failure) = (Arc::new(AtomicU64::new(0)), crate::state::Failure::default());
+        let (cursor, failure) = (Arc::new(AtomicU64::new(0)), Failure::default());
         let SubscribeOptions { from, policy, make, .. } = options;
         let subscribe = Subscribe { channel: channel.clone(), from, policy, lead, make };
         let key = self.handle.with(|state| {
@@ -287,7 +288,7 @@ impl Client {
         let permit = self.permit().await?;
         let (queue_in, queue) = mpsc::channel(lead as usize + NOTICES);
         let (sender, reply) = oneshot::channel();
-        let failure = crate::state::Failure::default();
+        let failure = Failure::default();
         let entry = WatchEntry {
             ask,
             generation,

@@ -6,8 +6,8 @@ use thalweg_protocol::ids::GenerationId;
 use tokio::sync::mpsc;
 
 use crate::client::Handle;
+use crate::entries::Failure;
 use crate::error::ClientError;
-use crate::state::Failure;
 
 /// What comes on a generation's lane.
 #[derive(Debug)]

@@ -50,6 +50,7 @@ mod builder;
 mod client;
 mod dial;
 mod driver;
+mod entries;
 mod error;
 mod generation;
 mod local;

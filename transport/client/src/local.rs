@@ -65,7 +65,8 @@ pub fn discover(data: &Path) -> Result<LocalNode, ClientError> {
 fn file_error(path: PathBuf, error: &std::io::Error) -> ClientError {
     let reason = match error.kind() {
         std::io::ErrorKind::PermissionDenied => {
-            "may not be read: the node belongs to another user; ask for a token and give it with --server and --token".into()
+            "may not be read: the node belongs to another user; ask for a token and give it with --server and --token"
+                .into()
         }
         _ => error.to_string(),
     };

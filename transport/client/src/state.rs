@@ -5,25 +5,22 @@
 //! does I/O; the [driver](crate::driver) carries bytes in and out.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::BytesMut;
 use thalweg_protocol::frame::{RawFrame, header};
-use thalweg_protocol::generation::AskRequest;
 use thalweg_protocol::ids::{GenerationId, Position, Sequence, Subscription, Watch};
 use thalweg_protocol::limits::CLIENT_OUTBOX_BYTES;
-use thalweg_protocol::op::{ClientOp, From, Publish, ServerOp, Subscribe};
+use thalweg_protocol::op::{ClientOp, From, ServerOp};
 use thalweg_protocol::reject::{Reject, RejectCode};
-use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc};
 
+use crate::entries::{PendingCall, PendingPublish, Repeat, SubscriptionEntry, WatchEntry};
 use crate::error::ClientError;
 use crate::generation::Event;
 use crate::publish::Published;
 use crate::subscription::Item;
-
-/// The answer somebody waits for.
-pub(crate) type Reply<T> = oneshot::Sender<Result<T, ClientError>>;
 
 /// Whether the command lane can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,83 +44,6 @@ enum Target {
     Unsubscribe(u32),
     /// The same for a generation.
     Unwatch(u32),
-}
-
-/// What becomes of a call whose connection was lost before the answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Repeat {
-    /// It is made again: doing it twice changes nothing.
-    Again,
-    /// It fails: doing it twice could hurt.
-    Never,
-}
-
-pub(crate) struct PendingPublish {
-    pub(crate) publish: Publish,
-    pub(crate) reply: Reply<Published>,
-    /// A place among the unanswered requests, and room for the body; given back when this is dropped.
-    pub(crate) _permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
-}
-
-pub(crate) struct PendingCall {
-    pub(crate) op: ClientOp,
-    pub(crate) repeat: Repeat,
-    pub(crate) reply: Reply<ServerOp>,
-    pub(crate) _permit: OwnedSemaphorePermit,
-}
-
-/// Why a subscription or generation gives nothing more, for its reader to find when its queue is empty.
-pub(crate) type Failure = Arc<OnceLock<ClientError>>;
-
-pub(crate) struct SubscriptionEntry {
-    /// What is asked for on the first connection; later ones ask from the cursor on.
-    pub(crate) subscribe: Subscribe,
-    /// The last position the application took.
-    pub(crate) cursor: Arc<AtomicU64>,
-    pub(crate) queue: mpsc::Sender<Item>,
-    pub(crate) failure: Failure,
-    pub(crate) first: Option<Reply<(Position, Position)>>,
-    pub(crate) permit: Option<OwnedSemaphorePermit>,
-    /// Whether the cursor means something.
-    started: bool,
-    /// Highest position that was put in the queue, or skipped.
-    seen: u64,
-    /// Its number on this connection.
-    wire: Option<u32>,
-    /// The position that was asked for on this connection, if it was resumed.
-    asked_from: Position,
-    /// Whether it was answered on this connection.
-    confirmed: bool,
-    confirm: Arc<Notify>,
-}
-
-impl SubscriptionEntry {
-    pub(crate) fn new(
-        subscribe: Subscribe,
-        cursor: Arc<AtomicU64>,
-        queue: mpsc::Sender<Item>,
-        failure: Failure,
-        first: Reply<(Position, Position)>,
-        permit: OwnedSemaphorePermit,
-    ) -> Self {
-        let (first, permit, confirm) = (Some(first), Some(permit), Arc::default());
-        let (started, seen, wire, asked_from, confirmed) = (false, 0, None, Position(0), false);
-        Self { subscribe, cursor, queue, failure, first, permit, started, seen, wire, asked_from, confirmed, confirm }
-    }
-}
-
-pub(crate) struct WatchEntry {
-    /// The question; forgotten once the node gave it an id.
-    pub(crate) ask: Option<Box<AskRequest>>,
-    pub(crate) generation: Option<GenerationId>,
-    pub(crate) lead: u32,
-    /// Index of the first token that was not put in the queue.
-    pub(crate) next: u32,
-    pub(crate) queue: mpsc::Sender<Event>,
-    pub(crate) failure: Failure,
-    pub(crate) first: Option<Reply<(GenerationId, String)>>,
-    pub(crate) permit: Option<OwnedSemaphorePermit>,
-    pub(crate) wire: Option<u32>,
 }
 
 /// What the reader of a lane has to do about a frame before it takes the next.
@@ -314,7 +234,8 @@ impl State {
         if self.link == Link::Leaving {
             // Calls are answered at once and may be what ends the waiting (a cancel); writes and reads wait for the next
             // node.
-            let waits = |target: &Target| matches!(target, Target::Publish(_) | Target::Subscribe(_) | Target::Watch(_));
+            let waits =
+                |target: &Target| matches!(target, Target::Publish(_) | Target::Subscribe(_) | Target::Watch(_));
             let (later, now): (VecDeque<_>, VecDeque<_>) = self.backlog.drain(..).partition(waits);
             self.backlog = later;
             now.into_iter().for_each(|target| self.transmit(target));
@@ -416,10 +337,10 @@ impl State {
             let _ = call.reply.send(Err(error.clone()));
         }
         for (_, entry) in std::mem::take(&mut self.subscriptions) {
-            end_subscription(entry, error.clone());
+            entry.end(error.clone());
         }
         for (_, entry) in std::mem::take(&mut self.watches) {
-            end_watch(entry, error.clone());
+            entry.end(error.clone());
         }
         self.ended = Some(error);
     }
@@ -490,7 +411,7 @@ impl State {
                 ServerOp::Reject(reject) => {
                     self.subscription_keys.remove(&wire);
                     if let Some(entry) = self.subscriptions.remove(&key) {
-                        end_subscription(entry, ClientError::Refused(reject));
+                        entry.end(ClientError::Refused(reject));
                     }
                 }
                 other => return Err(unexpected("Subscribed", &other)),
@@ -500,7 +421,7 @@ impl State {
                 ServerOp::Reject(reject) => {
                     self.watch_keys.remove(&wire);
                     if let Some(entry) = self.watches.remove(&key) {
-                        end_watch(entry, ClientError::Refused(reject));
+                        entry.end(ClientError::Refused(reject));
                     }
                 }
                 other => return Err(unexpected("Asked", &other)),
@@ -555,12 +476,12 @@ impl State {
         }
         if let Some(key) = self.subscription_keys.remove(&wire) {
             if let Some(entry) = self.subscriptions.remove(&key) {
-                end_subscription(entry, ClientError::Ended(reject));
+                entry.end(ClientError::Ended(reject));
             }
         } else if let Some(key) = self.watch_keys.remove(&wire)
             && let Some(entry) = self.watches.remove(&key)
         {
-            end_watch(entry, ClientError::Ended(reject));
+            entry.end(ClientError::Ended(reject));
         }
     }
 
@@ -572,10 +493,8 @@ impl State {
                 let position = delivery.position.0;
                 self.deliver(frame.subject, position..=position, |_| Item::of(delivery))
             }
-            ServerOp::Missed { from, to } => self.deliver(frame.subject, from.0..=to.0, |seen| Item::Missed {
-                from: from.max(Position(seen + 1)),
-                to,
-            }),
+            ServerOp::Missed { from, to } => self
+                .deliver(frame.subject, from.0..=to.0, |seen| Item::Missed { from: from.max(Position(seen + 1)), to }),
             ServerOp::Ended(reject) => {
                 self.ended(frame.subject, reject);
                 Ok(Handled::Done)
@@ -647,21 +566,6 @@ fn queued_event(queue: &mpsc::Sender<Event>, event: Event) -> Handled {
     match queue.try_send(event) {
         Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Handled::Done,
         Err(mpsc::error::TrySendError::Full(event)) => Handled::Full(FullQueue::Generation(queue.clone(), event)),
-    }
-}
-
-fn end_subscription(entry: SubscriptionEntry, error: ClientError) {
-    let _ = entry.failure.set(error.clone());
-    if let Some(first) = entry.first {
-        let _ = first.send(Err(error));
-    }
-    entry.confirm.notify_one();
-}
-
-fn end_watch(entry: WatchEntry, error: ClientError) {
-    let _ = entry.failure.set(error.clone());
-    if let Some(first) = entry.first {
-        let _ = first.send(Err(error));
     }
 }
 

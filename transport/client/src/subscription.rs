@@ -9,8 +9,8 @@ use thalweg_protocol::op::{Delivery, DeliveryKind, From, Policy};
 use tokio::sync::mpsc;
 
 use crate::client::Handle;
+use crate::entries::Failure;
 use crate::error::ClientError;
-use crate::state::Failure;
 
 /// How a channel is read.
 #[derive(Debug, Clone, Copy)]
@@ -103,9 +103,7 @@ impl Item {
         let Delivery { position, timestamp_us, kind, user, generation, body, key } = delivery;
         let id = generation.unwrap_or_default();
         match kind {
-            DeliveryKind::Message => {
-                Self::Message(Message { position, timestamp_us, user, generation, body, key })
-            }
+            DeliveryKind::Message => Self::Message(Message { position, timestamp_us, user, generation, body, key }),
             DeliveryKind::Tokens => Self::Tokens { position, generation: id, user, text: body },
             DeliveryKind::GenerationStarted => Self::GenerationStarted { position, generation: id, user },
             DeliveryKind::GenerationEnded => {

@@ -344,7 +344,8 @@ async fn a_key_is_asked_for_once_and_remembered() {
         node.endpoint.wait_idle().await;
         let store = directory.path().join("known_nodes");
         let other = Node::start();
-        let line = std::fs::read_to_string(&store).expect("written").replace(&address.to_string(), &other.address.to_string());
+        let line =
+            std::fs::read_to_string(&store).expect("written").replace(&address.to_string(), &other.address.to_string());
         std::fs::write(&store, line).expect("written");
         let trust = Trust::FirstUse { store: store.clone(), ask: Arc::new(|_| panic!("this is not a first contact")) };
         let (refused, _) = tokio::join!(other.client().trust(trust).connect(), async {

@@ -89,7 +89,8 @@ fn mint(data: Option<PathBuf>, claims: &Claims) -> Result<String, Failure> {
     let data = paths::data_directory(data);
     let key = data.join(thalweg_node::gatekeeper::SIGNING_KEY_FILE);
     if let Err(error) = std::fs::metadata(&key) {
-        let text = format!("{}: {error}; start a node there once, or name its data directory with --data", key.display());
+        let text =
+            format!("{}: {error}; start a node there once, or name its data directory with --data", key.display());
         return Err(Failure::failed(text));
     }
     let keys = Keys::open(&data).map_err(|error| Failure::failed(error.to_string()))?;

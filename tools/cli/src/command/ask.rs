@@ -3,9 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::time::Duration;
 
-use thalweg_client::{
-    AskRequest, ChatMessage, FinishReason, Generation, GenerationId, Name, OnDetach, Role, Sampling,
-};
+use thalweg_client::{AskRequest, ChatMessage, FinishReason, Generation, GenerationId, Name, OnDetach, Role, Sampling};
 use thalweg_protocol::limits::PROMPT_BYTES_MAX;
 
 use crate::connect::{ConnectArgs, block_on};

@@ -114,7 +114,9 @@ fn tell(transcript: &mut Transcript<Stdout>, state: &ConnectionState) -> Result<
     match state {
         ConnectionState::Connected { .. } => notice(transcript, "connected again"),
         ConnectionState::Leaving { .. } => notice(transcript, "the node restarts; lines wait for it"),
-        ConnectionState::Reconnecting { attempt: 1, reason } => notice(transcript, &format!("connection lost: {reason}")),
+        ConnectionState::Reconnecting { attempt: 1, reason } => {
+            notice(transcript, &format!("connection lost: {reason}"))
+        }
         // The subscription says why it is over.
         ConnectionState::Reconnecting { .. } | ConnectionState::Closed { .. } => Ok(()),
     }

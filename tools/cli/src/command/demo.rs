@@ -210,7 +210,9 @@ async fn conversation(place: &Place) -> Result<(), Failure> {
     let mut transcript = Transcript::new(out, colours);
     let show = |error: std::io::Error| output(&error);
 
-    transcript.notice(&format!("ada and grace are in #{CHANNEL}, each over a QUIC connection of her own")).map_err(show)?;
+    transcript
+        .notice(&format!("ada and grace are in #{CHANNEL}, each over a QUIC connection of her own"))
+        .map_err(show)?;
     let text = "Hi Grace! We share this channel with a language model.";
     ada.say(text).await?;
     transcript.item(&grace.hear(text).await?).map_err(show)?;

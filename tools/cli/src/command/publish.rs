@@ -75,7 +75,8 @@ async fn publish(args: Args) -> Result<(), Failure> {
     match tokio::time::timeout(args.timeout, drain).await {
         Ok(result) => result?,
         Err(_) => {
-            let text = format!("no acknowledgement for {:?}; up to {waiting} messages may not be written", args.timeout);
+            let text =
+                format!("no acknowledgement for {:?}; up to {waiting} messages may not be written", args.timeout);
             return Err(Failure::new(exit::INCOMPLETE, text));
         }
     }
@@ -142,7 +143,8 @@ fn next_line(input: &mut impl std::io::BufRead, number: u64) -> Result<Option<By
     if line.last() == Some(&b'\n') {
         line.pop();
     } else if line.len() > BODY_BYTES_MAX {
-        let text = format!("line {number} of the input has more than {BODY_BYTES_MAX} bytes, the most a message may have");
+        let text =
+            format!("line {number} of the input has more than {BODY_BYTES_MAX} bytes, the most a message may have");
         return Err(Failure::failed(text));
     }
     Ok(Some(line.into()))

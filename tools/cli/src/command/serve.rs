@@ -234,7 +234,8 @@ fn model(given: &str, store: &Store) -> Result<ModelSource, Failure> {
         let path = Path::new(given);
         check_gguf(path).during(format!("--model {given}"))?;
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-        let clean: String = stem.chars().map(|c| if c.is_alphanumeric() || "-._".contains(c) { c } else { '-' }).collect();
+        let clean: String =
+            stem.chars().map(|c| if c.is_alphanumeric() || "-._".contains(c) { c } else { '-' }).collect();
         return Ok(ModelSource { name: name(&clean)?, path: path.to_owned() });
     }
     let Some(installed) = store.find(given)? else {
@@ -246,7 +247,9 @@ fn model(given: &str, store: &Store) -> Result<ModelSource, Failure> {
     };
     if installed.metadata.class != Class::Chat {
         let class = installed.metadata.class.as_str();
-        return Err(Failure::failed(format!("--model {given}: it is a {class} model; this version runs chat models only")));
+        return Err(Failure::failed(format!(
+            "--model {given}: it is a {class} model; this version runs chat models only"
+        )));
     }
     Ok(ModelSource { name: name(given)?, path: installed.path })
 }
@@ -275,7 +278,11 @@ mod tests {
         };
         let given = || Args { cores: Some(3), model: vec!["b".into()], ..Args::default() };
         check("", Args::default(), Ok("None None [] false None"));
-        check("cores = 2\nmodel = [\"a\"]\nhttp = \"off\"", Args::default(), Ok("None Some(2) [\"a\"] false Some(Off)"));
+        check(
+            "cores = 2\nmodel = [\"a\"]\nhttp = \"off\"",
+            Args::default(),
+            Ok("None Some(2) [\"a\"] false Some(Off)"),
+        );
         check("cores = 2\nno-model = true", given(), Ok("None Some(3) [\"b\"] false None"));
         check("no-model = true", Args::default(), Ok("None None [] true None"));
         check("quic = \"127.0.0.1:1\"", Args::default(), Ok("Some(127.0.0.1:1) None [] false None"));

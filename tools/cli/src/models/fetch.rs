@@ -168,9 +168,12 @@ fn request(url: &str, have: u64) -> Result<(impl std::io::Read + use<>, bool), F
     match response.status().as_u16() {
         200 => Ok((response.into_body().into_reader(), false)),
         206 => {
-            let range = response.headers().get("content-range").and_then(|range| range.to_str().ok()).unwrap_or_default();
+            let range =
+                response.headers().get("content-range").and_then(|range| range.to_str().ok()).unwrap_or_default();
             if !range.starts_with(&format!("bytes {have}-")) {
-                return Err(Failure::failed(format!("{url}: asked for bytes from {have} on, the server sends {range:?}")));
+                return Err(Failure::failed(format!(
+                    "{url}: asked for bytes from {have} on, the server sends {range:?}"
+                )));
             }
             Ok((response.into_body().into_reader(), true))
         }
@@ -229,6 +232,7 @@ fn python(command: &mut Command, what: &str) -> Result<(), Failure> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let last = said.lines().rev().find(|line| line.contains("ERROR") || !line.trim().is_empty()).unwrap_or("no reason given");
+    let last =
+        said.lines().rev().find(|line| line.contains("ERROR") || !line.trim().is_empty()).unwrap_or("no reason given");
     Err(Failure::failed(format!("{what}: {}", last.trim())))
 }

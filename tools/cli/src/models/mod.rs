@@ -80,7 +80,10 @@ impl Store {
             Err(error) => return Err(error).during(metadata.display()),
         };
         let damaged = |reason: String| {
-            let text = format!("{} is damaged: {reason}; remove the model with `thalweg models rm {name}`", metadata.display());
+            let text = format!(
+                "{} is damaged: {reason}; remove the model with `thalweg models rm {name}`",
+                metadata.display()
+            );
             Failure::failed(text)
         };
         let metadata: Metadata = serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
@@ -119,7 +122,8 @@ impl Store {
         let partial = self.partial(&model.name)?;
         let mut came_from = String::new();
         for (at, file) in model.files.iter().enumerate() {
-            let from = fetch::file(file, at == 0, source, &partial).during(format!("{} of {}", file.name, model.name))?;
+            let from =
+                fetch::file(file, at == 0, source, &partial).during(format!("{} of {}", file.name, model.name))?;
             came_from = if came_from.is_empty() { from } else { came_from };
         }
         let weights = &model.files[0];
@@ -139,7 +143,9 @@ impl Store {
     /// Takes a copy of a GGUF file in under a name of its own.
     pub(crate) fn add(&self, name: &str, path: &Path) -> Result<Installed, Failure> {
         if known(name).is_some() {
-            let text = format!("{name} is the name of a known model; `thalweg models pull {name}` fetches it, or choose another");
+            let text = format!(
+                "{name} is the name of a known model; `thalweg models pull {name}` fetches it, or choose another"
+            );
             return Err(Failure::usage(text));
         }
         if self.find(name)?.is_some() {
@@ -157,8 +163,7 @@ impl Store {
         output.sync_all().during(target.display())?;
         let source = path.canonicalize().unwrap_or_else(|_| path.to_owned()).display().to_string();
         let (name, file) = (name.to_owned(), GGUF_FILE.to_owned());
-        let metadata =
-            Metadata { name, class: Class::Chat, licence: None, file, bytes, sha256, source, added: now() };
+        let metadata = Metadata { name, class: Class::Chat, licence: None, file, bytes, sha256, source, added: now() };
         self.install(&partial, metadata)
     }
 
@@ -175,7 +180,9 @@ impl Store {
     fn directory(&self, name: &str) -> Result<PathBuf, Failure> {
         Name::new(name).map_err(|error| Failure::usage(format!("the model's name {name:?} {error}")))?;
         if name.starts_with('.') || name.contains(['/', '\\', ',']) {
-            return Err(Failure::usage(format!("the model's name {name:?} begins with a dot, or holds a slash or comma")));
+            return Err(Failure::usage(format!(
+                "the model's name {name:?} begins with a dot, or holds a slash or comma"
+            )));
         }
         Ok(self.root.join(name))
     }

@@ -39,7 +39,8 @@ fn serve(body: &'static [u8], answers: Vec<Answer>) -> (String, JoinHandle<Vec<S
             let (mut stream, _) = listener.accept().expect("a client");
             let lines = BufReader::new(stream.try_clone().expect("a socket")).lines();
             let head: Vec<_> = lines.map(|line| line.expect("text")).take_while(|line| !line.is_empty()).collect();
-            let range = head.iter().find_map(|line| line.to_lowercase().strip_prefix("range: bytes=").map(str::to_owned));
+            let range =
+                head.iter().find_map(|line| line.to_lowercase().strip_prefix("range: bytes=").map(str::to_owned));
             let from = range.as_deref().and_then(|range| range.trim_end_matches('-').parse().ok()).unwrap_or(0);
             seen.push(format!("{} {}", head[0], range.unwrap_or_default()));
             let (status, from) = if from > 0 && answer.ranges { ("206 Partial Content", from) } else { ("200 OK", 0) };

@@ -58,12 +58,14 @@ impl Home {
     pub(crate) fn serve(&self, line: &str) -> Node {
         let mut child = self.command(&format!("serve {line}")).spawn().expect("the binary runs");
         let mut lines = BufReader::new(child.stdout.take().expect("piped"));
-        // What the node logs is read so that it never blocks, and shown if the test fails.
+        // What the node logs is read so that it never blocks, and shown if it does not come up.
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
-        std::thread::spawn(move || stderr.lines().map_while(Result::ok).for_each(|line| println!("node: {line}")));
+        let log = std::thread::spawn(move || stderr.lines().map_while(Result::ok).collect::<Vec<_>>());
         let mut ready = String::new();
         lines.read_line(&mut ready).expect("text");
-        assert!(ready.starts_with("ready quic="), "serve {line}: {ready:?}");
+        if !ready.starts_with("ready quic=") {
+            panic!("serve {line}: {:?}", log.join());
+        }
         let quic = ready["ready quic=".len()..].split(' ').next().expect("an address").to_owned();
         Node { child: Some(child), ready: ready.trim_end().to_owned(), quic }
     }
@@ -83,7 +85,7 @@ pub(crate) fn end(child: Child, what: &str) -> Ended {
     let (sender, receiver) = std::sync::mpsc::sync_channel(1);
     std::thread::spawn(move || drop(sender.send(child.wait_with_output())));
     let Ok(output) = receiver.recv_timeout(PATIENCE) else {
-        signal(id, libc::SIGKILL);
+        signal(id, "KILL");
         panic!("{what} hangs");
     };
     let Output { status, stdout, stderr } = output.expect("a child to wait for");
@@ -91,10 +93,10 @@ pub(crate) fn end(child: Child, what: &str) -> Ended {
     Ended { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
 }
 
-pub(crate) fn signal(process: u32, signal: i32) {
-    let process = i32::try_from(process).expect("a process id");
-    // SAFETY: kill takes two numbers; the process is a child that was not waited for, so its id is its own.
-    unsafe { libc::kill(process, signal) };
+/// Sends a signal, by the name `kill` knows it under, to a child that was not waited for.
+pub(crate) fn signal(process: u32, name: &str) {
+    let status = Command::new("kill").args(["-s", name, &process.to_string()]).status().expect("kill runs");
+    assert!(status.success(), "no process {process}");
 }
 
 /// A node that serves, and is killed when the test ends.
@@ -112,7 +114,7 @@ impl Node {
 
     /// Asks it to drain, and gives its exit code.
     pub(crate) fn terminate(self) -> Option<i32> {
-        signal(self.child.as_ref().expect("it serves").id(), libc::SIGTERM);
+        signal(self.child.as_ref().expect("it serves").id(), "TERM");
         self.ended()
     }
 
