@@ -18,17 +18,17 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 #[command(next_help_heading = "Node")]
 pub(crate) struct ConnectArgs {
     /// The node's address; without it, the node of the data directory
-    #[arg(long, value_name = "HOST:PORT", env = "THALWEG_SERVER")]
+    #[arg(long, global = true, value_name = "HOST:PORT", env = "THALWEG_SERVER")]
     pub(crate) server: Option<String>,
     /// The signed token that says who you are; without it, the one in the data directory
-    #[arg(long, value_name = "T", env = "THALWEG_TOKEN", hide_env_values = true)]
+    #[arg(long, global = true, value_name = "T", env = "THALWEG_TOKEN", hide_env_values = true)]
     pub(crate) token: Option<String>,
     /// Data directory of a node on this machine: address, key and token are found there [default:
     /// $XDG_STATE_HOME/thalweg]
-    #[arg(long, value_name = "DIR", env = "THALWEG_DATA")]
+    #[arg(long, global = true, value_name = "DIR", env = "THALWEG_DATA")]
     pub(crate) data: Option<PathBuf>,
     /// Trust the key of a node that is met for the first time, without asking
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub(crate) trust_first: bool,
 }
 

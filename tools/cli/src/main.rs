@@ -144,5 +144,6 @@ mod tests {
         check("admin drain", true);
         check("doctor", true);
         check("bench ping --closed --json", true);
+        check("bench ping --server h:1 --data d --token t --trust-first", true);
     }
 }
