@@ -27,6 +27,7 @@ pub mod reject;
     clippy::all,
     clippy::pedantic,
     clippy::undocumented_unsafe_blocks,
+    clippy::unwrap_used,
     rust_2018_idioms,
     mismatched_lifetime_syntaxes,
     unused

@@ -54,7 +54,8 @@ impl Dedupe {
     pub fn check(&self, session: SessionId, sequence: Sequence, retry: bool) -> Result<Verdict, Reject> {
         let Some(window) = self.windows.get(&session) else {
             if retry && self.forgotten > 0 {
-                let text = format!("write {sequence} of {session} may have been carried out; its session was forgotten");
+                let text =
+                    format!("write {sequence} of {session} may have been carried out; its session was forgotten");
                 return Err(Reject::new(RejectCode::SessionExpired, text));
             }
             return Ok(Verdict::New);

@@ -47,7 +47,9 @@ pub struct Permission {
 
 /// A text that is not a permission.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a permission; write ACTION:PATTERN with an action of read, write, ask or admin, such as write:team-*")]
+#[error(
+    "{0:?} is not a permission; write ACTION:PATTERN with an action of read, write, ask or admin, such as write:team-*"
+)]
 pub struct PermissionError(String);
 
 impl FromStr for Permission {

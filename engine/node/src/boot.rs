@@ -132,7 +132,8 @@ impl Node {
         let steering = Steering::new(layout.cores.len(), rand::random());
         let sockets = bind(&config, &layout, &steering)?;
         let addr = sockets.first().map_or(config.quic, Socket::local_addr);
-        let bells: Vec<_> = layout.cores.iter().map(|_| Bell::new()).collect::<Result<_, _>>().map_err(system("make an eventfd"))?;
+        let bells: Vec<_> =
+            layout.cores.iter().map(|_| Bell::new()).collect::<Result<_, _>>().map_err(system("make an eventfd"))?;
         let (stage, links) = start_stage(&config, &layout, &bells)?;
         let models: Vec<Name> = config.models.iter().map(|model| model.name.clone()).collect();
         let model_names: Vec<_> = models.iter().map(Name::to_string).collect();
@@ -404,7 +405,8 @@ pub fn run_until_signal(node: Node) -> Result<(), StartError> {
             drain();
         }
     };
-    let thread = std::thread::Builder::new().name("thalweg-signals".into()).spawn(watch).map_err(system("start a thread"))?;
+    let thread =
+        std::thread::Builder::new().name("thalweg-signals".into()).spawn(watch).map_err(system("start a thread"))?;
     let result = node.wait();
     handle.close();
     if thread.join().is_err() {

@@ -68,7 +68,8 @@ impl Layout {
     /// Shares `cpus` out. Cores get what inference leaves, and none shares its CPU with another unless told to.
     pub fn new(config: &NodeConfig, cpus: &[usize]) -> Self {
         let default_threads = if config.models.is_empty() { 0 } else { (cpus.len() / 4).max(1) };
-        let inference_threads = if config.models.is_empty() { 0 } else { config.inference_threads.unwrap_or(default_threads) };
+        let inference_threads =
+            if config.models.is_empty() { 0 } else { config.inference_threads.unwrap_or(default_threads) };
         let left = cpus.len().saturating_sub(inference_threads).max(1);
         // A machine without inference still leaves one CPU in four to clients, the web and the kernel's own work.
         let default_cores = if inference_threads == 0 { (cpus.len() * 3 / 4).max(1) } else { left };

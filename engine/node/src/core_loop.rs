@@ -28,8 +28,12 @@ use crate::stats::{CoreStats, NodeStage};
 
 /// An idle core looks around at least this often, whatever it was told to wait for.
 const PARK_MAX: Duration = Duration::from_secs(1);
+/// A core that was busy less than this ago naps; one that was not goes to sleep properly.
+const NAP: Duration = Duration::from_millis(5);
 /// Bytes of datagrams gathered before they are handed to the kernel.
 const TRANSMIT_BYTES: usize = 64 << 10;
+/// Batches handed to the kernel before the core looks at what has arrived: about a millisecond's worth.
+const TRANSMIT_BATCHES_MAX: usize = 128;
 
 /// What all cores of a node share. Nothing in it changes but the flag.
 pub(crate) struct Shared {
@@ -72,16 +76,33 @@ pub(crate) struct Core {
     turn: Turn,
 }
 
-/// Tells the shard the time.
+/// Tells the shard the time. Reading the clocks is a tenth of an idle turn, so each is read no more often than needed:
+/// the wall clock once a turn with work, the other once a phase.
 struct Clock {
     origin: Instant,
+    now: Now,
 }
 
 impl Clock {
-    fn now(&self) -> Now {
+    fn begin_turn(&mut self) {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Now { mono_us: self.origin.elapsed().as_micros() as u64, wall_us: wall.as_micros() as u64 }
+        self.now.wall_us = wall.as_micros() as u64;
+        self.refresh();
     }
+
+    fn refresh(&mut self) {
+        self.now.mono_us = self.origin.elapsed().as_micros() as u64;
+    }
+}
+
+/// What a turn found to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Nothing,
+    /// Only the transport's own business, such as acknowledgements.
+    Upkeep,
+    /// Requests, messages, tokens: more of them may follow soon.
+    Work,
 }
 
 /// Where in a turn the core is, to name what took long.
@@ -119,7 +140,7 @@ impl Core {
         let now = Instant::now();
         Self {
             id,
-            clock: Clock { origin: shared.origin },
+            clock: Clock { origin: shared.origin, now: Now::default() },
             shared,
             socket,
             quic,
@@ -139,33 +160,32 @@ impl Core {
 
     /// Serves until the node has drained.
     pub(crate) async fn run(mut self, parker: Parker, spin: Duration) {
-        let mut idle_since: Option<Instant> = None;
+        // When there was last anything to do, and until when it is worth looking for more of it.
+        let (mut busy_at, mut spin_until) = (Instant::now(), Instant::now());
         loop {
             let now = Instant::now();
-            if self.turn(now) {
-                idle_since = None;
-                continue;
+            match self.turn(now) {
+                Found::Work => (busy_at, spin_until) = (now, now + spin),
+                // Looking for more acknowledgements would burn the time that they leave.
+                Found::Upkeep => busy_at = now,
+                Found::Nothing if self.drained(now) => return,
+                Found::Nothing if now < spin_until => std::hint::spin_loop(),
+                Found::Nothing => self.sleep(&parker, now, now - busy_at < NAP).await,
             }
-            if self.drained(now) {
-                return;
-            }
-            if now - *idle_since.get_or_insert(now) < spin {
-                std::hint::spin_loop();
-                continue;
-            }
-            let timeout = self.time_to_next(now);
-            if !timeout.is_zero() && !self.socket.prepare_wait() {
-                let (mesh, inference, clerk, drain) = (&self.mesh, &self.inference, &self.clerk, &self.shared.drain);
-                let draining = self.draining.is_some();
-                let busy = || {
-                    !mesh.is_empty()
-                        || !inference.is_empty()
-                        || !clerk.is_empty()
-                        || (!draining && drain.load(Ordering::Acquire))
-                };
-                parker.park(timeout, busy).await;
-            }
-            idle_since = Some(Instant::now());
+        }
+    }
+
+    async fn sleep(&mut self, parker: &Parker, now: Instant, nap: bool) {
+        let timeout = self.time_to_next(now);
+        if timeout.is_zero() || self.socket.prepare_wait() {
+            return;
+        }
+        let (draining, drain) = (self.draining.is_some(), &self.shared.drain);
+        let busy = || self.rings_have_something() || (!draining && drain.load(Ordering::Acquire));
+        if nap {
+            parker.nap(timeout.min(NAP), busy);
+        } else {
+            parker.park(timeout, busy).await;
         }
     }
 
@@ -177,30 +197,52 @@ impl Core {
         until.min(PARK_MAX)
     }
 
-    /// One turn. Says whether there was anything to do.
-    fn turn(&mut self, now: Instant) -> bool {
-        self.turn =
-            Turn { began: now, place: "receive", place_began: now, longest: ("receive", Duration::ZERO) };
-        let mut work = self.receive(now);
+    /// One turn.
+    fn turn(&mut self, now: Instant) -> Found {
+        self.turn = Turn { began: now, place: "receive", place_began: now, longest: ("receive", Duration::ZERO) };
+        let mut upkeep = self.receive(now);
+        let due = self.next_due(now);
+        if upkeep == 0 && !due && !self.rings_have_something() && !self.quic.has_work() && self.blocked.is_none() {
+            return Found::Nothing;
+        }
+        self.clock.begin_turn();
         self.turn.enter("timers");
-        work += self.timers(now);
+        if due {
+            upkeep += self.timers(now);
+        }
         self.turn.enter("requests");
-        work += self.events(now);
+        let mut work = self.events(now);
         self.turn.enter("rings");
         work += self.rings();
         self.turn.enter("shard");
-        let at = self.clock.now();
-        self.shard.finish_turn(at);
+        self.shard.finish_turn(self.clock.now);
         work += self.settle(now);
         self.turn.enter("fan_out");
         work += self.fan_out(now);
         self.turn.enter("send");
-        work += self.transmit(now);
+        upkeep += self.transmit(now);
         self.mesh.flush();
-        if work > 0 {
+        if work + upkeep > 0 {
             self.measure();
         }
-        work > 0
+        match (work, upkeep) {
+            (0, 0) => Found::Nothing,
+            (0, _) => Found::Upkeep,
+            _ => Found::Work,
+        }
+    }
+
+    /// Whether something was to be done by now.
+    fn next_due(&mut self, now: Instant) -> bool {
+        let begins_drain = self.draining.is_none() && self.shared.drain.load(Ordering::Relaxed);
+        begins_drain || self.time_to_next(now).is_zero()
+    }
+
+    fn rings_have_something(&self) -> bool {
+        !self.mesh.is_empty()
+            || !self.inference.is_empty()
+            || !self.clerk.is_empty()
+            || self.shard.has_readers_to_serve()
     }
 
     /// Takes datagrams off the socket, unless other cores cannot keep up with what they lead to.
@@ -232,7 +274,7 @@ impl Core {
             self.quic.handle_timeouts(now);
             due += 1;
         }
-        let at = self.clock.now();
+        let at = self.clock.now;
         if self.shard.next_deadline().is_some_and(|deadline| deadline <= at.mono_us) {
             self.shard.handle(at, Input::Timeout);
             due += 1;
@@ -242,8 +284,7 @@ impl Core {
 
     /// Takes what other threads put on the rings.
     fn rings(&mut self) -> usize {
-        let at = self.clock.now();
-        let now = Instant::now();
+        let (at, now) = (self.clock.now, self.turn.place_began);
         let mut messages = VecDeque::new();
         let mut work = self.mesh.receive(TURN_INPUTS_MAX, |message| messages.push_back(message));
         for message in messages {
@@ -276,30 +317,32 @@ impl Core {
                 self.carry_out(now, output);
             }
             let Some(ticket) = self.log.commit() else { return work };
-            let at = self.clock.now();
-            self.shard.handle(at, Input::Durable { ticket });
+            self.clock.refresh();
+            self.shard.handle(self.clock.now, Input::Durable { ticket });
         }
     }
 
     /// Serves readers for at most a slice of time.
     fn fan_out(&mut self, now: Instant) -> usize {
         let mut work = 0;
-        let began = Instant::now();
-        loop {
-            let at = self.clock.now();
-            let more = self.shard.fan_out(at, FAN_OUT_BURST);
-            work += self.settle(now);
-            if !more || began.elapsed() > Duration::from_micros(FAN_OUT_SLICE_US) {
-                return work + usize::from(more);
+        self.clock.refresh();
+        let until_us = self.clock.now.mono_us + FAN_OUT_SLICE_US;
+        while self.shard.has_readers_to_serve() {
+            self.shard.fan_out(self.clock.now, FAN_OUT_BURST);
+            work += self.settle(now).max(1);
+            self.clock.refresh();
+            if self.clock.now.mono_us > until_us {
+                break;
             }
         }
+        work
     }
 
-    /// Hands datagrams to the kernel until there are none, or until it has no room.
+    /// Hands datagrams to the kernel until there are none, it has no room, or it is time to look around.
     fn transmit(&mut self, now: Instant) -> usize {
         let mut sent = 0;
         let segments = self.socket.max_gso_segments();
-        loop {
+        while sent < TRANSMIT_BATCHES_MAX {
             let transmit = match self.blocked.take() {
                 Some(transmit) => transmit,
                 None => {
@@ -365,6 +408,6 @@ impl Core {
     }
 
     pub(crate) fn now(&self) -> Now {
-        self.clock.now()
+        self.clock.now
     }
 }

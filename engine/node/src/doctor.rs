@@ -158,7 +158,8 @@ fn cpu_features() -> Check {
             ("avx512vnni", std::arch::is_x86_feature_detected!("avx512vnni")),
         ];
         let has: Vec<_> = features.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect();
-        let found = format!("{} CPUs; {}", cpus().len(), if has.is_empty() { "no vector units".into() } else { has.join(" ") });
+        let found =
+            format!("{} CPUs; {}", cpus().len(), if has.is_empty() { "no vector units".into() } else { has.join(" ") });
         let fast = features[..3].iter().all(|(_, there)| *there);
         let outcome = if fast { Outcome::Pass } else { Outcome::Warn };
         check(name, outcome, found, "models will be slow; use a CPU with AVX2, or serve with --no-model")
@@ -187,15 +188,19 @@ fn data_directory(data: &std::path::Path) -> Check {
     match OpenOptions::new().write(true).create_new(true).open(&probe) {
         Ok(_) => {
             let removed = fs::remove_file(&probe);
-            let found = if existing == data { format!("{shown} can be written") } else { format!("{shown} can be made") };
+            let found =
+                if existing == data { format!("{shown} can be written") } else { format!("{shown} can be made") };
             match removed {
                 Ok(()) => check(name, Outcome::Pass, found, ""),
                 Err(error) => check(name, Outcome::Warn, format!("{}: {error}", probe.display()), "remove it by hand"),
             }
         }
-        Err(error) => {
-            check(name, Outcome::Fail, format!("{shown}: {error}"), "choose another with --data DIR, or mend its permissions")
-        }
+        Err(error) => check(
+            name,
+            Outcome::Fail,
+            format!("{shown}: {error}"),
+            "choose another with --data DIR, or mend its permissions",
+        ),
     }
 }
 

@@ -188,7 +188,8 @@ impl Certificate {
     /// If a file cannot be read or written, or holds something else.
     pub fn open(data: &DataDir) -> Result<Self, IdentityError> {
         let key_path = data.path.join(CERTIFICATE_KEY_FILE);
-        let damaged = |reason: rcgen::Error| IdentityError::Damaged { path: key_path.clone(), reason: reason.to_string() };
+        let damaged =
+            |reason: rcgen::Error| IdentityError::Damaged { path: key_path.clone(), reason: reason.to_string() };
         let key = match fs::read_to_string(&key_path) {
             Ok(pem) => KeyPair::from_pem(&pem).map_err(damaged)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

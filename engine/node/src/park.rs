@@ -47,9 +47,13 @@ impl Wake {
 ///
 /// glommio cannot wait for readiness of any descriptor, but it can read an eventfd as a file and peek at a UDP socket. One
 /// task does each, for the life of the core; they run only while the core sleeps.
+///
+/// A sleep through the executor costs about four system calls, so short ones, between the packets of a busy core, are
+/// naps: one `ppoll` of the same descriptors, outside of the executor, which has nothing else to do.
 pub(crate) struct Parker {
     wake: Rc<Wake>,
     bell: Arc<Bell>,
+    socket: WaitFd,
 }
 
 impl Parker {
@@ -63,7 +67,17 @@ impl Parker {
         }
         // The first sleep of an executor registers the process with the kernel, which takes 10 ms. Better now than later.
         sleep(Duration::from_micros(1)).await;
-        Ok(Self { wake, bell })
+        Ok(Self { wake, bell, socket })
+    }
+
+    /// Sleeps like [`park`](Self::park), but without giving the executor its turn.
+    pub(crate) fn nap(&self, timeout: Duration, busy: impl FnOnce() -> bool) {
+        self.bell.prepare_nap();
+        if !busy() {
+            let (WaitFd::Udp(fd) | WaitFd::Eventfd(fd)) = self.socket;
+            self.bell.nap(fd, timeout);
+        }
+        self.bell.awake();
     }
 
     /// Sleeps until something happens or `timeout` has passed, unless `busy` finds work after the bell was armed.

@@ -195,10 +195,17 @@ impl Core {
     fn send(&mut self, now: Instant, link: QuicLink, lane: Lane, subject: u32, payload: Bytes) {
         match self.quic.send(link, lane, subject, payload) {
             Ok(()) | Err(SendError::LinkClosed(_) | SendError::LaneClosed(..)) => {}
-            Err(error @ (SendError::QueueFull { .. } | SendError::TooLarge { .. } | SendError::DatagramsUnsupported(_))) => {
+            Err(
+                error @ (SendError::QueueFull { .. } | SendError::TooLarge { .. } | SendError::DatagramsUnsupported(_)),
+            ) => {
                 self.sessions.closed_slow += 1;
                 tracing::debug!(?link, %error, "parting with a client that does not read");
-                self.quic.close(now, link, RejectCode::SlowReader as u32, b"too much is queued; read what was asked for");
+                self.quic.close(
+                    now,
+                    link,
+                    RejectCode::SlowReader as u32,
+                    b"too much is queued; read what was asked for",
+                );
             }
         }
     }
@@ -299,7 +306,9 @@ impl Core {
     fn finish_report(&mut self, number: u64) {
         let cores = self.shared.bells.len();
         let complete = |report: &mut Report| report.cores.len() == cores && report.inference.is_some();
-        let std::collections::btree_map::Entry::Occupied(mut entry) = self.sessions.reports.entry(number) else { return };
+        let std::collections::btree_map::Entry::Occupied(mut entry) = self.sessions.reports.entry(number) else {
+            return;
+        };
         if !complete(entry.get_mut()) {
             return;
         }

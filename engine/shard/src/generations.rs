@@ -221,14 +221,7 @@ impl Shard {
     }
 
     /// A client wants to read a generation that exists.
-    pub(crate) fn watch(
-        &mut self,
-        origin: Origin,
-        principal: &Arc<Principal>,
-        id: GenerationId,
-        from: u32,
-        lead: u32,
-    ) {
+    pub(crate) fn watch(&mut self, origin: Origin, principal: &Arc<Principal>, id: GenerationId, from: u32, lead: u32) {
         let found = self.generations.owned.get(&id).filter(|owned| owned.generation.tenant == principal.tenant);
         let result = match found {
             None => Err(unknown(id)),
@@ -442,11 +435,9 @@ impl Shard {
         if let Some(ending) = owned.generation.ending() {
             let op = match &owned.refusal {
                 Some(reject) => ServerOp::Ended(reject.clone()),
-                None => ServerOp::Finished {
-                    reason: ending.reason,
-                    usage: ending.usage,
-                    message: ending.message.clone(),
-                },
+                None => {
+                    ServerOp::Finished { reason: ending.reason, usage: ending.usage, message: ending.message.clone() }
+                }
             };
             owned.watchers.retain(|watcher| {
                 let done = watcher.sent == tokens;

@@ -16,8 +16,8 @@ mod session;
 mod shard;
 
 pub use contract::{
-    InferenceCommand, InferenceEvent, Input, Link, Now, Origin, Output, OwnerMessage, PeerMessage, SessionMessage, Submit,
-    Ticket,
+    InferenceCommand, InferenceEvent, Input, Link, Now, Origin, Output, OwnerMessage, PeerMessage, SessionMessage,
+    Submit, Ticket,
 };
 pub use counters::{Counters, Sample, Stage};
 pub use fan::FanId;

@@ -115,9 +115,7 @@ impl Shard {
                 self.request_create(origin, &principal, channel, history_messages, history_bytes)
             }
             ClientOp::Ask(ask) => self.request_ask(origin, principal, ask),
-            ClientOp::Watch { generation, from, lead } => {
-                self.request_watch(origin, principal, generation, from, lead)
-            }
+            ClientOp::Watch { generation, from, lead } => self.request_watch(origin, principal, generation, from, lead),
             ClientOp::TokensConsumed { watch, index } => {
                 self.request_tokens_consumed(link, watch, index);
                 Ok(())

@@ -154,6 +154,11 @@ impl Shard {
         more
     }
 
+    /// Whether [`fan_out`](Self::fan_out) has something to do.
+    pub fn has_readers_to_serve(&self) -> bool {
+        !self.fans.is_idle()
+    }
+
     /// When [`Input::Timeout`] is due next, in microseconds of [`Now::mono_us`].
     pub fn next_deadline(&self) -> Option<u64> {
         self.deadlines.first().map(|(at, _)| *at)

@@ -1,1 +1,9 @@
-//! Contract tests.
+//! Contract tests: shards fed from a list, and what comes out of them.
+
+mod channels;
+mod draining;
+mod generations;
+mod harness;
+mod properties;
+mod readers;
+mod sessions;

@@ -1,0 +1,391 @@
+//! One to n shards without a machine: a list for each ring, a log that acknowledges, a transport that takes everything.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use thalweg_domain::permission::Principal;
+use thalweg_protocol::ids::{CoreId, Epoch, Name, Position, Request, Sequence, SessionId, Subscription, partition_of};
+use thalweg_protocol::limits::FRAME_HEADER_BYTES;
+use thalweg_protocol::op::{ClientOp, From, Policy, Publish, ServerOp, Subscribe};
+use thalweg_protocol::reject::RejectCode;
+
+use crate::{Config, InferenceCommand, InferenceEvent, Input, Link, Now, Output, PeerMessage, Shard, Ticket};
+
+pub(super) const PARTITIONS: u16 = 64;
+/// The wall clock begins here, so that it is seen to be another one than the monotonic.
+pub(super) const WALL_US: u64 = 1_000_000_000;
+
+/// A connection of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Client {
+    pub(super) core: u16,
+    pub(super) link: Link,
+}
+
+/// A node of shards, with what they said.
+pub(super) struct Node {
+    pub(super) shards: Vec<Shard>,
+    partitions: u16,
+    pub(super) now: Now,
+    /// Whether the log acknowledges only when [`commit`](Self::commit) says so.
+    pub(super) late: bool,
+    /// Whether the transport takes nothing until [`drain`](Self::drain) says so.
+    pub(super) clogged: bool,
+    rings: VecDeque<(u16, PeerMessage)>,
+    unacknowledged: Vec<Option<Ticket>>,
+    queued: BTreeMap<Client, usize>,
+    links: u64,
+    requests: u32,
+    replies: BTreeMap<Request, ServerOp>,
+    delivered: BTreeMap<Client, Vec<(Subscription, ServerOp)>>,
+    frames: BTreeMap<Client, Vec<(u32, ServerOp, bool)>>,
+    commands: Vec<InferenceCommand>,
+    closed: Vec<(Client, RejectCode)>,
+    /// Messages handed over between cores.
+    pub(super) crossings: usize,
+    /// Everything that happened, in order.
+    pub(super) trace: Vec<String>,
+}
+
+pub(super) fn name(text: &str) -> Name {
+    Name::new(text).expect("a valid name")
+}
+
+impl Node {
+    pub(super) fn new(cores: u16) -> Self {
+        Self::with_partitions(cores, PARTITIONS)
+    }
+
+    pub(super) fn with_partitions(cores: u16, partitions: u16) -> Self {
+        let config = |core| Config {
+            core: CoreId(core),
+            cores,
+            partitions,
+            epoch: Epoch(3),
+            models: vec![name("small"), name("large")],
+        };
+        Self {
+            shards: (0..cores).map(|core| Shard::new(config(core))).collect(),
+            partitions,
+            now: Now { mono_us: 0, wall_us: WALL_US },
+            late: false,
+            clogged: false,
+            rings: VecDeque::new(),
+            unacknowledged: vec![None; cores.into()],
+            queued: BTreeMap::new(),
+            links: 0,
+            requests: 0,
+            replies: BTreeMap::new(),
+            delivered: BTreeMap::new(),
+            frames: BTreeMap::new(),
+            commands: Vec::new(),
+            closed: Vec::new(),
+            crossings: 0,
+            trace: Vec::new(),
+        }
+    }
+
+    /// The `n`-th channel of the default tenant that a core owns.
+    pub(super) fn channel_on(&self, core: u16, n: usize) -> String {
+        let cores = self.shards.len() as u16;
+        let on = |channel: &String| partition_of(&name("acme"), channel, self.partitions).0 % cores == core;
+        (0..).map(|n| format!("channel-{n}")).filter(on).nth(n).expect("every core has partitions")
+    }
+
+    /// A session of the default tenant that may do everything but administer.
+    pub(super) fn open(&mut self, core: u16, user: &str, session: u128) -> Client {
+        self.open_as(core, "acme", user, session, &["read:*", "write:*", "ask:*"])
+    }
+
+    pub(super) fn open_as(
+        &mut self,
+        core: u16,
+        tenant: &str,
+        user: &str,
+        session: u128,
+        permissions: &[&str],
+    ) -> Client {
+        self.links += 1;
+        let client = Client { core, link: Link(self.links) };
+        let permissions = permissions.iter().map(|text| text.parse().expect("a valid permission")).collect();
+        let (tenant, user, session) = (name(tenant), name(user), SessionId(session));
+        let principal = Arc::new(Principal { tenant, user, session, permissions });
+        self.feed(core, Input::Opened { link: client.link, principal });
+        client
+    }
+
+    pub(super) fn close(&mut self, client: Client) {
+        self.feed(client.core, Input::Closed { link: client.link });
+        self.settle();
+    }
+
+    /// One input, and what comes of it on that core.
+    pub(super) fn feed(&mut self, core: u16, input: Input) {
+        if !matches!(input, Input::Peer(_)) {
+            self.trace.push(format!("{core} < {input:?}"));
+        }
+        self.shards[usize::from(core)].handle(self.now, input);
+        self.carry_out(core);
+    }
+
+    /// Hands a request over without letting anything follow from it.
+    pub(super) fn send(&mut self, client: Client, op: ClientOp) -> Request {
+        self.requests += 1;
+        let request = Request(self.requests);
+        self.feed(client.core, Input::Request { link: client.link, request, op });
+        request
+    }
+
+    /// Hands a request over and waits for everything that follows from it.
+    pub(super) fn request(&mut self, client: Client, op: ClientOp) -> Request {
+        let request = self.send(client, op);
+        self.settle();
+        request
+    }
+
+    /// The answer to a request, if there is one.
+    pub(super) fn reply(&mut self, request: Request) -> Option<ServerOp> {
+        self.replies.remove(&request)
+    }
+
+    /// A request and its answer.
+    pub(super) fn call(&mut self, client: Client, op: ClientOp) -> ServerOp {
+        let text = format!("{op:?}");
+        let request = self.request(client, op);
+        self.reply(request).unwrap_or_else(|| panic!("{text} was not answered"))
+    }
+
+    /// A request that must be answered with a refusal.
+    pub(super) fn refusal(&mut self, client: Client, op: ClientOp) -> RejectCode {
+        match self.call(client, op) {
+            ServerOp::Reject(reject) => reject.code,
+            other => panic!("expected a refusal, got {other:?}"),
+        }
+    }
+
+    pub(super) fn publish(&mut self, client: Client, channel: &str, sequence: u64, body: &str) -> u64 {
+        match self.call(client, publish(channel, sequence, body)) {
+            ServerOp::Published { position, duplicate: false, .. } => position.0,
+            other => panic!("expected a position, got {other:?}"),
+        }
+    }
+
+    /// Subscribes with the policy `replay`.
+    pub(super) fn subscribe(&mut self, client: Client, channel: &str, from: From) -> Subscription {
+        self.subscribe_with(client, channel, from, Policy::Replay, 0)
+    }
+
+    pub(super) fn subscribe_with(
+        &mut self,
+        client: Client,
+        channel: &str,
+        from: From,
+        policy: Policy,
+        lead: u32,
+    ) -> Subscription {
+        let request = self.request(client, subscribe(channel, from, policy, lead));
+        let reply = self.reply(request);
+        assert!(matches!(reply, Some(ServerOp::Subscribed { .. })), "{channel}: {reply:?}");
+        Subscription(request.0)
+    }
+
+    pub(super) fn consumed(&mut self, client: Client, subscription: Subscription, position: u64) {
+        self.request(client, ClientOp::Consumed { subscription, position: Position(position) });
+    }
+
+    /// What a client was delivered since the last call, a line each.
+    pub(super) fn heard(&mut self, client: Client) -> Vec<String> {
+        let delivered = self.delivered.remove(&client).unwrap_or_default();
+        delivered.iter().map(|(_, op)| describe(op)).collect()
+    }
+
+    /// The positions a client was delivered since the last call; nothing else may have come.
+    pub(super) fn positions(&mut self, client: Client) -> Vec<u64> {
+        let position = |(_, op)| match op {
+            ServerOp::Delivery(delivery) => delivery.position.0,
+            other => panic!("expected deliveries only, got {other:?}"),
+        };
+        self.delivered.remove(&client).unwrap_or_default().into_iter().map(position).collect()
+    }
+
+    pub(super) fn deliveries(&mut self, client: Client) -> Vec<(Subscription, ServerOp)> {
+        self.delivered.remove(&client).unwrap_or_default()
+    }
+
+    /// What came on a client's generation lanes since the last call, a line each.
+    pub(super) fn watched(&mut self, client: Client) -> Vec<String> {
+        let frames = self.frames.remove(&client).unwrap_or_default();
+        let line = |(_, op, last): &(u32, ServerOp, bool)| format!("{}{}", describe(op), if *last { "." } else { "" });
+        frames.iter().map(line).collect()
+    }
+
+    /// What the inference stage was asked for since the last call.
+    pub(super) fn commands(&mut self) -> Vec<InferenceCommand> {
+        std::mem::take(&mut self.commands)
+    }
+
+    pub(super) fn closed(&mut self) -> Vec<(Client, RejectCode)> {
+        std::mem::take(&mut self.closed)
+    }
+
+    /// The inference stage says something to the core that owns the generation.
+    pub(super) fn infer(&mut self, event: InferenceEvent) {
+        let generation = match &event {
+            InferenceEvent::Token { generation, .. }
+            | InferenceEvent::Finished { generation, .. }
+            | InferenceEvent::Refused { generation, .. } => *generation,
+        };
+        let core = generation.partition().0 % self.shards.len() as u16;
+        self.feed(core, Input::Inference(event));
+    }
+
+    /// Lets time pass, and the timers with it.
+    pub(super) fn pass_ms(&mut self, ms: u64) {
+        self.now.mono_us += ms * 1_000;
+        self.now.wall_us += ms * 1_000;
+        for core in 0..self.shards.len() as u16 {
+            if self.shards[usize::from(core)].next_deadline().is_some_and(|at| at <= self.now.mono_us) {
+                self.feed(core, Input::Timeout);
+            }
+        }
+        self.settle();
+    }
+
+    /// The log acknowledges what it has, and what follows from that while it stays `late`.
+    pub(super) fn commit(&mut self) {
+        self.acknowledge();
+        self.settle();
+    }
+
+    /// The transport takes what a client has queued.
+    pub(super) fn drain(&mut self, client: Client) -> usize {
+        let bytes = self.queued.remove(&client).unwrap_or(0);
+        self.feed(client.core, Input::Drained { link: client.link, bytes });
+        self.settle();
+        bytes
+    }
+
+    /// Sums a gauge over all cores.
+    pub(super) fn gauge(&self, name: &str) -> u64 {
+        let gauges = self.shards.iter().flat_map(Shard::gauges);
+        gauges.filter(|(gauge, _)| *gauge == name).map(|(_, value)| value).sum()
+    }
+
+    /// Turns the cores until nothing more happens.
+    pub(super) fn settle(&mut self) {
+        loop {
+            for core in 0..self.shards.len() as u16 {
+                self.shards[usize::from(core)].finish_turn(self.now);
+                self.carry_out(core);
+                let mut more = true;
+                while more {
+                    more = self.shards[usize::from(core)].fan_out(self.now, 64);
+                    self.carry_out(core);
+                }
+            }
+            let crossing = std::mem::take(&mut self.rings);
+            let mut busy = !crossing.is_empty();
+            for (to, message) in crossing {
+                self.feed(to, Input::Peer(message));
+            }
+            if !self.late {
+                busy |= self.acknowledge();
+            }
+            if !self.clogged {
+                busy |= self.drain_all();
+            }
+            if !busy {
+                return;
+            }
+        }
+    }
+
+    fn acknowledge(&mut self) -> bool {
+        let mut any = false;
+        for core in 0..self.shards.len() as u16 {
+            if let Some(ticket) = self.unacknowledged[usize::from(core)].take() {
+                any = true;
+                self.feed(core, Input::Durable { ticket });
+            }
+        }
+        any
+    }
+
+    fn drain_all(&mut self) -> bool {
+        let queued = std::mem::take(&mut self.queued);
+        for (&Client { core, link }, &bytes) in &queued {
+            self.feed(core, Input::Drained { link, bytes });
+        }
+        !queued.is_empty()
+    }
+
+    fn carry_out(&mut self, core: u16) {
+        while let Some(output) = self.shards[usize::from(core)].poll() {
+            self.trace.push(format!("{core} > {output:?}"));
+            match output {
+                Output::Append { ticket, .. } => self.unacknowledged[usize::from(core)] = Some(ticket),
+                Output::Reply { request, op, .. } => {
+                    assert!(self.replies.insert(request, op).is_none(), "request {request} was answered twice");
+                }
+                Output::Deliver { link, subscription, payload } => {
+                    let client = Client { core, link };
+                    *self.queued.entry(client).or_default() += payload.len() + FRAME_HEADER_BYTES;
+                    self.delivered.entry(client).or_default().push((subscription, decode(payload)));
+                }
+                Output::Generation { link, watch, payload, last } => {
+                    let frames = self.frames.entry(Client { core, link }).or_default();
+                    frames.push((watch.0, decode(payload), last));
+                }
+                Output::Peer { to, message } => {
+                    assert_ne!(to, CoreId(core), "a shard talks to itself without a ring");
+                    self.crossings += 1;
+                    self.rings.push_back((to.0, message));
+                }
+                Output::Inference(command) => self.commands.push(command),
+                Output::Close { link, reject } => self.closed.push((Client { core, link }, reject.code)),
+            }
+        }
+    }
+}
+
+fn decode(payload: Bytes) -> ServerOp {
+    ServerOp::decode(&payload).expect("a shard sends what a client can read")
+}
+
+fn describe(op: &ServerOp) -> String {
+    match op {
+        ServerOp::Delivery(d) => format!("{} {}: {}", d.position, d.user, String::from_utf8_lossy(&d.body)),
+        ServerOp::Missed { from, to } => format!("missed {from}..={to}"),
+        ServerOp::Ended(reject) => format!("ended {}", reject.code),
+        ServerOp::Asked { model, .. } => format!("asked {model}"),
+        ServerOp::Tokens { index, count, text } => format!("{index}+{count} {}", String::from_utf8_lossy(text)),
+        ServerOp::Finished { reason, usage, .. } => format!("{} {}", reason.as_str(), usage.completion_tokens),
+        other => format!("{other:?}"),
+    }
+}
+
+/// A write that makes its channel.
+pub(super) fn publish(channel: &str, sequence: u64, body: &str) -> ClientOp {
+    ClientOp::Publish(Publish {
+        channel: name(channel),
+        sequence: Sequence(sequence),
+        retry: false,
+        make: true,
+        body: Bytes::copy_from_slice(body.as_bytes()),
+        key: 0,
+    })
+}
+
+/// The same write once more, after it may have been carried out.
+pub(super) fn retry(channel: &str, sequence: u64, body: &str) -> ClientOp {
+    match publish(channel, sequence, body) {
+        ClientOp::Publish(publish) => ClientOp::Publish(Publish { retry: true, ..publish }),
+        other => other,
+    }
+}
+
+/// A subscription that makes its channel.
+pub(super) fn subscribe(channel: &str, from: From, policy: Policy, lead: u32) -> ClientOp {
+    ClientOp::Subscribe(Subscribe { channel: name(channel), from, policy, lead, make: true })
+}
