@@ -9,12 +9,14 @@ use super::source::Source;
 const MAY: &[(&str, &str)] = &[
     ("bench/load/src/process.rs",     "clock ticks and page size of this machine"),
     ("bench/load/src/swarm",          "timer slack, ppoll"),
+    ("bench/micro/src/bin/udp_backends.rs", "pinning, CPU time of a thread"),
     ("bench/peers/",                  "programs to compare with: system calls that read CPU time"),
     ("engine/ring/src/",              "slots shared by two threads; eventfd"),
     ("engine/node/src/",              "pinning, descriptors, executor wake-up"),
     ("inference/worker/src/kernel/",  "SIMD"),
     ("inference/worker/src/gguf",     "memory-mapped weights"),
     ("inference/worker/src/stage/thread.rs", "pinning"),
+    ("transport/quic/tests/memory.rs", "an allocator that counts"),
     ("transport/udp/src/",            "socket options, control messages, io_uring"),
 ];
 

@@ -227,20 +227,25 @@ fn main() -> Outcome {
     run(&cli, &mut poll, &mut links)
 }
 
-fn run(cli: &Cli, poll: &mut Poll, links: &mut [Link]) -> Outcome {
-    let (subscribers, publisher) = (cli.subscribers as u64, cli.subscribers);
-    let mut events = Events::with_capacity(1024);
-    // The subscriptions are in place when a second passed without news; their answers are read meanwhile.
-    let settle = Instant::now() + Duration::from_secs(1);
-    while Instant::now() < settle {
-        poll.poll(&mut events, Some(Duration::from_millis(100)))?;
-        for event in &events {
+/// Waits until the subscriptions are in place: when a second passed without news. Their answers are read meanwhile.
+fn settle(cli: &Cli, poll: &mut Poll, events: &mut Events, links: &mut [Link]) -> Outcome {
+    let until = Instant::now() + Duration::from_secs(1);
+    while Instant::now() < until {
+        poll.poll(events, Some(Duration::from_millis(100)))?;
+        for event in &*events {
             let link = &mut links[event.token().0];
             link.receive()?;
             cut(cli.protocol, &mut link.input, &mut link.output, |_| {})?;
             link.send()?;
         }
     }
+    Ok(())
+}
+
+fn run(cli: &Cli, poll: &mut Poll, links: &mut [Link]) -> Outcome {
+    let (subscribers, publisher) = (cli.subscribers as u64, cli.subscribers);
+    let mut events = Events::with_capacity(1024);
+    settle(cli, poll, &mut events, links)?;
     // SAFETY: PR_SET_TIMERSLACK takes one number and changes only how exact this thread's sleeps are.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000_u64) };
     let start = Instant::now();

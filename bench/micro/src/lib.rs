@@ -1,0 +1,1 @@
+//! Per-crate benchmarks.
