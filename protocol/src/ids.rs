@@ -275,7 +275,7 @@ mod tests {
         let tenant = Name::new("default").expect("valid");
         // Golden: the on-disk placement of existing data depends on these.
         assert_eq!(partition_of(&tenant, "general", 1024), Partition(143));
-        
+
         let mut counts = [0_u32; 64];
         for n in 0..64_000 {
             counts[usize::from(partition_of(&tenant, &format!("channel-{n}"), 64).0)] += 1;

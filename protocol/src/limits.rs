@@ -143,7 +143,10 @@ pub const RECONNECT_BACKOFF_MS: u64 = 50;
 pub const RECONNECT_BACKOFF_MS_MAX: u64 = 2_000;
 
 const _: () = {
-    assert!(CLIENT_OUTBOX_BYTES + FRAME_BYTES_MAX <= CLIENT_IN_FLIGHT_BYTES, "an outbox is a part of what is in flight");
+    assert!(
+        CLIENT_OUTBOX_BYTES + FRAME_BYTES_MAX <= CLIENT_IN_FLIGHT_BYTES,
+        "an outbox is a part of what is in flight"
+    );
     assert!(BODY_BYTES_MAX + 4096 <= FRAME_BYTES_MAX, "a body and its envelope fit in a frame");
     assert!(TOKEN_BYTES_MAX + 1024 <= FRAME_BYTES_MAX, "a hello fits in a frame");
     assert!(PROMPT_BYTES_MAX * 3 / 2 <= FRAME_BYTES_MAX, "a conversation fits in a frame");

@@ -5,9 +5,19 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use thalweg_protocol::ids::{Position, Sequence, SessionId};
+use thalweg_protocol::ids::{Name, Position, Sequence, SessionId};
 use thalweg_protocol::limits::{DEDUPE_COMMANDS_MAX, DEDUPE_SESSIONS_MAX};
 use thalweg_protocol::reject::{Reject, RejectCode};
+
+/// Whose commands are told apart. Sessions choose their ids themselves and tenants share partitions, so the id alone would
+/// let one tenant ask for the outcome of another's writes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Writer {
+    /// Whose session it is.
+    pub tenant: Name,
+    /// The session.
+    pub session: SessionId,
+}
 
 /// What a command came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,9 +48,9 @@ struct Window {
 /// The commands a partition remembers.
 #[derive(Debug, Default)]
 pub struct Dedupe {
-    windows: BTreeMap<SessionId, Window>,
+    windows: BTreeMap<Writer, Window>,
     /// Sessions by when they were last written to, to find the one to forget.
-    by_age: BTreeMap<u64, SessionId>,
+    by_age: BTreeMap<u64, Writer>,
     writes: u64,
     forgotten: u64,
 }
@@ -51,8 +61,9 @@ impl Dedupe {
     /// # Errors
     /// `session_expired` for a repeated command of a session that may have been forgotten; `sequence_invalid` for one that
     /// lies before the session's window.
-    pub fn check(&self, session: SessionId, sequence: Sequence, retry: bool) -> Result<Verdict, Reject> {
-        let Some(window) = self.windows.get(&session) else {
+    pub fn check(&self, writer: &Writer, sequence: Sequence, retry: bool) -> Result<Verdict, Reject> {
+        let session = writer.session;
+        let Some(window) = self.windows.get(writer) else {
             if retry && self.forgotten > 0 {
                 let text =
                     format!("write {sequence} of {session} may have been carried out; its session was forgotten");
@@ -76,12 +87,12 @@ impl Dedupe {
     }
 
     /// Remembers a command that [`check`](Self::check) found to be new.
-    pub fn remember(&mut self, session: SessionId, sequence: Sequence, outcome: Outcome) {
+    pub fn remember(&mut self, writer: Writer, sequence: Sequence, outcome: Outcome) {
         self.writes += 1;
-        let window = self.windows.entry(session).or_default();
+        let window = self.windows.entry(writer.clone()).or_default();
         self.by_age.remove(&window.touched);
         window.touched = self.writes;
-        self.by_age.insert(self.writes, session);
+        self.by_age.insert(self.writes, writer);
         window.last = sequence;
         if window.recent.len() == DEDUPE_COMMANDS_MAX {
             window.recent.pop_front();
@@ -100,21 +111,25 @@ impl Dedupe {
 mod tests {
     use super::*;
 
+    fn writer(session: u128) -> Writer {
+        Writer { tenant: Name::new("default").expect("valid"), session: SessionId(session) }
+    }
+
     fn outcome(position: u64) -> Outcome {
         Outcome { position: Position(position), timestamp_us: 7 }
     }
 
     #[test]
     fn a_repeated_command_is_recognised_within_its_window() {
-        let (mut dedupe, session) = (Dedupe::default(), SessionId(1));
+        let (mut dedupe, session) = (Dedupe::default(), writer(1));
         for n in 1..=2 * DEDUPE_COMMANDS_MAX as u64 {
             // A session's writes to one partition grow, but need not be contiguous.
-            assert_eq!(dedupe.check(session, Sequence(3 * n), false), Ok(Verdict::New));
-            dedupe.remember(session, Sequence(3 * n), outcome(n));
+            assert_eq!(dedupe.check(&session, Sequence(3 * n), false), Ok(Verdict::New));
+            dedupe.remember(session.clone(), Sequence(3 * n), outcome(n));
         }
         let newest = 2 * DEDUPE_COMMANDS_MAX as u64;
         let check = |sequence: u64, expected: Result<Verdict, RejectCode>| {
-            assert_eq!(dedupe.check(session, Sequence(sequence), true).map_err(|r| r.code), expected, "{sequence}");
+            assert_eq!(dedupe.check(&session, Sequence(sequence), true).map_err(|r| r.code), expected, "{sequence}");
         };
         check(3 * newest, Ok(Verdict::Repeated(outcome(newest))));
         check(3 * (newest / 2 + 1), Ok(Verdict::Repeated(outcome(newest / 2 + 1))));
@@ -126,14 +141,16 @@ mod tests {
     #[test]
     fn a_forgotten_session_is_told_so_and_never_served_twice() {
         let mut dedupe = Dedupe::default();
-        assert_eq!(dedupe.check(SessionId(1), Sequence(1), true), Ok(Verdict::New), "nothing was forgotten yet");
+        assert_eq!(dedupe.check(&writer(1), Sequence(1), true), Ok(Verdict::New), "nothing was forgotten yet");
         for n in 0..=DEDUPE_SESSIONS_MAX as u128 {
-            dedupe.remember(SessionId(n), Sequence(1), outcome(1));
+            dedupe.remember(writer(n), Sequence(1), outcome(1));
         }
-        let code = |session, retry| dedupe.check(SessionId(session), Sequence(1), retry).map_err(|r| r.code);
+        let code = |session, retry| dedupe.check(&writer(session), Sequence(1), retry).map_err(|r| r.code);
         assert_eq!(code(0, true), Err(RejectCode::SessionExpired));
         assert_eq!(code(0, false), Ok(Verdict::New));
         assert_eq!(code(1, true), Ok(Verdict::Repeated(outcome(1))));
+        let stranger = Writer { tenant: Name::new("other").expect("valid"), session: SessionId(1) };
+        assert_eq!(dedupe.check(&stranger, Sequence(1), false), Ok(Verdict::New), "tenants do not see each other");
         assert_eq!((dedupe.windows.len(), dedupe.by_age.len()), (DEDUPE_SESSIONS_MAX, DEDUPE_SESSIONS_MAX));
     }
 }

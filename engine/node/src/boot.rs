@@ -130,7 +130,7 @@ impl Node {
         let epoch = data.next_epoch()?;
         let layout = Layout::new(&config, &cpus());
         let steering = Steering::new(layout.cores.len(), rand::random());
-        let sockets = bind(&config, &layout, &steering)?;
+        let sockets = bind(&config, &layout, steering)?;
         let addr = sockets.first().map_or(config.quic, Socket::local_addr);
         let bells: Vec<_> =
             layout.cores.iter().map(|_| Bell::new()).collect::<Result<_, _>>().map_err(system("make an eventfd"))?;
@@ -140,7 +140,7 @@ impl Node {
         let (clerk, clerk_links) = Clerk::start(stage, &bells).map_err(system("start a thread"))?;
         let shared = Arc::new(Shared {
             reception: Reception { keys, epoch, models: model_names.clone() },
-            steering: steering.clone(),
+            steering,
             drain: AtomicBool::new(false),
             bells: bells.clone(),
             about: about(&config, &layout, &addr, epoch, &model_names),
@@ -251,12 +251,12 @@ fn local_token(keys: &Keys, data: &Path) -> Result<String, StartError> {
     Ok(token)
 }
 
-fn bind(config: &NodeConfig, layout: &Layout, steering: &Steering) -> Result<Vec<Socket>, StartError> {
+fn bind(config: &NodeConfig, layout: &Layout, steering: Steering) -> Result<Vec<Socket>, StartError> {
     let group = GroupConfig {
         addr: config.quic,
         cores: layout.cores.len(),
         backend: config.backend,
-        steering: steering.clone(),
+        steering,
         receive_buffer_bytes: config.socket_buffer_bytes,
         send_buffer_bytes: config.socket_buffer_bytes,
     };
@@ -317,7 +317,7 @@ fn assemble(
         let key = quic.certificate.key.clone_key();
         let mut quic_config =
             QuicConfig::new((quic.certificate.chain.clone(), key), quic.reset_key, quic.retry_key, rand::random());
-        let steering = shared.steering.clone();
+        let steering = shared.steering;
         quic_config.cid_first_byte = Arc::new(move |random| steering.first_byte_for(index, random));
         quic_config.path_mtu_discovery = !socket.may_fragment();
         let shard = ShardConfig {
@@ -335,8 +335,8 @@ fn assemble(
 
 /// Starts one pinned thread per core, and waits until each has said that it is ready.
 fn start_cores(parts: Vec<Parts>, layout: &Layout) -> Result<Vec<ExecutorJoinHandle<()>>, StartError> {
-    let (ready, said) = mpsc::channel();
     let cores = parts.len();
+    let (ready, said) = mpsc::sync_channel(cores);
     let mut handles = Vec::new();
     for (parts, &cpu) in parts.into_iter().zip(&layout.cores) {
         let (core, ready) = (parts.core.0, ready.clone());
@@ -369,7 +369,7 @@ fn start_cores(parts: Vec<Parts>, layout: &Layout) -> Result<Vec<ExecutorJoinHan
     Ok(handles)
 }
 
-async fn run_core(parts: Parts, ready: mpsc::Sender<(u16, Result<(), String>)>) {
+async fn run_core(parts: Parts, ready: mpsc::SyncSender<(u16, Result<(), String>)>) {
     let Parts { core, shared, socket, quic, shard, mesh, inference, clerk, bell, spin } = parts;
     let parker = Parker::new(bell, socket.wait_fd()).await.map_err(|error| error.to_string());
     let made = parker.and_then(|parker| Ok((parker, Quic::new(quic).map_err(|error| error.to_string())?)));

@@ -76,7 +76,7 @@ fn io_uring() -> Check {
         let remedy = "sudo sysctl kernel.io_uring_disabled=0";
         return check(name, Outcome::Fail, "disabled for all by kernel.io_uring_disabled=2", remedy);
     }
-    let (done, waited) = std::sync::mpsc::channel();
+    let (done, waited) = std::sync::mpsc::sync_channel(1);
     let spawned = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound)
         .name("thalweg-doctor")
         .io_memory(64 << 10)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use thalweg_domain::channel::{Channel, mentions_model};
-use thalweg_domain::dedupe::{Dedupe, Outcome, Verdict};
+use thalweg_domain::dedupe::{Dedupe, Outcome, Verdict, Writer};
 use thalweg_domain::permission::{Action as Access, Principal};
 use thalweg_domain::record::{ChannelSettings, Event, Message};
 use thalweg_protocol::ids::{ChannelKey, CoreId, GenerationId, Name, Partition, Position, Sequence, SessionId};
@@ -102,9 +102,10 @@ impl Shard {
         let key = ChannelKey { tenant: principal.tenant.clone(), channel: publish.channel };
         let partition = self.partition(&key.tenant, key.channel.as_str());
         let session = principal.session;
+        let writer = Writer { tenant: principal.tenant.clone(), session };
         let dedupe = self.owner.dedupe.entry(partition).or_default();
         if let Verdict::Repeated(Outcome { position, timestamp_us }) =
-            dedupe.check(session, publish.sequence, publish.retry)?
+            dedupe.check(&writer, publish.sequence, publish.retry)?
         {
             self.counters.duplicates += 1;
             let op = ServerOp::Published { position, timestamp_us, duplicate: true };
@@ -134,7 +135,7 @@ impl Shard {
         let mention = mention.filter(|model| principal.may(Access::Ask, model.as_str()));
         let message = Arc::new(Message::new(delivery, session, publish.sequence));
         if let Some(dedupe) = self.owner.dedupe.get_mut(&partition) {
-            dedupe.remember(session, publish.sequence, Outcome { position, timestamp_us });
+            dedupe.remember(writer, publish.sequence, Outcome { position, timestamp_us });
         }
         let op = ServerOp::Published { position, timestamp_us, duplicate: false };
         let mut actions = vec![Action::AnswerWrite { origin, op, since_us: self.now.mono_us }];

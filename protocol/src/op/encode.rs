@@ -155,7 +155,9 @@ impl ServerOp {
             Self::Welcome(welcome) => build_welcome(b, welcome),
             Self::Reject(reject) => build_reject(b, reject),
             Self::Done => table!(b, Done, wire::DoneArgs {}),
-            Self::ChannelCreated { created } => table!(b, ChannelCreated, wire::ChannelCreatedArgs { created: *created }),
+            Self::ChannelCreated { created } => {
+                table!(b, ChannelCreated, wire::ChannelCreatedArgs { created: *created })
+            }
             Self::Published { position, timestamp_us, duplicate } => {
                 let (position, timestamp_us, duplicate) = (position.0, *timestamp_us, *duplicate);
                 table!(b, Published, wire::PublishedArgs { position, timestamp_us, duplicate })
