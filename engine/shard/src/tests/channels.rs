@@ -37,14 +37,13 @@ fn a_write_is_answered_and_spread_only_once_it_is_durable() {
         node.commit();
         assert_eq!(node.reply(request), Some(published(1, false)), "{case}");
         assert_eq!(node.heard(reader), ["1 ada: hi"], "{case}");
-        let steps = [
-            format!("{owner} > Append"),
-            format!("{owner} < Durable"),
-            format!("{writer_core} > Reply"),
-            format!("{reader_core} > Deliver"),
-        ];
-        let steps = steps.map(|step| line(&node, &step));
-        assert!(steps.is_sorted_by(|a, b| a < b), "{case}: {steps:?}");
+        let append = line(&node, &format!("{owner} > Append"));
+        let durable = line(&node, &format!("{owner} < Durable"));
+        let reply = line(&node, &format!("{writer_core} > Reply"));
+        let deliver = line(&node, &format!("{reader_core} > Deliver"));
+        assert!(append < durable && durable < reply && durable < deliver, "{case}");
+        // On one core the writer knows first; between cores nothing orders the two.
+        assert!(writer_core != reader_core || reply < deliver, "{case}");
         assert!(node.shards.iter().all(crate::Shard::is_idle), "{case}");
     };
     check(1, 0, 0, 0);
@@ -225,9 +224,9 @@ fn a_write_crosses_between_cores_as_little_as_it_can() {
 
 #[test]
 fn a_channel_that_is_not_there_is_not_made_unasked() {
-    let mut node = Node::new(2);
-    let client = node.open(0, "ada", 1);
     for core in 0..2 {
+        let mut node = Node::new(2);
+        let client = node.open(0, "ada", 1);
         let channel = node.channel_on(core, 0);
         let ClientOp::Publish(write) = publish(&channel, 1, "x") else { panic!("a write") };
         let write = ClientOp::Publish(Publish { make: false, ..write });
