@@ -61,6 +61,8 @@ enum Asked {
     Publish(Sequence),
     Subscribe,
     Generation,
+    /// A subscription that was ended before it was accepted: the node may leave the question unanswered.
+    Abandoned,
     Other,
 }
 
@@ -238,6 +240,9 @@ impl World {
     fn unsubscribe(&mut self, client: usize) {
         let Some(at) = self.pick(self.clients[client].readers.len()) else { return };
         let Some((&number, _)) = self.clients[client].readers.iter().nth(at) else { return };
+        if let Some(asked) = self.clients[client].asked.get_mut(&number) {
+            *asked = Asked::Abandoned;
+        }
         self.end_reader(client, number);
         let op = ClientOp::Unsubscribe { subscription: Subscription(number) };
         self.request(client, &op, Asked::Other);
@@ -455,7 +460,6 @@ impl World {
             }
             (Asked::Publish(sequence), ServerOp::Reject(reject)) => self.refused(client, sequence, &reject),
             (Asked::Subscribe, ServerOp::Subscribed { next, .. }) => self.subscribed(client, request, next),
-            // Unsubscribed before it was accepted: whatever comes is of no interest.
             (Asked::Subscribe, ServerOp::Reject(reject)) => {
                 if self.clients[client].readers.contains_key(&request) {
                     self.violation(format!("client {client}: subscription {request} was refused: {reject}"));
@@ -477,7 +481,7 @@ impl World {
             (Asked::Publish(_) | Asked::Subscribe | Asked::Generation, op) => {
                 self.violation(format!("client {client}: request {request} was answered by {op:?}"));
             }
-            (Asked::Other, _) => {}
+            (Asked::Abandoned | Asked::Other, _) => {}
         }
     }
 
@@ -582,7 +586,10 @@ impl World {
             self.heard.entry(generation).or_insert(0);
             let full = script::range(generation, 0, script::tokens(generation));
             let sound = match kind {
-                DeliveryKind::Message => full.as_bytes() == body,
+                DeliveryKind::Message => {
+                    let tokens = self.node.stage.tokens(generation);
+                    tokens.is_some_and(|tokens| script::range(generation, 0, tokens).as_bytes() == body)
+                }
                 DeliveryKind::Tokens => full.contains(&*String::from_utf8_lossy(&body)),
                 DeliveryKind::GenerationStarted | DeliveryKind::GenerationEnded => true,
             };
@@ -671,9 +678,10 @@ impl World {
 
     pub(crate) fn judge_client(&mut self, client: usize) {
         let own = &self.clients[client];
-        let (writes, asked) = (own.unacked.len(), own.asked.len());
-        if writes > 0 || asked > 0 {
-            let text = format!("client {client}: {writes} writes and {asked} requests were never answered");
+        let writes = own.unacked.len();
+        let asked: Vec<_> = own.asked.iter().filter(|(_, asked)| !matches!(asked, Asked::Abandoned)).collect();
+        if writes > 0 || !asked.is_empty() {
+            let text = format!("client {client}: {writes} writes and these requests were never answered: {asked:?}");
             self.violation(text);
         }
     }

@@ -34,6 +34,8 @@ pub(crate) struct Stage {
     slots: BTreeMap<u32, Memory>,
     running: Option<(Step, Vec<Sampled>)>,
     blocked: BTreeSet<Outlet>,
+    /// Tokens of the generations that ended.
+    ended: BTreeMap<GenerationId, u32>,
     /// What is to be told to shards, in order.
     pub(crate) events: Vec<(CoreId, InferenceEvent)>,
     /// Promises of the scheduler that were broken.
@@ -49,6 +51,7 @@ impl Stage {
             slots: BTreeMap::new(),
             running: None,
             blocked: BTreeSet::new(),
+            ended: BTreeMap::new(),
             events: Vec::new(),
             violations: Vec::new(),
         }
@@ -61,6 +64,11 @@ impl Stage {
     /// Generations that were begun and have not ended.
     pub(crate) fn unfinished(&self) -> usize {
         self.live.len()
+    }
+
+    /// Tokens of a generation that ended.
+    pub(crate) fn tokens(&self, generation: GenerationId) -> Option<u32> {
+        self.ended.get(&generation).copied()
     }
 
     pub(crate) fn wake_at_us(&self) -> Option<u64> {
@@ -97,7 +105,11 @@ impl Stage {
 
     pub(crate) fn block(&mut self, now_us: u64, core: CoreId, blocked: bool) {
         let outlet = Outlet(core.0);
-        if blocked { self.blocked.insert(outlet) } else { self.blocked.remove(&outlet) };
+        if blocked {
+            self.blocked.insert(outlet)
+        } else {
+            self.blocked.remove(&outlet)
+        };
         self.scheduler.handle(now_us, Input::Block { outlet, blocked });
         self.drain();
     }
@@ -193,6 +205,7 @@ impl Stage {
         if live.produced != produced {
             self.violations.push(format!("{:?} ended at {produced}, told {}", GenerationId(id.0), live.produced));
         }
+        self.ended.insert(GenerationId(id.0), produced);
         let (reason, message) = match end {
             End::Stop => (FinishReason::Stop, ""),
             End::Length => (FinishReason::Length, ""),
