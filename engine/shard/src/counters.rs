@@ -13,7 +13,7 @@ pub struct Counters {
     pub delivered: u64,
     /// Bytes of frames handed to readers.
     pub delivered_bytes: u64,
-    /// Records that readers with policy `drop` did not get.
+    /// Records that readers did not get: skipped by policy `drop`, or no longer kept.
     pub missed: u64,
     /// Readers ended for being slow, by policy `disconnect`.
     pub slow_disconnected: u64,

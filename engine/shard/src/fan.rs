@@ -233,8 +233,11 @@ impl Shard {
     pub(crate) fn attached(&mut self, link: Link, request: Request, result: Result<(Position, Position), Reject>) {
         self.settle(link);
         let index = self.sessions.get(link).and_then(|session| session.subscriptions.get(&request.0).copied());
-        // Ended before the answer came: its reply was given then.
-        let Some(index) = index else { return };
+        let Some(index) = index else {
+            let reject = Reject::new(RejectCode::SubscriptionInvalid, "the subscription was ended before it began");
+            self.reply(link, request, ServerOp::Reject(reject));
+            return;
+        };
         match result {
             Ok((first, head)) => {
                 let Some(next) = self.begin_reading(index, first, head) else { return };
@@ -262,6 +265,7 @@ impl Shard {
                 // Position 0 is no message, so asking for it is asking for the start.
                 let from = position.max(Position(1));
                 if from < first {
+                    self.counters.missed += first.0 - from.0;
                     reader.missed = Some((from, Position(first.0 - 1)));
                 }
                 first
@@ -292,6 +296,9 @@ impl Shard {
     pub(crate) fn remove_subscription(&mut self, index: SubscriptionIndex) {
         let Some(reader) = self.fans.readers.get_mut(index).and_then(Option::take) else { return };
         self.fans.free.push(index);
+        if let Some(session) = self.sessions.get_mut(reader.link) {
+            session.waiting_for_room.retain(|other| *other != index);
+        }
         let Some(fan) = self.fans.fans.get_mut(&reader.fan) else { return };
         fan.readers.retain(|other| *other != index);
         if fan.readers.is_empty() {
@@ -323,9 +330,10 @@ impl Shard {
                     reader.state = State::Ready;
                     ready.push_back(index);
                 }
-                State::Attaching => {}
-                _ if pending <= u64::from(reader.lead) => {}
-                _ => match reader.policy {
+                // Only a reader that holds itself up is slow; one that waits for its turn, or for history, is served.
+                State::Attaching | State::Ready | State::Reading => {}
+                State::OutOfCredit | State::OutOfRoom if pending <= u64::from(reader.lead) => {}
+                State::OutOfCredit | State::OutOfRoom => match reader.policy {
                     Policy::Replay => {}
                     Policy::Drop => {
                         let to = Position(head.0 - u64::from(reader.lead));
@@ -395,13 +403,12 @@ impl Shard {
         }
     }
 
-    pub(crate) fn serve_ready(&mut self, budget: usize) -> bool {
+    pub(crate) fn serve_ready(&mut self, budget: usize) {
         let mut left = budget;
         while left > 0 {
-            let Some(index) = self.fans.ready.pop_front() else { return false };
+            let Some(index) = self.fans.ready.pop_front() else { return };
             left = left.saturating_sub(self.serve(index, left.min(BURST)).max(1));
         }
-        !self.fans.ready.is_empty()
     }
 
     /// Serves one reader, up to `burst` deliveries; gives how many there were.

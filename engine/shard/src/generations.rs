@@ -84,10 +84,6 @@ impl Generations {
     pub(crate) fn unfinished(&self) -> usize {
         self.unfinished
     }
-
-    pub(crate) fn forget(&mut self, generation: GenerationId) {
-        self.owned.remove(&generation);
-    }
 }
 
 fn lead_of(lead: u32) -> u32 {
@@ -249,8 +245,14 @@ impl Shard {
 
     pub(crate) fn unwatch(&mut self, core: CoreId, link: Link, watch: Watch, id: GenerationId) {
         let Some(owned) = self.generations.owned.get_mut(&id) else { return };
+        let watchers = owned.watchers.len();
         owned.watchers.retain(|watcher| !watcher.is(core, link, watch));
-        if !owned.watchers.is_empty() || owned.channel.is_some() || owned.generation.ending().is_some() {
+        // One that left when it had everything leaves nothing behind.
+        if owned.watchers.len() == watchers
+            || !owned.watchers.is_empty()
+            || owned.channel.is_some()
+            || owned.generation.ending().is_some()
+        {
             return;
         }
         match owned.on_detach {
@@ -267,6 +269,16 @@ impl Shard {
         let Some(owned) = self.generations.owned.get_mut(&id) else { return };
         if owned.detached_at.take().is_some() && owned.generation.ending().is_none() {
             self.output(Output::Inference(InferenceCommand::Cancel { generation: id }));
+        }
+    }
+
+    /// A finished generation was kept long enough; whoever has not read it to its end is told.
+    pub(crate) fn expire(&mut self, id: GenerationId) {
+        let Some(owned) = self.generations.owned.remove(&id) else { return };
+        let payload = ServerOp::Ended(unknown(id)).encode();
+        for Watcher { core, link, watch, .. } in owned.watchers {
+            let payload = payload.clone();
+            self.tell_session(core, SessionMessage::Generation { link, watch, payload, last: true });
         }
     }
 
@@ -338,7 +350,8 @@ impl Shard {
         let text = owned.generation.text(index, tokens);
         let logged = vec![Action::TokensLogged { generation: id, index: tokens }];
         match owned.channel.clone() {
-            // A piece that ends within a character is not shown yet; the next one brings the rest.
+            // Tokens whose character is incomplete have no text yet; the next ones bring it.
+            Some(_) if text.is_empty() => self.after_appends(Action::TokensLogged { generation: id, index: tokens }),
             Some(channel) => {
                 let user = author(&owned.generation.model);
                 self.publish_generated(&channel, DeliveryKind::Tokens, user, id, text, logged);

@@ -27,6 +27,8 @@ pub(crate) enum Action {
     AnswerWrite { origin: Origin, op: ServerOp, since_us: u64 },
     /// Tell a core about a channel from now on.
     Attach { origin: Origin, channel: ChannelKey, fan: FanId },
+    /// No longer; in order with `Attach`, which waits for the log.
+    Detach { core: CoreId, channel: ChannelKey, fan: FanId },
     /// Somebody spoke to a model in a channel.
     Mention { channel: ChannelKey, user: Name, model: Name },
     /// The beginning of a generation is durable: its watchers may see it.
@@ -188,7 +190,11 @@ impl Shard {
         }
     }
 
-    pub(crate) fn detach(&mut self, core: CoreId, channel: &ChannelKey, fan: FanId) {
+    pub(crate) fn detach(&mut self, core: CoreId, channel: ChannelKey, fan: FanId) {
+        self.after_appends(Action::Detach { core, channel, fan });
+    }
+
+    fn detach_now(&mut self, core: CoreId, channel: &ChannelKey, fan: FanId) {
         if let Some(owned) = self.owner.channels.get_mut(channel) {
             owned.cores.retain(|attached| *attached != (core, fan));
         }
@@ -233,6 +239,7 @@ impl Shard {
                 self.answer(origin, op);
             }
             Action::Attach { origin, channel, fan } => self.attach_now(origin, &channel, fan),
+            Action::Detach { core, channel, fan } => self.detach_now(core, &channel, fan),
             Action::Mention { channel, user, model } => self.answer_in_channel(channel, user, model),
             Action::Announce { generation } => self.announce(generation),
             Action::TokensLogged { generation, index } => self.tokens_logged(generation, index),

@@ -122,6 +122,7 @@ impl Shard {
             Input::Durable { ticket } => self.durable(ticket),
             Input::Inference(event) => self.inference(event),
             Input::Timeout => self.timeout(),
+            // Reading goes on, so that what was begun can be finished by those who read it.
             Input::Drain => self.draining = true,
         }
         // What the shard says to itself causes at most an answer and one more message each, so this ends.
@@ -147,11 +148,11 @@ impl Shard {
     /// Serves readers in turn, up to `budget` deliveries. Says whether there is more to do.
     pub fn fan_out(&mut self, now: Now, budget: usize) -> bool {
         self.now = now;
-        let more = self.serve_ready(budget);
+        self.serve_ready(budget);
         while let Some(message) = self.to_self.pop_front() {
             self.peer(message);
         }
-        more
+        self.has_readers_to_serve()
     }
 
     /// Whether [`fan_out`](Self::fan_out) has something to do.
@@ -205,7 +206,7 @@ impl Shard {
             OwnerMessage::Create { origin, channel, settings } => self.create_channel(origin, channel, settings),
             OwnerMessage::Publish { origin, principal, publish } => self.publish(origin, &principal, *publish),
             OwnerMessage::Attach { origin, channel, make, fan } => self.attach(origin, channel, make, fan),
-            OwnerMessage::Detach { core, channel, fan } => self.detach(core, &channel, fan),
+            OwnerMessage::Detach { core, channel, fan } => self.detach(core, channel, fan),
             OwnerMessage::Read { core, channel, reader, from } => self.read(core, &channel, reader, from),
             OwnerMessage::Ask { origin, principal, model, request } => self.ask(origin, &principal, model, *request),
             OwnerMessage::Watch { origin, principal, generation, from, lead } => {
@@ -309,7 +310,7 @@ impl Shard {
             match deadline {
                 Deadline::Record(generation) => self.record_tokens(generation),
                 Deadline::Detached(generation) => self.detached_too_long(generation),
-                Deadline::Expired(generation) => self.generations.forget(generation),
+                Deadline::Expired(generation) => self.expire(generation),
             }
         }
     }

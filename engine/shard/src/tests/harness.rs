@@ -281,8 +281,6 @@ impl Node {
                 let mut more = true;
                 while more {
                     more = self.shards[usize::from(core)].fan_out(self.now, 64);
-                    // A read of this core's own history makes its reader ready again after the last of them was served.
-                    more |= !self.shards[usize::from(core)].fans.is_idle();
                     self.carry_out(core);
                 }
             }

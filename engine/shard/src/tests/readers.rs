@@ -7,7 +7,7 @@ use thalweg_protocol::limits::{
 use thalweg_protocol::op::{ClientOp, From, Policy, ServerOp};
 use thalweg_protocol::reject::RejectCode;
 
-use super::harness::{Client, Node, name, subscribe};
+use super::harness::{Client, Node, name, publish, subscribe};
 
 /// A channel of core 0 with a writer there, and a reader on `core`.
 fn room(cores: u16, core: u16, from: From, policy: Policy, lead: u32) -> (Node, String, Client, Client, Subscription) {
@@ -210,4 +210,45 @@ fn readers_are_served_in_turn() {
     let changes =
         delivered.windows(2).filter(|pair| pair[0].contains(&of(readers[0])) != pair[1].contains(&of(readers[0])));
     assert!(changes.count() >= 5, "one reader was served to its end before the other began");
+}
+
+/// A detach once overtook the attach that waited for the log, and left a core that was told about everything for ever.
+#[test]
+fn a_subscription_ended_before_it_began_is_answered_and_leaves_nothing_behind() {
+    let mut node = Node::new(2);
+    let channel = node.channel_on(1, 0);
+    let (writer, reader) = (node.open(1, "ada", 1), node.open(0, "bob", 2));
+    node.publish(writer, &channel, 1, "first");
+    node.late = true;
+    node.send(writer, publish(&channel, 2, "second"));
+    let asked = node.request(reader, subscribe(&channel, From::End, Policy::Replay, 0));
+    let ended = node.request(reader, ClientOp::Unsubscribe { subscription: Subscription(asked.0) });
+    assert_eq!(node.reply(ended), Some(ServerOp::Done));
+    node.late = false;
+    node.commit();
+    let answer = node.reply(asked);
+    let Some(ServerOp::Reject(reject)) = answer else { panic!("a refusal, not {answer:?}") };
+    assert_eq!(reject.code, RejectCode::SubscriptionInvalid);
+    let before = node.crossings;
+    node.publish(writer, &channel, 3, "third");
+    assert_eq!(node.crossings, before, "nobody on the other core reads");
+}
+
+/// A reader that waited for its turn was once taken for a slow one.
+#[test]
+fn a_reader_that_keeps_up_is_not_slow_however_much_comes_at_once() {
+    for policy in [Policy::Drop, Policy::Disconnect] {
+        let (mut node, channel, writer, reader, subscription) = room(1, 0, From::End, policy, 1);
+        node.late = true;
+        for n in 1..=3 {
+            node.send(writer, publish(&channel, n, &format!("line {n}")));
+        }
+        node.late = false;
+        node.commit();
+        assert_eq!(node.gauge("subscriptions"), 1, "{policy:?}");
+        for n in 1..=3 {
+            assert_eq!(node.positions(reader), [n], "{policy:?}");
+            node.consumed(reader, subscription, n);
+        }
+    }
 }
