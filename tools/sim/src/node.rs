@@ -192,10 +192,10 @@ impl World {
                 };
                 self.note(format_args!("{link:?} is {} on core {core}", principal.user));
                 self.input(core, Input::Opened { link, principal: Arc::new(principal) });
-                self.to_client(link, Lane::Command, request.0, &ServerOp::Welcome(welcome).encode());
+                self.reply_bytes(link, Lane::Command, request.0, &ServerOp::Welcome(welcome).encode());
             }
             ClientOp::Ping { nonce } => {
-                self.to_client(link, Lane::Command, request.0, &ServerOp::Pong { nonce }.encode());
+                self.reply_bytes(link, Lane::Command, request.0, &ServerOp::Pong { nonce }.encode());
             }
             op if wire.greeted => self.input(core, Input::Request { link, request, op }),
             op => self.violation(format!("{link:?}: {op:?} came before a hello")),
@@ -278,10 +278,10 @@ impl World {
                 self.trace.bytes(&record.lsn.0.to_le_bytes());
                 self.flush(core);
             }
-            Output::Reply { link, request, op } => self.to_client(link, Lane::Command, request.0, &op.encode()),
+            Output::Reply { link, request, op } => self.reply_bytes(link, Lane::Command, request.0, &op.encode()),
             Output::Deliver { link, subscription, payload } => self.deliver(link, subscription.0, &payload),
             Output::Generation { link, watch, payload, last: _ } => {
-                self.to_client(link, Lane::Generation(watch), watch.0, &payload);
+                self.reply_bytes(link, Lane::Generation(watch), watch.0, &payload);
             }
             Output::Peer { to, message } => {
                 let (route, delay) = (Route::Mesh(core.0, to.0), self.node.mesh_us);
@@ -326,7 +326,7 @@ impl World {
     }
 
     /// Sends a frame in pieces, on a lane that is never held up.
-    fn to_client(&mut self, link: Link, lane: Lane, subject: u32, payload: &Bytes) {
+    fn reply_bytes(&mut self, link: Link, lane: Lane, subject: u32, payload: &Bytes) {
         let mut bytes = frame(subject, payload);
         self.trace.bytes(&bytes);
         while !bytes.is_empty() {
