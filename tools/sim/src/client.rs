@@ -60,7 +60,7 @@ enum Asked {
     Publish(Sequence),
     Subscribe,
     Generation,
-    /// A subscription that was ended before it was accepted: the node may leave the question unanswered.
+    /// A subscription that was ended before it was accepted: it may be refused, but it is answered.
     Abandoned,
     Other,
 }

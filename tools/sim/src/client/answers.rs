@@ -278,7 +278,7 @@ impl World {
     pub(crate) fn judge_client(&mut self, client: usize) {
         let own = &self.clients[client];
         let writes = own.unacked.len();
-        let asked: Vec<_> = own.asked.iter().filter(|(_, asked)| !matches!(asked, Asked::Abandoned)).collect();
+        let asked: Vec<_> = own.asked.iter().collect();
         if writes > 0 || !asked.is_empty() {
             let text = format!("client {client}: {writes} writes and these requests were never answered: {asked:?}");
             self.violation(text);
