@@ -127,6 +127,31 @@ fn failures_have_their_exit_codes_and_say_what_to_do() {
     check(&format!("pub public-1 {abroad}"), 4, "forbidden");
 }
 
+/// A superuser locks what it likes, so the node runs as nobody, from a copy that nobody can reach.
+#[test]
+fn too_little_locked_memory_is_named_with_its_remedy() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::process::CommandExt;
+
+    const NOBODY: u32 = 65_534;
+    let home = Home::new();
+    let place = home.path("nobody");
+    std::fs::create_dir(&place).expect("made");
+    std::fs::set_permissions(&place, std::fs::Permissions::from_mode(0o777)).expect("opened to all");
+    let program = place.join("thalweg");
+    std::fs::copy(env!("CARGO_BIN_EXE_thalweg"), &program).expect("copied");
+    let mut shell = std::process::Command::new("sh");
+    let script = r#"ulimit -l 64; exec timeout 30 "$0" serve --no-model --quic 127.0.0.1:0 --data "$1""#;
+    shell.arg("-c").arg(script).arg(&program).arg(place.join("data"));
+    if std::fs::metadata("/proc/self").expect("our own process").uid() == 0 {
+        shell.uid(NOBODY).gid(NOBODY);
+    }
+    let ended = shell.output().expect("a shell");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(said.contains("ulimit -l") && said.contains("core 0"), "{said}");
+}
+
 #[test]
 fn a_node_drains_when_it_is_told_to() {
     let home = Home::new();

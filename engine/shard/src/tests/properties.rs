@@ -48,14 +48,17 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
+/// What a subscription has got: positions and bodies.
+type Got = Vec<(u64, String)>;
+
 /// What the sessions should know, kept beside the node.
 struct Model {
     node: Node,
     clients: Vec<Client>,
     channels: Vec<String>,
     written: u64,
-    /// Which channel a subscription reads, and what it has got: positions and bodies.
-    subscriptions: BTreeMap<(usize, Subscription), (usize, Vec<(u64, String)>)>,
+    /// Which channel a subscription reads, and what it has got.
+    subscriptions: BTreeMap<(usize, Subscription), (usize, Got)>,
 }
 
 impl Model {
@@ -110,7 +113,8 @@ impl Model {
     fn finish(&mut self) {
         (self.node.late, self.node.clogged) = (false, false);
         self.node.commit();
-        while (0..SESSIONS).fold(false, |any, session| self.consume(session) || any) {}
+        // Everybody has a turn before anybody is asked again.
+        while (0..SESSIONS).filter(|&session| self.consume(session)).count() > 0 {}
     }
 }
 

@@ -84,8 +84,11 @@ fn scalar_products_agree_with_candle() {
     }
 }
 
+/// A kernel: weights, rows, where the products go, how far apart their rows are, and in which column they begin.
+type Multiply<'a> = dyn Fn(&Packed, &Activations, &mut [f32], usize, usize) + 'a;
+
 /// Compares a kernel with the scalar one, over tile sizes, partial groups, and columns inside of wider rows.
-fn compare(name: &str, lanes: usize, multiply: &dyn Fn(&Packed, &Activations, &mut [f32], usize, usize)) {
+fn compare(name: &str, lanes: usize, multiply: &Multiply<'_>) {
     for format in [Format::Q4_1, Format::Q8_0] {
         for (outputs, inputs) in [(8, 32), (16, 96), (37, 576), (64, 64), (72, 1536)] {
             for raw in [quantised(format, outputs, inputs).1, extreme(format, outputs, inputs)] {

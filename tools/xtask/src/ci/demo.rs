@@ -56,7 +56,7 @@ pub(super) fn run(mut thalweg: Command) -> Result<Outcome> {
     }
 }
 
-/// Counts the words of the model in a transcript: lines whose speaker is `ai`, and the lines that follow until somebody
+/// Counts the words of the model in a transcript: lines whose speaker is `ai` or `ai/` and a model, and the lines that follow until somebody
 /// else speaks. A speaker is a word with a colon at the begin of a line, perhaps behind a time.
 fn words_of_model(transcript: &str) -> usize {
     let (mut count, mut speaking) = (0, false);
@@ -64,7 +64,8 @@ fn words_of_model(transcript: &str) -> usize {
         let mut words = line.split_whitespace().peekable();
         words.next_if(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains(':'));
         if let Some(speaker) = words.next_if(|word| word.ends_with(':')) {
-            speaking = speaker.trim_end_matches(':').trim_start_matches('@').eq_ignore_ascii_case("ai");
+            let speaker = speaker.trim_end_matches(':');
+            speaking = speaker == "ai" || speaker.starts_with("ai/");
         }
         if speaking {
             count += words.filter(|word| word.contains(char::is_alphanumeric)).count();
@@ -86,6 +87,8 @@ mod tests {
         check("ada: hello there everyone", 0);
         check("ada: @ai what is QUIC?\nai: A transport - over UDP.", 4);
         check("12:30:01 ai: one two\n three\nbob: four", 3);
+        check("ai/smollm2-135m: one two three", 3);
+        check("air: one two three", 0);
         check("ai:\none two\n", 2);
     }
 }
