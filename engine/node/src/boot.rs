@@ -128,6 +128,7 @@ impl Node {
         let token = local_token(&keys, data.path())?;
         let certificate = Certificate::open(&data)?;
         let epoch = data.next_epoch()?;
+        let reset_key = data.reset_key()?;
         let layout = Layout::new(&config, &cpus());
         let steering = Steering::new(layout.cores.len(), rand::random());
         let sockets = bind(&config, &layout, steering)?;
@@ -146,7 +147,7 @@ impl Node {
             about: about(&config, &layout, &addr, epoch, &model_names),
             origin: began,
         });
-        let quic = QuicSetup { reset_key: data.reset_key()?, retry_key: rand::random(), certificate: &certificate };
+        let quic = QuicSetup { reset_key, retry_key: rand::random(), certificate: &certificate };
         let parts = assemble(&config, &layout, &shared, sockets, &quic, models, links, clerk_links);
         let cores = match start_cores(parts, &layout) {
             Ok(cores) => cores,
@@ -156,13 +157,21 @@ impl Node {
                 return Err(error);
             }
         };
-        data.announce(addr, &certificate.key_sha256, epoch)?;
+        let key_sha256 = certificate.key_sha256;
+        let clerk = Some(clerk);
+        let node = Self { data, addr, key_sha256, token, models: model_names, layout, shared, cores, clerk };
+        if let Err(error) = node.data.announce(addr, &node.key_sha256, epoch) {
+            // A node that nobody can find must not go on in the background.
+            node.drain();
+            node.wait()?;
+            return Err(error.into());
+        }
+        let layout = &node.layout;
         tracing::info!(
             %addr, cores = ?layout.cores, inference = ?layout.inference, inference_threads = layout.inference_threads,
             spin_us = layout.spin_us, epoch = epoch.0, start_ms = began.elapsed().as_millis() as u64, "serving"
         );
-        let key_sha256 = certificate.key_sha256;
-        Ok(Self { data, addr, key_sha256, token, models: model_names, layout, shared, cores, clerk: Some(clerk) })
+        Ok(node)
     }
 
     /// Where QUIC is served, with the actual port.

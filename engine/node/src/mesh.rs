@@ -26,7 +26,7 @@ pub(crate) enum MeshMessage {
 struct Outbound {
     ring: Producer<MeshMessage>,
     bell: Arc<Bell>,
-    /// What the ring had no room for, in order. A core whose backlog is not empty takes nothing new from its clients, so
+    /// What the ring had no room for, in order. A core with more than a ring of it takes nothing new from its clients, so
     /// what can gather here is bounded by what its sessions have in flight.
     backlog: VecDeque<MeshMessage>,
     rung: bool,

@@ -252,3 +252,21 @@ fn a_reader_that_keeps_up_is_not_slow_however_much_comes_at_once() {
         }
     }
 }
+
+/// Readers that came and went while their session's queue was full once piled up in the list of those who wait for room.
+#[test]
+fn readers_that_left_wait_for_no_room() {
+    let (mut node, channel, writer, reader, _) = room(1, 0, From::End, Policy::Replay, 0);
+    node.clogged = true;
+    let body = "x".repeat(BODY_BYTES_MAX / 2);
+    for n in 1..=4 {
+        node.publish(writer, &channel, n, &body);
+    }
+    for _ in 0..20 {
+        let subscription = node.subscribe(reader, &channel, From::Start);
+        assert_eq!(node.call(reader, ClientOp::Unsubscribe { subscription }), ServerOp::Done);
+    }
+    let session = node.shards[0].sessions.get(reader.link).expect("it is open");
+    assert!(session.queued >= SESSION_QUEUE_BYTES, "the queue is full");
+    assert_eq!(session.waiting_for_room.len(), 1, "the first reader waits, and nobody else");
+}
