@@ -138,6 +138,36 @@ impl AskRequest {
     }
 }
 
+/// A fingerprint of a text as it comes in, so that a reader can say which text it has. FNV-1a with 64 bits, finished by a
+/// multiplication: not cryptographic, both ends are on the same side. The same over any division of the same bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TextHash(u64);
+
+impl Default for TextHash {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl TextHash {
+    /// Takes the next bytes in.
+    pub fn update(&mut self, text: &[u8]) {
+        self.0 = text.iter().fold(self.0, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    }
+
+    /// The fingerprint of what came in so far.
+    pub fn value(self) -> u64 {
+        (self.0 ^ self.0 >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// The fingerprint of one text.
+    pub fn of(text: &[u8]) -> u64 {
+        let mut hash = Self::default();
+        hash.update(text);
+        hash.value()
+    }
+}
+
 /// Why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FinishReason {

@@ -131,8 +131,13 @@ number! {
     Position(u64)
 }
 number! {
-    /// Where a record stands in the log of its partition: contiguous, from 1.
+    /// Where a record stands in the log of its partition: contiguous, from 1. 0 stands before the first.
     Lsn(u64)
+}
+number! {
+    /// Which of the channels that ever had its name: the place in its partition's log of the record that made it. A channel
+    /// that was deleted and made again is another one.
+    ChannelId(u64)
 }
 number! {
     /// Which life of the owner wrote a record; grows with each start.
@@ -157,6 +162,14 @@ number! {
 
 impl Position {
     /// The position after this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl Lsn {
+    /// The place after this one.
     #[must_use]
     pub fn next(self) -> Self {
         Self(self.0 + 1)

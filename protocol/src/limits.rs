@@ -75,8 +75,27 @@ pub const TAIL_BYTES: usize = 4 << 20;
 pub const HISTORY_BATCH_MESSAGES: usize = 256;
 /// Bytes of bodies of one answer to a read of history.
 pub const HISTORY_BATCH_BYTES: usize = 512 << 10;
+/// Largest history a channel may ask for, in messages.
+pub const HISTORY_MESSAGES_MAX: u32 = u32::MAX;
+/// Largest history a channel may ask for, in bytes of bodies.
+pub const HISTORY_BYTES_MAX: u64 = 1 << 40;
+/// Largest history of a channel whose messages live in memory, in messages.
+pub const HISTORY_MEMORY_MESSAGES_MAX: u32 = 65_536;
+/// Largest history of a channel whose messages live in memory, in bytes of bodies.
+pub const HISTORY_MEMORY_BYTES_MAX: u64 = 64 << 20;
+/// The kept part of a channel on disk is measured at every so many messages: what is beyond its bytes or its age goes in
+/// such steps.
+pub const HISTORY_MARK_MESSAGES: u64 = 256;
+/// Bytes of messages of channels on disk that one core keeps at hand, newest first; older ones are read back.
+pub const RESIDENT_BYTES: usize = 64 << 20;
+/// Bytes of appends of one core that are not durable yet, beyond which writes are refused as busy.
+pub const APPENDS_PENDING_BYTES: usize = 64 << 20;
+/// Reads of history from disk that one core has under way; further ones wait.
+pub const READS_MAX: usize = 1_024;
 /// Sessions whose last commands a partition remembers, so that a repeated one is answered and not done again.
 pub const DEDUPE_SESSIONS_MAX: usize = 4_096;
+/// Commands a partition remembers in all.
+pub const DEDUPE_OUTCOMES_MAX: usize = 65_536;
 /// Commands remembered per session and partition.
 pub const DEDUPE_COMMANDS_MAX: usize = IN_FLIGHT_MAX;
 
@@ -124,6 +143,19 @@ pub const PARK_KEEP_US: u64 = 100_000;
 /// Time an inference thread spends on taking in requests (tokenising) before the next step, in microseconds.
 pub const INTAKE_SLICE_US: u64 = 2_000;
 
+/// Bytes of one file of the write-ahead log.
+pub const LOG_FILE_BYTES: u64 = 32 << 20;
+/// The write-ahead log is written in multiples of this many bytes: the page of a disk.
+pub const LOG_BLOCK_BYTES: usize = 4096;
+/// Bytes of one batch of the write-ahead log, which is written and synced as a whole.
+pub const LOG_BATCH_BYTES_MAX: usize = 4 << 20;
+/// Bytes of one record of the log: a prompt, a body, and what stands around them.
+pub const LOG_RECORD_BYTES_MAX: usize = 1 << 20;
+/// Bytes of one block of a sealed segment, the unit of its checks and of its index; a larger record gets a block of its own.
+pub const SEGMENT_BLOCK_BYTES: usize = 32 << 10;
+/// Neighbouring segments of like size that are merged into one.
+pub const SEGMENT_MERGE_FANIN: usize = 8;
+
 /// A draining node finishes what is in flight for this long, in milliseconds.
 pub const DRAIN_MS: u64 = 25_000;
 /// Clients of a draining node are told to come back after this long, in milliseconds.
@@ -154,6 +186,12 @@ const _: () = {
     assert!(TAIL_BYTES >= 2 * BODY_BYTES_MAX, "a tail holds at least two messages");
     assert!(TAIL_MESSAGES as u32 > LEAD_MESSAGES, "a reader within its lead is served from the tail");
     assert!(DEDUPE_COMMANDS_MAX >= IN_FLIGHT_MAX, "every unanswered command can be recognised when repeated");
+    assert!(DEDUPE_OUTCOMES_MAX >= 2 * DEDUPE_COMMANDS_MAX, "one session does not fill a partition's memory");
+    assert!(HISTORY_MEMORY_MESSAGES_MAX >= HISTORY_MESSAGES && HISTORY_MEMORY_BYTES_MAX >= HISTORY_BYTES);
+    assert!(LOG_BATCH_BYTES_MAX < LOG_FILE_BYTES as usize / 4, "a log file holds several batches");
+    assert!(LOG_RECORD_BYTES_MAX < LOG_BATCH_BYTES_MAX, "a batch holds the largest record");
+    assert!(RESIDENT_BYTES as u64 >= LOG_FILE_BYTES, "what is in the newest log file is at hand");
+    assert!(LOG_RECORD_BYTES_MAX >= PROMPT_BYTES_MAX + BODY_BYTES_MAX + (64 << 10), "the largest record fits");
     assert!(IN_FLIGHT_MAX <= RING_SLOTS, "one session cannot fill a ring");
     assert!(TURN_INPUTS_MAX <= RING_SLOTS, "a ring holds a turn's batch");
     assert!(FAN_OUT_SLICE_US < STALL_US, "a fan-out slice is not a stall");

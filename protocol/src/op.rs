@@ -92,14 +92,67 @@ pub struct Subscribe {
     pub make: bool,
 }
 
+/// How long what is written to a channel outlives what may happen to its node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Durability {
+    /// As long as the node's process: a write is answered when it is in the channel's memory.
+    Memory,
+    /// A write is answered when it is synced to the node's disk: it survives the loss of process, machine and power.
+    Disk,
+    /// Reserved: a write is answered when other nodes have synced it too. Refused by a node that stands alone.
+    Replicated,
+}
+
+impl Durability {
+    /// The durability as users spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Disk => "disk",
+            Self::Replicated => "replicated",
+        }
+    }
+}
+
+/// A new channel. Zeroes take the node's defaults.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreateChannel {
+    /// Its name.
+    pub channel: Name,
+    /// Messages it keeps at most.
+    pub history_messages: u32,
+    /// Bytes of bodies it keeps at most.
+    pub history_bytes: u64,
+    /// It need not keep messages older than this, in milliseconds; 0 sets no limit of age.
+    pub history_age_ms: u64,
+    /// How durable its messages are; the node's default if not said.
+    pub durability: Option<Durability>,
+}
+
+/// A request to read a generation, perhaps one that was read before, over another connection or from another life of the
+/// node. Its request number becomes the watch's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WatchRequest {
+    /// Which generation.
+    pub generation: GenerationId,
+    /// The first token that is wanted.
+    pub from: u32,
+    /// Tokens the generation may run ahead of this reader; 0 for the default.
+    pub lead: u32,
+    /// The life of the node in which the reader got the tokens before `from`; 0 if it does not know.
+    pub epoch: Epoch,
+    /// [`TextHash`](crate::generation::TextHash) of the tokens before `from` as the reader got them, if it has them.
+    pub seen: Option<u64>,
+}
+
 /// What a client asks of a node.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs, reason = "fields of one-line variants are named after their types")]
 pub enum ClientOp {
     /// Must come first, once. Answer: `Welcome`.
     Hello(Hello),
-    /// Makes a channel. Zeroes take the default history. Answer: `ChannelCreated`.
-    CreateChannel { channel: Name, history_messages: u32, history_bytes: u64 },
+    /// Makes a channel. Answer: `ChannelCreated`.
+    CreateChannel(CreateChannel),
     /// Writes a message. Answer: `Published`, once it is as durable as its channel asks.
     Publish(Publish),
     /// Reads a channel. Answer: `Subscribed`, then deliveries on the delivery lane.
@@ -110,8 +163,8 @@ pub enum ClientOp {
     Consumed { subscription: Subscription, position: Position },
     /// Asks a model. Answer: `Asked`, then tokens on a lane of its own.
     Ask(Box<AskRequest>),
-    /// Reads a generation from token `from` on. Answer: `Asked`, then tokens on a lane of its own.
-    Watch { generation: GenerationId, from: u32, lead: u32 },
+    /// Reads a generation. Answer: `Asked`, then tokens on a lane of its own, perhaps after a `Rewound`.
+    Watch(WatchRequest),
     /// Credit: all tokens before `index` were consumed. No answer.
     TokensConsumed { watch: Watch, index: u32 },
     /// Stops reading a generation, which may end it. Answer: `Done`.
@@ -124,6 +177,15 @@ pub enum ClientOp {
     Stats,
     /// Drains the node as SIGTERM does. Answer: `Done`.
     Drain,
+    /// Deletes a channel with all it holds. Its readers are told `Ended`. Answer: `Done`, once that is durable.
+    DeleteChannel { channel: Name },
+    /// Deletes all channels and generations of the token's tenant. Answer: `Deleted`, once that is durable.
+    DeleteTenant,
+    /// Asks that all that is durable now be moved into sealed segments, which can be copied. Answer: `Done`, once it is.
+    Checkpoint,
+    /// Asks for a page of a channel's history, from a position on (0: the oldest kept); `limit` 0 for as many as fit.
+    /// Answer: `Page`.
+    ReadHistory { channel: Name, from: Position, limit: u32 },
 }
 
 /// The first frame of a node.
@@ -221,6 +283,14 @@ pub enum ServerOp {
     StatsReport { json: Bytes },
     /// The node is going away; come back after the delay.
     ServerRestarting { reconnect_delay_ms: u32 },
+    /// Answer to `DeleteTenant`: how many channels there were.
+    Deleted { channels: u32 },
+    /// Answer to `ReadHistory`: encoded deliveries in order; `first` is the oldest position that is kept, `next` the one
+    /// to ask for the page after, `head` the newest there is.
+    Page { first: Position, next: Position, head: Position, deliveries: Vec<Bytes> },
+    /// The tokens before `to` stand; those from `to` on were lost with an earlier life of the node before they were
+    /// durable, and come again, perhaps with another text.
+    Rewound { to: u32 },
 }
 
 #[cfg(test)]

@@ -82,6 +82,12 @@ codes! {
     HelloTimeout = 24, "hello_timeout";
     /// The same session was opened over another connection, which now has it.
     SessionTakenOver = 25, "session_taken_over";
+    /// The disk has no room for what would have to be kept; reading goes on.
+    StorageFull = 26, "storage_full";
+    /// What was asked for cannot be read back from the disk; the node's log says where the damage is.
+    StorageDamaged = 27, "storage_damaged";
+    /// The channel was deleted.
+    ChannelDeleted = 28, "channel_deleted";
 }
 
 impl fmt::Display for RejectCode {

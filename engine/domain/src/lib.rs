@@ -7,11 +7,13 @@
 //! - [`generation`]: one answer of a model as a sequence of tokens;
 //! - [`dedupe`]: which commands of which sessions a partition has carried out;
 //! - [`permission`]: what a token's holder may do;
-//! - [`record`]: what goes into the log.
+//! - [`record`]: what goes into the log;
+//! - [`partition`]: what the records of a piece of a log leave behind.
 #![forbid(unsafe_code)]
 
 pub mod channel;
 pub mod dedupe;
 pub mod generation;
+pub mod partition;
 pub mod permission;
 pub mod record;

@@ -3,9 +3,15 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use thalweg_protocol::generation::{FinishReason, Usage};
-use thalweg_protocol::ids::{ChannelKey, Epoch, GenerationId, Lsn, Name, Partition, Position, Sequence, SessionId};
-use thalweg_protocol::op::{Delivery, DeliveryKind, ServerOp};
+use thalweg_protocol::generation::{ChatMessage, OnDetach, Sampling};
+use thalweg_protocol::ids::{
+    ChannelId, ChannelKey, Epoch, GenerationId, Lsn, Name, Partition, Position, Sequence, SessionId,
+};
+use thalweg_protocol::limits::{HISTORY_BYTES, HISTORY_MESSAGES};
+use thalweg_protocol::op::{Delivery, DeliveryKind, Durability, ServerOp};
+use thalweg_protocol::reject::{Reject, RejectCode};
+
+use crate::generation::{Ending, Token};
 
 /// Something that happened, as the log keeps it.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,20 +28,74 @@ pub struct Record {
     pub event: Event,
 }
 
-/// What may happen.
+/// What may happen. What a generation does in a channel and what the channel gets of it are one event, so that no crash can
+/// part them.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs, reason = "fields are named after their types")]
 pub enum Event {
-    /// A channel was made.
+    /// A channel was made. The record's own place in the log is the channel's id.
     ChannelCreated { channel: ChannelKey, settings: ChannelSettings },
-    /// Something was added to a channel.
-    Published { channel: ChannelKey, message: Arc<Message> },
+    /// A channel was deleted, with all it holds.
+    ChannelDeleted { channel: ChannelKey, id: ChannelId },
+    /// Somebody published.
+    Published(Posting),
     /// A model was asked.
-    GenerationStarted { generation: GenerationId, tenant: Name, user: Name, model: Name },
-    /// A model answered `count` tokens from `index` on.
-    GenerationTokens { generation: GenerationId, index: u32, count: u32, text: Bytes },
+    GenerationStarted { generation: GenerationId, request: Arc<GenerationRequest>, posting: Option<Posting> },
+    /// A model answered tokens from `index` on; `text` is theirs, one after the other.
+    GenerationTokens {
+        generation: GenerationId,
+        index: u32,
+        tokens: Vec<Token>,
+        text: Bytes,
+        posting: Option<Posting>,
+    },
     /// A model's answer ended.
-    GenerationFinished { generation: GenerationId, reason: FinishReason, usage: Usage },
+    GenerationFinished { generation: GenerationId, ending: Ending, posting: Option<Posting> },
+    /// A generation was deleted.
+    GenerationDeleted { generation: GenerationId },
+}
+
+impl Event {
+    /// What the event adds to a channel.
+    pub fn posting(&self) -> Option<&Posting> {
+        match self {
+            Self::Published(posting) => Some(posting),
+            Self::GenerationStarted { posting, .. }
+            | Self::GenerationTokens { posting, .. }
+            | Self::GenerationFinished { posting, .. } => posting.as_ref(),
+            Self::ChannelCreated { .. } | Self::ChannelDeleted { .. } | Self::GenerationDeleted { .. } => None,
+        }
+    }
+}
+
+/// Something that is added to a channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Posting {
+    /// The channel, as people name it.
+    pub channel: ChannelKey,
+    /// Which of the channels that had that name.
+    pub id: ChannelId,
+    /// What is added.
+    pub message: Arc<Message>,
+}
+
+/// Everything that is needed to begin a generation again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerationRequest {
+    /// Whose it is.
+    pub tenant: Name,
+    /// Who asked.
+    pub user: Name,
+    /// The model that answers.
+    pub model: Name,
+    /// The channel it answers in.
+    pub channel: Option<(ChannelKey, ChannelId)>,
+    /// The conversation so far; empty once the generation has ended.
+    pub messages: Vec<ChatMessage>,
+    /// How tokens are drawn, with the seed that was chosen.
+    pub sampling: Sampling,
+    /// What becomes of it when the last reader goes.
+    pub on_detach: OnDetach,
 }
 
 /// What a channel keeps for later readers.
@@ -45,12 +105,16 @@ pub struct ChannelSettings {
     pub history_messages: u32,
     /// At most so many bytes of bodies; the newest message is kept whatever its size.
     pub history_bytes: u64,
+    /// Messages older than this need not be kept, in microseconds; 0 sets no limit of age.
+    pub history_age_us: u64,
+    /// How durable its messages are.
+    pub durability: Durability,
 }
 
-impl Default for ChannelSettings {
-    fn default() -> Self {
-        use thalweg_protocol::limits::{HISTORY_BYTES, HISTORY_MESSAGES};
-        Self { history_messages: HISTORY_MESSAGES, history_bytes: HISTORY_BYTES }
+impl ChannelSettings {
+    /// The settings of a channel that nobody chose any for.
+    pub fn new(durability: Durability) -> Self {
+        Self { history_messages: HISTORY_MESSAGES, history_bytes: HISTORY_BYTES, history_age_us: 0, durability }
     }
 }
 
@@ -59,6 +123,8 @@ impl Default for ChannelSettings {
 pub struct Message {
     /// Where it stands in its channel.
     pub position: Position,
+    /// When its owner accepted it: microseconds since 1970, UTC.
+    pub timestamp_us: u64,
     /// Which session wrote it, so that it does not hear its own echo; 0 for a model.
     pub session: SessionId,
     /// The session's number for the write; 0 for a model.
@@ -71,16 +137,30 @@ pub struct Message {
     pub generation: Option<GenerationId>,
     /// The message itself; a slice of `payload`'s memory or of the request's.
     pub body: Bytes,
-    /// The encoded [`ServerOp::Delivery`], made once and sent to every reader.
+    /// The encoded [`ServerOp::Delivery`], made once and sent to every reader; the log keeps these bytes.
     pub payload: Bytes,
 }
 
 impl Message {
     /// Makes a message and encodes its delivery.
     pub fn new(delivery: Delivery, session: SessionId, sequence: Sequence) -> Self {
-        let (position, kind, user) = (delivery.position, delivery.kind, delivery.user.clone());
-        let (generation, body) = (delivery.generation, delivery.body.clone());
-        let payload = ServerOp::Delivery(delivery).encode();
-        Self { position, session, sequence, kind, user, generation, body, payload }
+        let payload = ServerOp::Delivery(delivery.clone()).encode();
+        Self::of(delivery, session, sequence, payload)
+    }
+
+    /// The message that was encoded as `payload`.
+    ///
+    /// # Errors
+    /// If the payload is no delivery.
+    pub fn decode(payload: Bytes, session: SessionId, sequence: Sequence) -> Result<Self, Reject> {
+        match ServerOp::decode(&payload)? {
+            ServerOp::Delivery(delivery) => Ok(Self::of(delivery, session, sequence, payload)),
+            _ => Err(Reject::new(RejectCode::FrameInvalid, "the payload of a message is no delivery")),
+        }
+    }
+
+    fn of(delivery: Delivery, session: SessionId, sequence: Sequence, payload: Bytes) -> Self {
+        let Delivery { position, timestamp_us, kind, user, generation, body, key: _ } = delivery;
+        Self { position, timestamp_us, session, sequence, kind, user, generation, body, payload }
     }
 }

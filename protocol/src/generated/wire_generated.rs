@@ -11,6 +11,98 @@ pub mod wire {
 
 
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_DURABILITY: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_DURABILITY: u8 = 3;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_DURABILITY: [Durability; 4] = [
+  Durability::Default,
+  Durability::Memory,
+  Durability::Disk,
+  Durability::Replicated,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct Durability(pub u8);
+#[allow(non_upper_case_globals)]
+impl Durability {
+  pub const Default: Self = Self(0);
+  pub const Memory: Self = Self(1);
+  pub const Disk: Self = Self(2);
+  pub const Replicated: Self = Self(3);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 3;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::Default,
+    Self::Memory,
+    Self::Disk,
+    Self::Replicated,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::Default => Some("Default"),
+      Self::Memory => Some("Memory"),
+      Self::Disk => Some("Disk"),
+      Self::Replicated => Some("Replicated"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for Durability {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for Durability {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for Durability {
+    type Output = Durability;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for Durability {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for Durability {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for Durability {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_FROM_KIND: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MAX_FROM_KIND: u8 = 2;
@@ -461,10 +553,10 @@ impl ::flatbuffers::SimpleToVerifyInSlice for FinishReason {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_OP: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_OP: u8 = 29;
+pub const ENUM_MAX_OP: u8 = 36;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_OP: [Op; 30] = [
+pub const ENUM_VALUES_OP: [Op; 37] = [
   Op::NONE,
   Op::Hello,
   Op::CreateChannel,
@@ -495,6 +587,13 @@ pub const ENUM_VALUES_OP: [Op; 30] = [
   Op::Pong,
   Op::StatsReport,
   Op::ServerRestarting,
+  Op::DeleteChannel,
+  Op::DeleteTenant,
+  Op::Checkpoint,
+  Op::ReadHistory,
+  Op::Deleted,
+  Op::Page,
+  Op::Rewound,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -532,9 +631,16 @@ impl Op {
   pub const Pong: Self = Self(27);
   pub const StatsReport: Self = Self(28);
   pub const ServerRestarting: Self = Self(29);
+  pub const DeleteChannel: Self = Self(30);
+  pub const DeleteTenant: Self = Self(31);
+  pub const Checkpoint: Self = Self(32);
+  pub const ReadHistory: Self = Self(33);
+  pub const Deleted: Self = Self(34);
+  pub const Page: Self = Self(35);
+  pub const Rewound: Self = Self(36);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 29;
+  pub const ENUM_MAX: u8 = 36;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::Hello,
@@ -566,6 +672,13 @@ impl Op {
     Self::Pong,
     Self::StatsReport,
     Self::ServerRestarting,
+    Self::DeleteChannel,
+    Self::DeleteTenant,
+    Self::Checkpoint,
+    Self::ReadHistory,
+    Self::Deleted,
+    Self::Page,
+    Self::Rewound,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -600,6 +713,13 @@ impl Op {
       Self::Pong => Some("Pong"),
       Self::StatsReport => Some("StatsReport"),
       Self::ServerRestarting => Some("ServerRestarting"),
+      Self::DeleteChannel => Some("DeleteChannel"),
+      Self::DeleteTenant => Some("DeleteTenant"),
+      Self::Checkpoint => Some("Checkpoint"),
+      Self::ReadHistory => Some("ReadHistory"),
+      Self::Deleted => Some("Deleted"),
+      Self::Page => Some("Page"),
+      Self::Rewound => Some("Rewound"),
       _ => None,
     }
   }
@@ -966,6 +1086,8 @@ impl<'a> CreateChannel<'a> {
   pub const VT_CHANNEL: ::flatbuffers::VOffsetT = 4;
   pub const VT_HISTORY_MESSAGES: ::flatbuffers::VOffsetT = 6;
   pub const VT_HISTORY_BYTES: ::flatbuffers::VOffsetT = 8;
+  pub const VT_HISTORY_AGE_MS: ::flatbuffers::VOffsetT = 10;
+  pub const VT_DURABILITY: ::flatbuffers::VOffsetT = 12;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -977,9 +1099,11 @@ impl<'a> CreateChannel<'a> {
     args: &'args CreateChannelArgs<'args>
   ) -> ::flatbuffers::WIPOffset<CreateChannel<'bldr>> {
     let mut builder = CreateChannelBuilder::new(_fbb);
+    builder.add_history_age_ms(args.history_age_ms);
     builder.add_history_bytes(args.history_bytes);
     builder.add_history_messages(args.history_messages);
     if let Some(x) = args.channel { builder.add_channel(x); }
+    builder.add_durability(args.durability);
     builder.finish()
   }
 
@@ -1005,6 +1129,20 @@ impl<'a> CreateChannel<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(CreateChannel::VT_HISTORY_BYTES, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn history_age_ms(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(CreateChannel::VT_HISTORY_AGE_MS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn durability(&self) -> Durability {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Durability>(CreateChannel::VT_DURABILITY, Some(Durability::Default)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for CreateChannel<'_> {
@@ -1016,6 +1154,8 @@ impl ::flatbuffers::Verifiable for CreateChannel<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("channel", Self::VT_CHANNEL, false)?
      .visit_field::<u32>("history_messages", Self::VT_HISTORY_MESSAGES, false)?
      .visit_field::<u64>("history_bytes", Self::VT_HISTORY_BYTES, false)?
+     .visit_field::<u64>("history_age_ms", Self::VT_HISTORY_AGE_MS, false)?
+     .visit_field::<Durability>("durability", Self::VT_DURABILITY, false)?
      .finish();
     Ok(())
   }
@@ -1024,6 +1164,8 @@ pub struct CreateChannelArgs<'a> {
     pub channel: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub history_messages: u32,
     pub history_bytes: u64,
+    pub history_age_ms: u64,
+    pub durability: Durability,
 }
 impl<'a> Default for CreateChannelArgs<'a> {
   #[inline]
@@ -1032,6 +1174,8 @@ impl<'a> Default for CreateChannelArgs<'a> {
       channel: None,
       history_messages: 0,
       history_bytes: 0,
+      history_age_ms: 0,
+      durability: Durability::Default,
     }
   }
 }
@@ -1054,6 +1198,14 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CreateChannelBuilder<'a, 'b, 
     self.fbb_.push_slot::<u64>(CreateChannel::VT_HISTORY_BYTES, history_bytes, 0);
   }
   #[inline]
+  pub fn add_history_age_ms(&mut self, history_age_ms: u64) {
+    self.fbb_.push_slot::<u64>(CreateChannel::VT_HISTORY_AGE_MS, history_age_ms, 0);
+  }
+  #[inline]
+  pub fn add_durability(&mut self, durability: Durability) {
+    self.fbb_.push_slot::<Durability>(CreateChannel::VT_DURABILITY, durability, Durability::Default);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CreateChannelBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     CreateChannelBuilder {
@@ -1074,6 +1226,8 @@ impl ::core::fmt::Debug for CreateChannel<'_> {
       ds.field("channel", &self.channel());
       ds.field("history_messages", &self.history_messages());
       ds.field("history_bytes", &self.history_bytes());
+      ds.field("history_age_ms", &self.history_age_ms());
+      ds.field("durability", &self.durability());
       ds.finish()
   }
 }
@@ -2046,6 +2200,9 @@ impl<'a> Watch<'a> {
   pub const VT_GENERATION: ::flatbuffers::VOffsetT = 4;
   pub const VT_FROM: ::flatbuffers::VOffsetT = 6;
   pub const VT_LEAD: ::flatbuffers::VOffsetT = 8;
+  pub const VT_EPOCH: ::flatbuffers::VOffsetT = 10;
+  pub const VT_SEEN: ::flatbuffers::VOffsetT = 12;
+  pub const VT_HAS_SEEN: ::flatbuffers::VOffsetT = 14;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2057,9 +2214,12 @@ impl<'a> Watch<'a> {
     args: &'args WatchArgs
   ) -> ::flatbuffers::WIPOffset<Watch<'bldr>> {
     let mut builder = WatchBuilder::new(_fbb);
+    builder.add_seen(args.seen);
+    builder.add_epoch(args.epoch);
     builder.add_generation(args.generation);
     builder.add_lead(args.lead);
     builder.add_from(args.from);
+    builder.add_has_seen(args.has_seen);
     builder.finish()
   }
 
@@ -2085,6 +2245,27 @@ impl<'a> Watch<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u32>(Watch::VT_LEAD, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn epoch(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Watch::VT_EPOCH, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn seen(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Watch::VT_SEEN, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn has_seen(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Watch::VT_HAS_SEEN, Some(false)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Watch<'_> {
@@ -2096,6 +2277,9 @@ impl ::flatbuffers::Verifiable for Watch<'_> {
      .visit_field::<u64>("generation", Self::VT_GENERATION, false)?
      .visit_field::<u32>("from", Self::VT_FROM, false)?
      .visit_field::<u32>("lead", Self::VT_LEAD, false)?
+     .visit_field::<u64>("epoch", Self::VT_EPOCH, false)?
+     .visit_field::<u64>("seen", Self::VT_SEEN, false)?
+     .visit_field::<bool>("has_seen", Self::VT_HAS_SEEN, false)?
      .finish();
     Ok(())
   }
@@ -2104,6 +2288,9 @@ pub struct WatchArgs {
     pub generation: u64,
     pub from: u32,
     pub lead: u32,
+    pub epoch: u64,
+    pub seen: u64,
+    pub has_seen: bool,
 }
 impl<'a> Default for WatchArgs {
   #[inline]
@@ -2112,6 +2299,9 @@ impl<'a> Default for WatchArgs {
       generation: 0,
       from: 0,
       lead: 0,
+      epoch: 0,
+      seen: 0,
+      has_seen: false,
     }
   }
 }
@@ -2134,6 +2324,18 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> WatchBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<u32>(Watch::VT_LEAD, lead, 0);
   }
   #[inline]
+  pub fn add_epoch(&mut self, epoch: u64) {
+    self.fbb_.push_slot::<u64>(Watch::VT_EPOCH, epoch, 0);
+  }
+  #[inline]
+  pub fn add_seen(&mut self, seen: u64) {
+    self.fbb_.push_slot::<u64>(Watch::VT_SEEN, seen, 0);
+  }
+  #[inline]
+  pub fn add_has_seen(&mut self, has_seen: bool) {
+    self.fbb_.push_slot::<bool>(Watch::VT_HAS_SEEN, has_seen, false);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> WatchBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     WatchBuilder {
@@ -2154,6 +2356,9 @@ impl ::core::fmt::Debug for Watch<'_> {
       ds.field("generation", &self.generation());
       ds.field("from", &self.from());
       ds.field("lead", &self.lead());
+      ds.field("epoch", &self.epoch());
+      ds.field("seen", &self.seen());
+      ds.field("has_seen", &self.has_seen());
       ds.finish()
   }
 }
@@ -2711,6 +2916,388 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DrainBuilder<'a, 'b, A> {
 impl ::core::fmt::Debug for Drain<'_> {
   fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
     let mut ds = f.debug_struct("Drain");
+      ds.finish()
+  }
+}
+pub enum DeleteChannelOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct DeleteChannel<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for DeleteChannel<'a> {
+  type Inner = DeleteChannel<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> DeleteChannel<'a> {
+  pub const VT_CHANNEL: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    DeleteChannel { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args DeleteChannelArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<DeleteChannel<'bldr>> {
+    let mut builder = DeleteChannelBuilder::new(_fbb);
+    if let Some(x) = args.channel { builder.add_channel(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn channel(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(DeleteChannel::VT_CHANNEL, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for DeleteChannel<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("channel", Self::VT_CHANNEL, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DeleteChannelArgs<'a> {
+    pub channel: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for DeleteChannelArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    DeleteChannelArgs {
+      channel: None,
+    }
+  }
+}
+
+pub struct DeleteChannelBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DeleteChannelBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_channel(&mut self, channel: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(DeleteChannel::VT_CHANNEL, channel);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DeleteChannelBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DeleteChannelBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<DeleteChannel<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for DeleteChannel<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("DeleteChannel");
+      ds.field("channel", &self.channel());
+      ds.finish()
+  }
+}
+pub enum DeleteTenantOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct DeleteTenant<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for DeleteTenant<'a> {
+  type Inner = DeleteTenant<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> DeleteTenant<'a> {
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    DeleteTenant { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    _args: &'args DeleteTenantArgs
+  ) -> ::flatbuffers::WIPOffset<DeleteTenant<'bldr>> {
+    let mut builder = DeleteTenantBuilder::new(_fbb);
+    builder.finish()
+  }
+
+}
+
+impl ::flatbuffers::Verifiable for DeleteTenant<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DeleteTenantArgs {
+}
+impl<'a> Default for DeleteTenantArgs {
+  #[inline]
+  fn default() -> Self {
+    DeleteTenantArgs {
+    }
+  }
+}
+
+pub struct DeleteTenantBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DeleteTenantBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DeleteTenantBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DeleteTenantBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<DeleteTenant<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for DeleteTenant<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("DeleteTenant");
+      ds.finish()
+  }
+}
+pub enum CheckpointOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Checkpoint<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Checkpoint<'a> {
+  type Inner = Checkpoint<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Checkpoint<'a> {
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Checkpoint { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    _args: &'args CheckpointArgs
+  ) -> ::flatbuffers::WIPOffset<Checkpoint<'bldr>> {
+    let mut builder = CheckpointBuilder::new(_fbb);
+    builder.finish()
+  }
+
+}
+
+impl ::flatbuffers::Verifiable for Checkpoint<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct CheckpointArgs {
+}
+impl<'a> Default for CheckpointArgs {
+  #[inline]
+  fn default() -> Self {
+    CheckpointArgs {
+    }
+  }
+}
+
+pub struct CheckpointBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CheckpointBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CheckpointBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    CheckpointBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Checkpoint<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Checkpoint<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Checkpoint");
+      ds.finish()
+  }
+}
+pub enum ReadHistoryOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ReadHistory<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ReadHistory<'a> {
+  type Inner = ReadHistory<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ReadHistory<'a> {
+  pub const VT_CHANNEL: ::flatbuffers::VOffsetT = 4;
+  pub const VT_FROM: ::flatbuffers::VOffsetT = 6;
+  pub const VT_LIMIT: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ReadHistory { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ReadHistoryArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ReadHistory<'bldr>> {
+    let mut builder = ReadHistoryBuilder::new(_fbb);
+    builder.add_from(args.from);
+    builder.add_limit(args.limit);
+    if let Some(x) = args.channel { builder.add_channel(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn channel(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ReadHistory::VT_CHANNEL, None)}
+  }
+  #[inline]
+  pub fn from(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ReadHistory::VT_FROM, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn limit(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ReadHistory::VT_LIMIT, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ReadHistory<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("channel", Self::VT_CHANNEL, false)?
+     .visit_field::<u64>("from", Self::VT_FROM, false)?
+     .visit_field::<u32>("limit", Self::VT_LIMIT, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ReadHistoryArgs<'a> {
+    pub channel: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub from: u64,
+    pub limit: u32,
+}
+impl<'a> Default for ReadHistoryArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ReadHistoryArgs {
+      channel: None,
+      from: 0,
+      limit: 0,
+    }
+  }
+}
+
+pub struct ReadHistoryBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ReadHistoryBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_channel(&mut self, channel: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ReadHistory::VT_CHANNEL, channel);
+  }
+  #[inline]
+  pub fn add_from(&mut self, from: u64) {
+    self.fbb_.push_slot::<u64>(ReadHistory::VT_FROM, from, 0);
+  }
+  #[inline]
+  pub fn add_limit(&mut self, limit: u32) {
+    self.fbb_.push_slot::<u32>(ReadHistory::VT_LIMIT, limit, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ReadHistoryBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ReadHistoryBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ReadHistory<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ReadHistory<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ReadHistory");
+      ds.field("channel", &self.channel());
+      ds.field("from", &self.from());
+      ds.field("limit", &self.limit());
       ds.finish()
   }
 }
@@ -4646,6 +5233,441 @@ impl ::core::fmt::Debug for ServerRestarting<'_> {
       ds.finish()
   }
 }
+pub enum DeletedOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Deleted<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Deleted<'a> {
+  type Inner = Deleted<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Deleted<'a> {
+  pub const VT_CHANNELS: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Deleted { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args DeletedArgs
+  ) -> ::flatbuffers::WIPOffset<Deleted<'bldr>> {
+    let mut builder = DeletedBuilder::new(_fbb);
+    builder.add_channels(args.channels);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn channels(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Deleted::VT_CHANNELS, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Deleted<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("channels", Self::VT_CHANNELS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DeletedArgs {
+    pub channels: u32,
+}
+impl<'a> Default for DeletedArgs {
+  #[inline]
+  fn default() -> Self {
+    DeletedArgs {
+      channels: 0,
+    }
+  }
+}
+
+pub struct DeletedBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DeletedBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_channels(&mut self, channels: u32) {
+    self.fbb_.push_slot::<u32>(Deleted::VT_CHANNELS, channels, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DeletedBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DeletedBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Deleted<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Deleted<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Deleted");
+      ds.field("channels", &self.channels());
+      ds.finish()
+  }
+}
+pub enum PayloadOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Payload<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Payload<'a> {
+  type Inner = Payload<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Payload<'a> {
+  pub const VT_BYTES: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Payload { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args PayloadArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Payload<'bldr>> {
+    let mut builder = PayloadBuilder::new(_fbb);
+    if let Some(x) = args.bytes { builder.add_bytes(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn bytes(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(Payload::VT_BYTES, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Payload<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("bytes", Self::VT_BYTES, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct PayloadArgs<'a> {
+    pub bytes: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+}
+impl<'a> Default for PayloadArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    PayloadArgs {
+      bytes: None,
+    }
+  }
+}
+
+pub struct PayloadBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PayloadBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_bytes(&mut self, bytes: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Payload::VT_BYTES, bytes);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PayloadBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    PayloadBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Payload<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Payload<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Payload");
+      ds.field("bytes", &self.bytes());
+      ds.finish()
+  }
+}
+pub enum PageOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Page<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Page<'a> {
+  type Inner = Page<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Page<'a> {
+  pub const VT_FIRST: ::flatbuffers::VOffsetT = 4;
+  pub const VT_NEXT: ::flatbuffers::VOffsetT = 6;
+  pub const VT_HEAD: ::flatbuffers::VOffsetT = 8;
+  pub const VT_DELIVERIES: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Page { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args PageArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Page<'bldr>> {
+    let mut builder = PageBuilder::new(_fbb);
+    builder.add_head(args.head);
+    builder.add_next(args.next);
+    builder.add_first(args.first);
+    if let Some(x) = args.deliveries { builder.add_deliveries(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn first(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Page::VT_FIRST, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn next(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Page::VT_NEXT, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn head(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Page::VT_HEAD, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn deliveries(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Payload<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Payload>>>>(Page::VT_DELIVERIES, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Page<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("first", Self::VT_FIRST, false)?
+     .visit_field::<u64>("next", Self::VT_NEXT, false)?
+     .visit_field::<u64>("head", Self::VT_HEAD, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Payload>>>>("deliveries", Self::VT_DELIVERIES, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct PageArgs<'a> {
+    pub first: u64,
+    pub next: u64,
+    pub head: u64,
+    pub deliveries: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Payload<'a>>>>>,
+}
+impl<'a> Default for PageArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    PageArgs {
+      first: 0,
+      next: 0,
+      head: 0,
+      deliveries: None,
+    }
+  }
+}
+
+pub struct PageBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PageBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_first(&mut self, first: u64) {
+    self.fbb_.push_slot::<u64>(Page::VT_FIRST, first, 0);
+  }
+  #[inline]
+  pub fn add_next(&mut self, next: u64) {
+    self.fbb_.push_slot::<u64>(Page::VT_NEXT, next, 0);
+  }
+  #[inline]
+  pub fn add_head(&mut self, head: u64) {
+    self.fbb_.push_slot::<u64>(Page::VT_HEAD, head, 0);
+  }
+  #[inline]
+  pub fn add_deliveries(&mut self, deliveries: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Payload<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Page::VT_DELIVERIES, deliveries);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PageBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    PageBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Page<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Page<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Page");
+      ds.field("first", &self.first());
+      ds.field("next", &self.next());
+      ds.field("head", &self.head());
+      ds.field("deliveries", &self.deliveries());
+      ds.finish()
+  }
+}
+pub enum RewoundOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Rewound<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Rewound<'a> {
+  type Inner = Rewound<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Rewound<'a> {
+  pub const VT_TO: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Rewound { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args RewoundArgs
+  ) -> ::flatbuffers::WIPOffset<Rewound<'bldr>> {
+    let mut builder = RewoundBuilder::new(_fbb);
+    builder.add_to(args.to);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn to(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Rewound::VT_TO, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Rewound<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("to", Self::VT_TO, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RewoundArgs {
+    pub to: u32,
+}
+impl<'a> Default for RewoundArgs {
+  #[inline]
+  fn default() -> Self {
+    RewoundArgs {
+      to: 0,
+    }
+  }
+}
+
+pub struct RewoundBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RewoundBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_to(&mut self, to: u32) {
+    self.fbb_.push_slot::<u32>(Rewound::VT_TO, to, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RewoundBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RewoundBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Rewound<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Rewound<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Rewound");
+      ds.field("to", &self.to());
+      ds.finish()
+  }
+}
 pub enum FrameOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -5130,6 +6152,111 @@ impl<'a> Frame<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_delete_channel(&self) -> Option<DeleteChannel<'a>> {
+    if self.op_type() == Op::DeleteChannel {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { DeleteChannel::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_delete_tenant(&self) -> Option<DeleteTenant<'a>> {
+    if self.op_type() == Op::DeleteTenant {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { DeleteTenant::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_checkpoint(&self) -> Option<Checkpoint<'a>> {
+    if self.op_type() == Op::Checkpoint {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { Checkpoint::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_read_history(&self) -> Option<ReadHistory<'a>> {
+    if self.op_type() == Op::ReadHistory {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { ReadHistory::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_deleted(&self) -> Option<Deleted<'a>> {
+    if self.op_type() == Op::Deleted {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { Deleted::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_page(&self) -> Option<Page<'a>> {
+    if self.op_type() == Op::Page {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { Page::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_rewound(&self) -> Option<Rewound<'a>> {
+    if self.op_type() == Op::Rewound {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { Rewound::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Frame<'_> {
@@ -5169,6 +6296,13 @@ impl ::flatbuffers::Verifiable for Frame<'_> {
           Op::Pong => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Pong>>("Op::Pong", pos),
           Op::StatsReport => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<StatsReport>>("Op::StatsReport", pos),
           Op::ServerRestarting => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ServerRestarting>>("Op::ServerRestarting", pos),
+          Op::DeleteChannel => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DeleteChannel>>("Op::DeleteChannel", pos),
+          Op::DeleteTenant => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DeleteTenant>>("Op::DeleteTenant", pos),
+          Op::Checkpoint => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Checkpoint>>("Op::Checkpoint", pos),
+          Op::ReadHistory => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ReadHistory>>("Op::ReadHistory", pos),
+          Op::Deleted => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Deleted>>("Op::Deleted", pos),
+          Op::Page => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Page>>("Op::Page", pos),
+          Op::Rewound => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Rewound>>("Op::Rewound", pos),
           _ => Ok(()),
         }
      })?
@@ -5421,6 +6555,55 @@ impl ::core::fmt::Debug for Frame<'_> {
         },
         Op::ServerRestarting => {
           if let Some(x) = self.op_as_server_restarting() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::DeleteChannel => {
+          if let Some(x) = self.op_as_delete_channel() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::DeleteTenant => {
+          if let Some(x) = self.op_as_delete_tenant() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::Checkpoint => {
+          if let Some(x) = self.op_as_checkpoint() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::ReadHistory => {
+          if let Some(x) = self.op_as_read_history() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::Deleted => {
+          if let Some(x) = self.op_as_deleted() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::Page => {
+          if let Some(x) = self.op_as_page() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::Rewound => {
+          if let Some(x) = self.op_as_rewound() {
             ds.field("op", &x)
           } else {
             ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")

@@ -3,7 +3,10 @@
 use bytes::Bytes;
 use flatbuffers::{VerifierOptions, root_with_opts};
 
-use super::{ClientOp, Delivery, DeliveryKind, From, Hello, Policy, Publish, ServerOp, Subscribe, Welcome};
+use super::{
+    ClientOp, CreateChannel, Delivery, DeliveryKind, Durability, From, Hello, Policy, Publish, ServerOp, Subscribe,
+    WatchRequest, Welcome,
+};
 use crate::generated::thalweg::wire;
 use crate::generation::{AskRequest, ChatMessage, FinishReason, OnDetach, Role, Sampling, Usage};
 use crate::ids::{Epoch, GenerationId, Name, Position, Sequence, SessionId, Subscription, Watch};
@@ -77,10 +80,7 @@ impl ClientOp {
         Ok(match frame.op_type() {
             wire::Op::Hello => Self::Hello(read_hello(&table!(frame, op_as_hello))?),
             wire::Op::CreateChannel => {
-                let table = table!(frame, op_as_create_channel);
-                let channel = name("channel", table.channel())?;
-                let (history_messages, history_bytes) = (table.history_messages(), table.history_bytes());
-                Self::CreateChannel { channel, history_messages, history_bytes }
+                Self::CreateChannel(read_create_channel(&table!(frame, op_as_create_channel))?)
             }
             wire::Op::Publish => Self::Publish(read_publish(payload, &table!(frame, op_as_publish))?),
             wire::Op::Subscribe => Self::Subscribe(read_subscribe(&table!(frame, op_as_subscribe))?),
@@ -95,8 +95,13 @@ impl ClientOp {
             wire::Op::Ask => Self::Ask(Box::new(read_ask(&table!(frame, op_as_ask))?)),
             wire::Op::Watch => {
                 let table = table!(frame, op_as_watch);
-                let (generation, from, lead) = (GenerationId(table.generation()), table.from(), table.lead());
-                Self::Watch { generation, from, lead }
+                Self::Watch(WatchRequest {
+                    generation: GenerationId(table.generation()),
+                    from: table.from(),
+                    lead: table.lead(),
+                    epoch: Epoch(table.epoch()),
+                    seen: table.has_seen().then(|| table.seen()),
+                })
             }
             wire::Op::TokensConsumed => {
                 let table = table!(frame, op_as_tokens_consumed);
@@ -107,6 +112,16 @@ impl ClientOp {
             wire::Op::Ping => Self::Ping { nonce: table!(frame, op_as_ping).nonce() },
             wire::Op::Stats => Self::Stats,
             wire::Op::Drain => Self::Drain,
+            wire::Op::DeleteChannel => {
+                Self::DeleteChannel { channel: name("channel", table!(frame, op_as_delete_channel).channel())? }
+            }
+            wire::Op::DeleteTenant => Self::DeleteTenant,
+            wire::Op::Checkpoint => Self::Checkpoint,
+            wire::Op::ReadHistory => {
+                let table = table!(frame, op_as_read_history);
+                let (from, limit) = (Position(table.from()), table.limit());
+                Self::ReadHistory { channel: name("channel", table.channel())?, from, limit }
+            }
             other => return Err(unknown(other, "a node")),
         })
     }
@@ -118,6 +133,22 @@ fn read_hello(table: &wire::Hello<'_>) -> Result<Hello, Reject> {
         session: session(table.session())?,
         token: text_within("token", table.token(), TOKEN_BYTES_MAX)?,
         client: text_within("client", table.client(), crate::limits::NAME_BYTES_MAX)?,
+    })
+}
+
+fn read_create_channel(table: &wire::CreateChannel<'_>) -> Result<CreateChannel, Reject> {
+    Ok(CreateChannel {
+        channel: name("channel", table.channel())?,
+        history_messages: table.history_messages(),
+        history_bytes: table.history_bytes(),
+        history_age_ms: table.history_age_ms(),
+        durability: match table.durability() {
+            wire::Durability::Default => None,
+            wire::Durability::Memory => Some(Durability::Memory),
+            wire::Durability::Disk => Some(Durability::Disk),
+            wire::Durability::Replicated => Some(Durability::Replicated),
+            other => return Err(invalid(format!("durability is {}; 0 to 3", other.0))),
+        },
     })
 }
 
@@ -248,6 +279,18 @@ impl ServerOp {
                 let reconnect_delay_ms = table!(frame, op_as_server_restarting).reconnect_delay_ms();
                 Self::ServerRestarting { reconnect_delay_ms }
             }
+            wire::Op::Deleted => Self::Deleted { channels: table!(frame, op_as_deleted).channels() },
+            wire::Op::Page => {
+                let table = table!(frame, op_as_page);
+                let deliveries = table.deliveries().into_iter().flatten();
+                Self::Page {
+                    first: Position(table.first()),
+                    next: Position(table.next()),
+                    head: Position(table.head()),
+                    deliveries: deliveries.map(|delivery| body(payload, delivery.bytes())).collect(),
+                }
+            }
+            wire::Op::Rewound => Self::Rewound { to: table!(frame, op_as_rewound).to() },
             other => return Err(unknown(other, "a client")),
         })
     }

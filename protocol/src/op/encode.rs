@@ -3,7 +3,10 @@
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
 
-use super::{ClientOp, Delivery, DeliveryKind, From, Hello, Policy, Publish, ServerOp, Subscribe, Welcome};
+use super::{
+    ClientOp, CreateChannel, Delivery, DeliveryKind, Durability, From, Hello, Policy, Publish, ServerOp, Subscribe,
+    WatchRequest, Welcome,
+};
 use crate::generated::thalweg::wire;
 use crate::generation::{AskRequest, FinishReason, OnDetach, Role};
 use crate::ids::SessionId;
@@ -45,11 +48,7 @@ impl ClientOp {
         };
         finish(body_bytes, |b| match self {
             Self::Hello(hello) => build_hello(b, hello),
-            Self::CreateChannel { channel, history_messages, history_bytes } => {
-                let channel = Some(b.create_string(channel.as_str()));
-                let (history_messages, history_bytes) = (*history_messages, *history_bytes);
-                table!(b, CreateChannel, wire::CreateChannelArgs { channel, history_messages, history_bytes })
-            }
+            Self::CreateChannel(create) => build_create_channel(b, create),
             Self::Publish(publish) => build_publish(b, publish),
             Self::Subscribe(subscribe) => build_subscribe(b, subscribe),
             Self::Unsubscribe { subscription } => {
@@ -59,8 +58,10 @@ impl ClientOp {
                 table!(b, Consumed, wire::ConsumedArgs { subscription: subscription.0, position: position.0 })
             }
             Self::Ask(ask) => build_ask(b, ask),
-            Self::Watch { generation, from, lead } => {
-                table!(b, Watch, wire::WatchArgs { generation: generation.0, from: *from, lead: *lead })
+            Self::Watch(WatchRequest { generation, from, lead, epoch, seen }) => {
+                let (generation, from, lead, epoch) = (generation.0, *from, *lead, epoch.0);
+                let (seen, has_seen) = (seen.unwrap_or(0), seen.is_some());
+                table!(b, Watch, wire::WatchArgs { generation, from, lead, epoch, seen, has_seen })
             }
             Self::TokensConsumed { watch, index } => {
                 table!(b, TokensConsumed, wire::TokensConsumedArgs { watch: watch.0, index: *index })
@@ -70,6 +71,16 @@ impl ClientOp {
             Self::Ping { nonce } => table!(b, Ping, wire::PingArgs { nonce: *nonce }),
             Self::Stats => table!(b, Stats, wire::StatsArgs {}),
             Self::Drain => table!(b, Drain, wire::DrainArgs {}),
+            Self::DeleteChannel { channel } => {
+                let channel = Some(b.create_string(channel.as_str()));
+                table!(b, DeleteChannel, wire::DeleteChannelArgs { channel })
+            }
+            Self::DeleteTenant => table!(b, DeleteTenant, wire::DeleteTenantArgs {}),
+            Self::Checkpoint => table!(b, Checkpoint, wire::CheckpointArgs {}),
+            Self::ReadHistory { channel, from, limit } => {
+                let channel = Some(b.create_string(channel.as_str()));
+                table!(b, ReadHistory, wire::ReadHistoryArgs { channel, from: from.0, limit: *limit })
+            }
         })
     }
 }
@@ -79,6 +90,19 @@ fn build_hello(b: &mut Builder, hello: &Hello) -> (wire::Op, Offset) {
     let session = id128(hello.session);
     let (version_min, version_max) = hello.versions;
     table!(b, Hello, wire::HelloArgs { version_min, version_max, session: Some(&session), token, client })
+}
+
+fn build_create_channel(b: &mut Builder, create: &CreateChannel) -> (wire::Op, Offset) {
+    let channel = Some(b.create_string(create.channel.as_str()));
+    let CreateChannel { history_messages, history_bytes, history_age_ms, .. } = *create;
+    let durability = match create.durability {
+        None => wire::Durability::Default,
+        Some(Durability::Memory) => wire::Durability::Memory,
+        Some(Durability::Disk) => wire::Durability::Disk,
+        Some(Durability::Replicated) => wire::Durability::Replicated,
+    };
+    let args = wire::CreateChannelArgs { channel, history_messages, history_bytes, history_age_ms, durability };
+    table!(b, CreateChannel, args)
 }
 
 fn build_publish(b: &mut Builder, publish: &Publish) -> (wire::Op, Offset) {
@@ -149,6 +173,7 @@ impl ServerOp {
             Self::Delivery(delivery) => delivery.body.len(),
             Self::Tokens { text, .. } => text.len(),
             Self::StatsReport { json } => json.len(),
+            Self::Page { deliveries, .. } => deliveries.iter().map(|delivery| delivery.len() + 32).sum(),
             _ => 0,
         };
         finish(body_bytes, |b| match self {
@@ -199,6 +224,20 @@ impl ServerOp {
                 let reconnect_delay_ms = *reconnect_delay_ms;
                 table!(b, ServerRestarting, wire::ServerRestartingArgs { reconnect_delay_ms })
             }
+            Self::Deleted { channels } => table!(b, Deleted, wire::DeletedArgs { channels: *channels }),
+            Self::Page { first, next, head, deliveries } => {
+                let deliveries: Vec<_> = deliveries
+                    .iter()
+                    .map(|delivery| {
+                        let bytes = Some(b.create_vector(delivery));
+                        wire::Payload::create(b, &wire::PayloadArgs { bytes })
+                    })
+                    .collect();
+                let deliveries = Some(b.create_vector(&deliveries));
+                let (first, next, head) = (first.0, next.0, head.0);
+                table!(b, Page, wire::PageArgs { first, next, head, deliveries })
+            }
+            Self::Rewound { to } => table!(b, Rewound, wire::RewoundArgs { to: *to }),
         })
     }
 }

@@ -33,7 +33,7 @@ fn client_ops() -> Vec<ClientOp> {
     let subscribe = |from, policy| Subscribe { channel: name("équipe"), from, policy, lead: 5, make: true };
     vec![
         ClientOp::Hello(hello),
-        ClientOp::CreateChannel { channel: name("general"), history_messages: 10, history_bytes: 1 << 20 },
+        ClientOp::CreateChannel(create(0, None)),
         publish(Bytes::from_static(b"\x00binary\xff")),
         ClientOp::Subscribe(subscribe(From::Start, Policy::Replay)),
         ClientOp::Subscribe(subscribe(From::End, Policy::Drop)),
@@ -41,7 +41,7 @@ fn client_ops() -> Vec<ClientOp> {
         ClientOp::Unsubscribe { subscription: Subscription(3) },
         ClientOp::Consumed { subscription: Subscription(3), position: Position(u64::MAX) },
         ClientOp::Ask(Box::new(ask())),
-        ClientOp::Watch { generation: GenerationId(0xff00_0001_0000_0007), from: 12, lead: 64 },
+        ClientOp::Watch(watch(Epoch(0), None)),
         ClientOp::TokensConsumed { watch: Watch(4), index: 13 },
         ClientOp::Unwatch { watch: Watch(4) },
         ClientOp::Cancel { generation: GenerationId(7) },
@@ -49,6 +49,38 @@ fn client_ops() -> Vec<ClientOp> {
         ClientOp::Stats,
         ClientOp::Drain,
     ]
+}
+
+/// Operations, and fields of older ones, that came after the first golden file was written.
+fn later_client_ops() -> Vec<ClientOp> {
+    vec![
+        ClientOp::CreateChannel(create(60_000, Some(Durability::Memory))),
+        ClientOp::CreateChannel(create(60_000, Some(Durability::Disk))),
+        ClientOp::CreateChannel(create(60_000, Some(Durability::Replicated))),
+        ClientOp::Watch(watch(Epoch(3), Some(0))),
+        ClientOp::DeleteChannel { channel: name("general") },
+        ClientOp::DeleteTenant,
+        ClientOp::Checkpoint,
+        ClientOp::ReadHistory { channel: name("general"), from: Position(5), limit: 100 },
+    ]
+}
+
+fn later_server_ops() -> Vec<ServerOp> {
+    let deliveries = vec![Bytes::from_static(b"one"), Bytes::from_static(b"another")];
+    vec![
+        ServerOp::Deleted { channels: 3 },
+        ServerOp::Page { first: Position(1), next: Position(7), head: Position(9), deliveries },
+        ServerOp::Rewound { to: 5 },
+    ]
+}
+
+fn create(history_age_ms: u64, durability: Option<Durability>) -> CreateChannel {
+    let channel = name("general");
+    CreateChannel { channel, history_messages: 10, history_bytes: 1 << 20, history_age_ms, durability }
+}
+
+fn watch(epoch: Epoch, seen: Option<u64>) -> WatchRequest {
+    WatchRequest { generation: GenerationId(0xff00_0001_0000_0007), from: 12, lead: 64, epoch, seen }
 }
 
 fn server_ops() -> Vec<ServerOp> {
@@ -108,20 +140,20 @@ fn server_ops() -> Vec<ServerOp> {
 
 #[test]
 fn every_operation_round_trips() {
-    for op in client_ops() {
+    for op in client_ops().into_iter().chain(later_client_ops()) {
         assert_eq!(ClientOp::decode(&op.encode()), Ok(op));
     }
-    for op in server_ops() {
+    for op in server_ops().into_iter().chain(later_server_ops()) {
         assert_eq!(ServerOp::decode(&op.encode()), Ok(op));
     }
 }
 
 #[test]
 fn operations_of_the_other_direction_are_refused_by_code() {
-    for op in server_ops() {
+    for op in server_ops().into_iter().chain(later_server_ops()) {
         assert_eq!(ClientOp::decode(&op.encode()).map_err(|r| r.code), Err(RejectCode::OperationUnknown));
     }
-    for op in client_ops() {
+    for op in client_ops().into_iter().chain(later_client_ops()) {
         assert_eq!(ServerOp::decode(&op.encode()).map_err(|r| r.code), Err(RejectCode::OperationUnknown));
     }
 }
@@ -132,7 +164,10 @@ fn operations_of_the_other_direction_are_refused_by_code() {
 fn golden_bytes_of_version_1() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/schema/golden_v1.txt");
     let (client, server) = (client_ops(), server_ops());
+    let (later_client, later_server) = (later_client_ops(), later_server_ops());
     let encoded = client.iter().map(ClientOp::encode).chain(server.iter().map(ServerOp::encode));
+    let later = later_client.iter().map(ClientOp::encode).chain(later_server.iter().map(ServerOp::encode));
+    let encoded = encoded.chain(later);
     let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
     let now: Vec<String> = encoded.map(|bytes| hex(&bytes)).collect();
     if std::env::var_os("THALWEG_BLESS").is_some() {
@@ -170,7 +205,7 @@ fn what_is_beyond_a_limit_is_refused_and_named() {
 /// A name that [`Name`] would not let us build, put on the wire by a peer that does not use our code.
 #[test]
 fn names_of_a_hostile_peer_are_checked() {
-    let payload = ClientOp::CreateChannel { channel: name("aaaa"), history_messages: 0, history_bytes: 0 }.encode();
+    let payload = ClientOp::DeleteChannel { channel: name("aaaa") }.encode();
     let at = payload.windows(4).position(|w| w == b"aaaa").expect("the name is in the frame");
     for (bytes, code) in [(*b"a\x1bza", RejectCode::NameInvalid), (*b"a\xffza", RejectCode::FrameInvalid)] {
         let mut hostile = payload.to_vec();
@@ -198,7 +233,9 @@ proptest! {
         keep in any::<prop::sample::Index>(),
     ) {
         let frames: Vec<Bytes> =
-            client_ops().iter().map(ClientOp::encode).chain(server_ops().iter().map(ServerOp::encode)).collect();
+            client_ops().iter().map(ClientOp::encode).chain(server_ops().iter().map(ServerOp::encode))
+                .chain(later_client_ops().iter().map(ClientOp::encode))
+                .chain(later_server_ops().iter().map(ServerOp::encode)).collect();
         let mut bytes = frames[which.index(frames.len())].to_vec();
         for (at, value) in damage {
             let at = at.index(bytes.len());
