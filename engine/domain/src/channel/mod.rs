@@ -4,55 +4,113 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use thalweg_protocol::generation::{ChatMessage, Role};
-use thalweg_protocol::ids::Position;
+use thalweg_protocol::ids::{ChannelId, Position};
 use thalweg_protocol::limits::{
     CONVERSATION_BYTES, CONVERSATION_MESSAGES, HISTORY_BATCH_BYTES, HISTORY_BATCH_MESSAGES, HISTORY_BYTES,
-    HISTORY_MESSAGES,
+    HISTORY_BYTES_MAX, HISTORY_MARK_MESSAGES, HISTORY_MEMORY_BYTES_MAX, HISTORY_MEMORY_MESSAGES_MAX, HISTORY_MESSAGES,
+    HISTORY_MESSAGES_MAX,
 };
-use thalweg_protocol::op::DeliveryKind;
+use thalweg_protocol::op::{CreateChannel, DeliveryKind, Durability};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
+use crate::partition::{ChannelState, Mark, first_kept, is_logged};
 use crate::record::{ChannelSettings, Message};
+
+/// Marks of one channel; a longer history is measured more coarsely.
+const MARKS_MAX: usize = 1_024;
 
 /// What calls a model in a channel.
 pub const MENTION: &[u8] = b"@ai";
 
 /// The state of a channel at its owner.
+///
+/// A channel whose messages live in memory has them all at hand. One whose messages are in the log has the newest at hand;
+/// older ones were [evicted](Self::evict) and are read back from disk.
 #[derive(Debug)]
 pub struct Channel {
+    id: ChannelId,
     settings: ChannelSettings,
-    /// Kept messages, oldest first, without gaps.
+    /// The messages at hand: the newest, oldest of them first, without gaps.
     history: VecDeque<Arc<Message>>,
+    /// Bytes of their bodies.
     history_bytes: u64,
     /// Where the newest applied message stands.
     head: Position,
     /// Where the newest decided message stands; ahead of `head` by what is not durable yet.
     decided: Position,
+    /// Bytes of the bodies of all messages there ever were.
+    bytes: u64,
+    /// Measures of what is kept, to say how far back that goes.
+    marks: VecDeque<Mark>,
+}
+
+/// Where the messages from a position on are to be had.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// Here they are, as many as fit in one answer; none past the head.
+    AtHand(Vec<Arc<Message>>),
+    /// On disk, from this position on; those from `to` on are at hand.
+    OnDisk {
+        /// The first that is kept of what was asked for.
+        from: Position,
+        /// One after the last that is on disk only.
+        to: Position,
+    },
 }
 
 impl Channel {
     /// Checks what a channel shall keep; zeroes take the defaults.
     ///
     /// # Errors
-    /// `parameter_invalid`, if it asks for more than this node allows.
-    pub fn decide_settings(history_messages: u32, history_bytes: u64) -> Result<ChannelSettings, Reject> {
-        let check = |what: &str, asked: u64, most: u64| match asked {
-            0 => Ok(most),
+    /// `parameter_invalid`, if it asks for more than this node allows, or for a durability it does not have.
+    pub fn decide_settings(create: &CreateChannel, default: Durability) -> Result<ChannelSettings, Reject> {
+        let durability = create.durability.unwrap_or(default);
+        if durability == Durability::Replicated {
+            let text = "durability is replicated; this node stands alone: ask for disk or memory";
+            return Err(Reject::new(RejectCode::ParameterInvalid, text));
+        }
+        let in_memory = durability == Durability::Memory;
+        let messages_max = if in_memory { HISTORY_MEMORY_MESSAGES_MAX } else { HISTORY_MESSAGES_MAX };
+        let bytes_max = if in_memory { HISTORY_MEMORY_BYTES_MAX } else { HISTORY_BYTES_MAX };
+        let check = |what: &str, asked: u64, default: u64, most: u64| match asked {
+            0 => Ok(default),
             asked if asked <= most => Ok(asked),
             asked => {
-                let text = format!("{what} is {asked}; at most {most}, or 0 for that");
+                let text = format!("{what} is {asked}; at most {most} with durability {}, or 0", durability.as_str());
                 Err(Reject::new(RejectCode::ParameterInvalid, text))
             }
         };
-        let messages = check("history_messages", history_messages.into(), HISTORY_MESSAGES.into())?;
-        let history_bytes = check("history_bytes", history_bytes, HISTORY_BYTES)?;
-        Ok(ChannelSettings { history_messages: messages as u32, history_bytes })
+        let asked = create.history_messages.into();
+        let messages = check("history_messages", asked, HISTORY_MESSAGES.into(), messages_max.into())?;
+        let history_bytes = check("history_bytes", create.history_bytes, HISTORY_BYTES, bytes_max)?;
+        let age_ms_max = u64::MAX / 1_000;
+        let history_age_us = check("history_age_ms", create.history_age_ms, 0, age_ms_max)? * 1_000;
+        Ok(ChannelSettings { history_messages: messages as u32, history_bytes, history_age_us, durability })
     }
 
     /// An empty channel.
-    pub fn new(settings: ChannelSettings) -> Self {
+    pub fn new(id: ChannelId, settings: ChannelSettings) -> Self {
         let (head, decided) = (Position(0), Position(0));
-        Self { settings, history: VecDeque::new(), history_bytes: 0, head, decided }
+        let (history, marks) = (VecDeque::new(), VecDeque::new());
+        Self { id, settings, history, history_bytes: 0, head, decided, bytes: 0, marks }
+    }
+
+    /// The channel that the log left behind; its messages are on disk.
+    pub fn restore(id: ChannelId, settings: ChannelSettings, state: &ChannelState) -> Self {
+        let mut channel = Self::new(id, settings);
+        (channel.head, channel.decided, channel.bytes) = (state.head, state.head, state.bytes);
+        state.marks.iter().for_each(|mark| channel.mark(*mark));
+        channel
+    }
+
+    /// Which of the channels that had its name.
+    pub fn id(&self) -> ChannelId {
+        self.id
+    }
+
+    /// Whether its messages are in the log.
+    pub fn is_logged(&self) -> bool {
+        is_logged(&self.settings)
     }
 
     /// Gives the next message its place. It counts from here on, though nobody sees it until it is applied.
@@ -66,14 +124,22 @@ impl Channel {
         debug_assert_eq!(message.position, self.head.next(), "messages are applied in order, without gaps");
         self.head = message.position;
         self.decided = self.decided.max(self.head);
+        self.bytes += message.body.len() as u64;
         self.history_bytes += message.body.len() as u64;
+        let (position, bytes, timestamp_us) = (message.position, self.bytes, message.timestamp_us);
         self.history.push_back(message);
-        while self.history.len() > 1
-            && (self.history.len() > self.settings.history_messages as usize
-                || self.history_bytes > self.settings.history_bytes)
-        {
-            let oldest = self.history.pop_front();
-            self.history_bytes -= oldest.map_or(0, |message| message.body.len() as u64);
+        if !self.is_logged() {
+            return self.trim(timestamp_us);
+        }
+        if position.0.is_multiple_of(HISTORY_MARK_MESSAGES) {
+            self.mark(Mark { position, bytes, timestamp_us });
+        }
+    }
+
+    /// Lets go of the messages at hand up to a position: they are to be had from disk. The newest stays.
+    pub fn evict(&mut self, through: Position) {
+        while self.history.len() > 1 && self.history.front().is_some_and(|message| message.position <= through) {
+            self.drop_oldest();
         }
     }
 
@@ -83,26 +149,55 @@ impl Channel {
     }
 
     /// Where the oldest kept message stands; one after the head if none is kept.
-    pub fn first(&self) -> Position {
-        self.history.front().map_or(self.head.next(), |message| message.position)
+    pub fn first(&self, now_us: u64) -> Position {
+        let at_hand = self.history.front().map(|message| message.position);
+        if !self.is_logged() {
+            let oldest_us = self.oldest_us(now_us);
+            let young = self.history.iter().find(|message| message.timestamp_us >= oldest_us);
+            return young.map(|message| message.position).or(at_hand.map(|_| self.head)).unwrap_or(self.head.next());
+        }
+        if self.head == Position(0) {
+            return Position(1);
+        }
+        first_kept(&self.settings, self.head, self.bytes, self.marks.iter(), now_us)
     }
 
-    /// The kept messages from `from` on, as many as fit in one answer; empty past the head.
-    pub fn read(&self, from: Position) -> Vec<Arc<Message>> {
-        let skip = from.0.saturating_sub(self.first().0) as usize;
+    /// Where the kept messages from `from` on are.
+    pub fn read(&self, from: Position, now_us: u64) -> Kept {
+        let from = from.max(self.first(now_us));
+        let at_hand = self.history.front().map_or(self.head.next(), |message| message.position);
+        if from < at_hand {
+            return Kept::OnDisk { from, to: at_hand };
+        }
+        let skip = (from.0 - at_hand.0) as usize;
         let mut bytes = 0;
         let fits = |message: &&Arc<Message>| {
             let first = bytes == 0;
             bytes += message.payload.len();
             first || bytes <= HISTORY_BATCH_BYTES
         };
-        self.history.iter().skip(skip).take(HISTORY_BATCH_MESSAGES).take_while(fits).cloned().collect()
+        Kept::AtHand(self.history.iter().skip(skip).take(HISTORY_BATCH_MESSAGES).take_while(fits).cloned().collect())
+    }
+
+    /// Which messages must be read from disk before [`conversation`](Self::conversation) knows the recent past.
+    pub fn conversation_on_disk(&self, now_us: u64) -> Option<(Position, Position)> {
+        let said = self.history.iter().filter(|message| message.kind == DeliveryKind::Message).count();
+        let at_hand = self.history.front().map_or(self.head.next(), |message| message.position);
+        let first = self.first(now_us);
+        if said >= CONVERSATION_MESSAGES || at_hand <= first {
+            return None;
+        }
+        let batch = Position(at_hand.0.saturating_sub(HISTORY_BATCH_MESSAGES as u64));
+        Some((batch.max(first), at_hand))
     }
 
     /// The recent past up to the head, as a model is given it: people's lines with their names, its own without.
-    pub fn conversation(&self) -> Vec<ChatMessage> {
+    /// `older` are messages before those at hand, oldest first.
+    pub fn conversation(&self, older: &[Arc<Message>]) -> Vec<ChatMessage> {
         let mut bytes = 0;
-        let said = self.history.iter().rev().filter(|message| message.kind == DeliveryKind::Message);
+        let at_hand = self.history.front().map_or(self.head.next(), |message| message.position);
+        let older = older.iter().rev().skip_while(|message| message.position >= at_hand);
+        let said = self.history.iter().rev().chain(older).filter(|message| message.kind == DeliveryKind::Message);
         let mut lines: Vec<_> = said
             .map(|message| {
                 let text = String::from_utf8_lossy(&message.body);
@@ -121,6 +216,47 @@ impl Channel {
             .collect();
         lines.reverse();
         lines
+    }
+
+    fn mark(&mut self, mark: Mark) {
+        self.marks.push_back(mark);
+        let first = first_kept(&self.settings, self.head, self.bytes, self.marks.iter(), 0);
+        while self.marks.get(1).is_some_and(|mark| mark.position < first) {
+            self.marks.pop_front();
+        }
+        if self.marks.len() > MARKS_MAX {
+            // Coarser steps for a long history: every other goes.
+            let mut keep = false;
+            self.marks.retain(|_| {
+                keep = !keep;
+                keep
+            });
+        }
+    }
+
+    /// Drops what is beyond the bounds of a channel in memory.
+    fn trim(&mut self, now_us: u64) {
+        let oldest_us = self.oldest_us(now_us);
+        while self.history.len() > 1
+            && (self.history.len() > self.settings.history_messages as usize
+                || self.history_bytes > self.settings.history_bytes
+                || self.history.front().is_some_and(|message| message.timestamp_us < oldest_us))
+        {
+            self.drop_oldest();
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        let oldest = self.history.pop_front();
+        self.history_bytes -= oldest.map_or(0, |message| message.body.len() as u64);
+    }
+
+    /// Messages older than this need not be kept.
+    fn oldest_us(&self, now_us: u64) -> u64 {
+        match self.settings.history_age_us {
+            0 => 0,
+            age => now_us.saturating_sub(age),
+        }
     }
 }
 

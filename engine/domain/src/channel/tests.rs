@@ -23,40 +23,75 @@ fn say(channel: &mut Channel, body: &str) {
     channel.apply(message(position, body, None));
 }
 
+fn memory() -> ChannelSettings {
+    ChannelSettings::new(Durability::Memory)
+}
+
 #[test]
 fn settings_are_checked() {
-    assert_eq!(Channel::decide_settings(0, 0), Ok(ChannelSettings::default()));
-    let small = ChannelSettings { history_messages: 5, history_bytes: 100 };
-    assert_eq!(Channel::decide_settings(5, 100), Ok(small));
-    let reject = Channel::decide_settings(HISTORY_MESSAGES + 1, 0).expect_err("too many");
-    assert!(reject.message.contains("history_messages"));
+    let decide = |history_messages, history_bytes, history_age_ms, durability| {
+        let channel = Name::new("general").expect("valid");
+        let create = CreateChannel { channel, history_messages, history_bytes, history_age_ms, durability };
+        Channel::decide_settings(&create, Durability::Disk)
+    };
+    assert_eq!(decide(0, 0, 0, None), Ok(ChannelSettings::new(Durability::Disk)));
+    let durability = Durability::Memory;
+    let small = ChannelSettings { history_messages: 5, history_bytes: 100, history_age_us: 7_000, durability };
+    assert_eq!(decide(5, 100, 7, Some(durability)), Ok(small));
+    assert!(decide(u32::MAX, 0, 0, Some(Durability::Disk)).is_ok());
+    for (result, word) in [
+        (decide(u32::MAX, 0, 0, Some(Durability::Memory)), "history_messages"),
+        (decide(0, u64::MAX, 0, None), "history_bytes"),
+        (decide(0, 0, u64::MAX, None), "history_age_ms"),
+        (decide(0, 0, 0, Some(Durability::Replicated)), "stands alone"),
+    ] {
+        let reject = result.expect_err("too much");
+        assert!(reject.message.contains(word), "{reject}");
+    }
+}
+
+#[test]
+fn what_was_evicted_is_on_disk() {
+    let mut channel = Channel::new(ChannelId(1), ChannelSettings::new(Durability::Disk));
+    (0..10).for_each(|n| say(&mut channel, &format!("line {n}")));
+    channel.evict(Position(7));
+    assert_eq!(channel.read(Position(2), 0), Kept::OnDisk { from: Position(2), to: Position(8) });
+    assert_eq!(channel.conversation_on_disk(0), Some((Position(1), Position(8))));
+    let Kept::AtHand(messages) = channel.read(Position(8), 0) else { panic!("at hand") };
+    assert_eq!(messages.len(), 3);
+    channel.evict(Position(100));
+    assert_eq!(channel.conversation(&messages).len(), 3, "what is at hand and what was read do not overlap");
+    let state = ChannelState { head: Position(10), bytes: 60, ..ChannelState::default() };
+    let restored = Channel::restore(ChannelId(1), ChannelSettings::new(Durability::Disk), &state);
+    assert_eq!((restored.first(0), restored.head()), (Position(1), Position(10)));
+    assert_eq!(restored.read(Position(0), 0), Kept::OnDisk { from: Position(1), to: Position(11) });
 }
 
 #[test]
 fn positions_are_given_before_messages_are_seen() {
-    let mut channel = Channel::new(ChannelSettings::default());
+    let mut channel = Channel::new(ChannelId(1), memory());
     let (one, two) = (channel.decide_position(), channel.decide_position());
-    assert_eq!((one, two, channel.head(), channel.first()), (Position(1), Position(2), Position(0), Position(1)));
+    assert_eq!((one, two, channel.head(), channel.first(0)), (Position(1), Position(2), Position(0), Position(1)));
     channel.apply(message(one, "a", None));
     assert_eq!((channel.head(), channel.decide_position()), (Position(1), Position(3)));
 }
 
 #[test]
 fn a_conversation_is_recent_and_names_people() {
-    let mut channel = Channel::new(ChannelSettings::default());
+    let mut channel = Channel::new(ChannelId(1), memory());
     say(&mut channel, "hello");
     say(&mut channel, "@ai  who are you?");
     let position = channel.decide_position();
     channel.apply(message(position, "A model.", Some(GenerationId(1))));
-    let lines: Vec<_> = channel.conversation().into_iter().map(|line| (line.role, line.content)).collect();
+    let lines: Vec<_> = channel.conversation(&[]).into_iter().map(|line| (line.role, line.content)).collect();
     let expected = [(Role::User, "ada: hello"), (Role::User, "ada: who are you?"), (Role::Assistant, "A model.")];
     assert_eq!(lines, expected.map(|(role, text)| (role, text.to_owned())));
     for n in 0..100 {
         say(&mut channel, &format!("line {n}"));
     }
-    assert_eq!(channel.conversation().len(), CONVERSATION_MESSAGES);
+    assert_eq!(channel.conversation(&[]).len(), CONVERSATION_MESSAGES);
     say(&mut channel, &"x".repeat(2 * CONVERSATION_BYTES));
-    assert_eq!(channel.conversation().len(), 1, "the newest line is always there");
+    assert_eq!(channel.conversation(&[]).len(), 1, "the newest line is always there");
 }
 
 #[test]
@@ -81,19 +116,20 @@ proptest! {
         history_bytes in 1_u64..200,
         sizes in prop::collection::vec(0_usize..40, 1..100),
     ) {
-        let mut channel = Channel::new(ChannelSettings { history_messages, history_bytes });
+        let settings = ChannelSettings { history_messages, history_bytes, ..memory() };
+        let mut channel = Channel::new(ChannelId(1), settings);
         for size in &sizes {
             say(&mut channel, &"x".repeat(*size));
         }
-        let kept = channel.read(Position(0));
+        let Kept::AtHand(kept) = channel.read(Position(0), 0) else { panic!("in memory") };
         prop_assert_eq!(channel.head(), Position(sizes.len() as u64));
         prop_assert!(!kept.is_empty() && kept.len() <= history_messages as usize);
         let bytes: usize = kept.iter().map(|message| message.body.len()).sum();
         prop_assert!(kept.len() == 1 || bytes as u64 <= history_bytes);
         for (at, message) in kept.iter().enumerate() {
-            prop_assert_eq!(message.position.0, channel.first().0 + at as u64);
+            prop_assert_eq!(message.position.0, channel.first(0).0 + at as u64);
         }
         prop_assert_eq!(kept.last().map(|message| message.position), Some(channel.head()));
-        prop_assert!(channel.read(channel.head().next()).is_empty());
+        prop_assert_eq!(channel.read(channel.head().next(), 0), Kept::AtHand(Vec::new()));
     }
 }
