@@ -7,7 +7,11 @@
 //! - a position holds one message, the same for everybody, and a write has one position, however often it was repeated;
 //! - a hole in what a reader got was announced to it, or holds its own session's writes: nothing else;
 //! - a session does not hear its own writes;
-//! - the tokens of a generation come without a gap or an overlap, and add up to what its end says.
+//! - the tokens of a generation come without a gap or an overlap, and add up to what its end says; they fall back only when
+//!   the watcher came back and was told how far.
+//!
+//! A channel that loses its messages with its node (its durability is `memory`), or that was deleted and made again, begins
+//! anew: it gets a new [`ChannelIndex`], and so do its writes that were not answered, by [`Event::Resent`]. Its readers end.
 //!
 //! Bodies must be unique within a channel, as those of [`crate::behaviour::Stamp`] are: the auditor recognises a write by
 //! its body, even if its acknowledgement was lost with a connection.
@@ -81,6 +85,24 @@ pub enum Event {
         /// Its number for the write.
         sequence: Sequence,
     },
+    /// A write that was not answered may now stand in another channel of the same name than it was sent to at first.
+    Resent {
+        /// Who had sent it.
+        session: SessionId,
+        /// Its number for the write.
+        sequence: Sequence,
+        /// What the name means now.
+        channel: ChannelIndex,
+    },
+    /// A message was read from a channel's history, without a subscription.
+    Read {
+        /// What was read.
+        channel: ChannelIndex,
+        /// Where the message stands.
+        position: Position,
+        /// What it is.
+        body: BodyHash,
+    },
     /// A subscription was accepted.
     Subscribed {
         /// The subscription.
@@ -131,6 +153,18 @@ pub enum Event {
         /// Index of the first token it will get.
         from: u32,
     },
+    /// A watch was taken up again over another connection: the next thing it hears may be that it is rewound.
+    Rewatched {
+        /// The watcher.
+        watch: WatchId,
+    },
+    /// A watcher was told that the tokens from this one on come again.
+    Rewound {
+        /// The watcher.
+        watch: WatchId,
+        /// Index of the next token it will get.
+        to: u32,
+    },
     /// Tokens arrived.
     Tokens {
         /// At which watcher.
@@ -180,6 +214,8 @@ struct Channel {
 struct Watch {
     next: u32,
     finished: bool,
+    /// It was taken up again, and nothing came since.
+    rewindable: bool,
 }
 
 /// Takes [`Event`]s by [`record`](Self::record), in the order of each client, and judges at the end by
@@ -206,6 +242,8 @@ impl Auditor {
             Event::Sent { session, sequence, channel, body } => self.sent((session, sequence), channel, body),
             Event::Acked { session, sequence, position } => self.acked((session, sequence), position),
             Event::Refused { session, sequence } => self.refused((session, sequence)),
+            Event::Resent { session, sequence, channel } => self.resent((session, sequence), channel),
+            Event::Read { channel, position, body } => self.read(channel, position, body),
             Event::Subscribed { reader, session, channel, next } => {
                 self.readers.insert(reader, Reader::new(session, channel, next));
             }
@@ -217,8 +255,13 @@ impl Auditor {
                 None => self.note(Violation::ReaderUnknown { reader }),
             },
             Event::Watched { watch, from } => {
-                self.watches.insert(watch, Watch { next: from, finished: false });
+                self.watches.insert(watch, Watch { next: from, finished: false, rewindable: true });
             }
+            Event::Rewatched { watch } => match self.watches.get_mut(&watch) {
+                Some(state) => state.rewindable = true,
+                None => self.note(Violation::WatchUnknown { watch }),
+            },
+            Event::Rewound { watch, to } => self.rewound(watch, to),
             Event::Tokens { watch, index, count } => self.tokens(watch, index, count),
             Event::Finished { watch, tokens } => self.finished(watch, tokens),
         }
@@ -272,6 +315,30 @@ impl Auditor {
         }
         self.writes.insert(write, Write { channel, body, acked: None, refused: false });
         self.channels.entry(channel).or_default().bodies.insert(body, write);
+    }
+
+    fn resent(&mut self, write: (SessionId, Sequence), channel: ChannelIndex) {
+        let (session, sequence) = write;
+        let Some(state) = self.writes.get_mut(&write) else {
+            return self.note(Violation::ResentUnsent { session, sequence });
+        };
+        state.channel = channel;
+        let body = state.body;
+        self.channels.entry(channel).or_default().bodies.insert(body, write);
+    }
+
+    fn read(&mut self, index: ChannelIndex, position: Position, body: BodyHash) {
+        let channel = self.channels.entry(index).or_default();
+        // A model's messages may be alike; only what stands at the position tells them apart.
+        let slot = channel.slots.entry(position).or_default();
+        let differs = slot.body.is_some_and(|seen| seen != body);
+        slot.body.get_or_insert(body);
+        if let Some(&author) = channel.bodies.get(&body) {
+            slot.author.get_or_insert(author);
+        }
+        if differs {
+            self.note(Violation::BodyDiffers { channel: index, position });
+        }
     }
 
     fn acked(&mut self, write: (SessionId, Sequence), position: Position) {
@@ -359,6 +426,7 @@ impl Auditor {
             return self.note(Violation::WatchUnknown { watch });
         };
         let (expected, finished) = (state.next, state.finished);
+        state.rewindable = false;
         state.next = expected.max(index.saturating_add(count));
         if finished {
             self.note(Violation::TokensAfterEnd { watch, index });
@@ -366,6 +434,17 @@ impl Auditor {
             self.note(Violation::TokensGap { watch, expected, index });
         } else if index < expected {
             self.note(Violation::TokensDoubled { watch, expected, index });
+        }
+    }
+
+    fn rewound(&mut self, watch: WatchId, to: u32) {
+        let Some(state) = self.watches.get_mut(&watch) else {
+            return self.note(Violation::WatchUnknown { watch });
+        };
+        let lawful = std::mem::take(&mut state.rewindable) && to <= state.next && !state.finished;
+        let got = std::mem::replace(&mut state.next, to);
+        if !lawful {
+            self.note(Violation::RewindInvalid { watch, got, to });
         }
     }
 

@@ -235,6 +235,52 @@ fn planted_violations_of_tokens_are_found() {
 }
 
 #[test]
+fn a_channel_may_begin_anew_with_what_was_not_answered() {
+    let anew = ChannelIndex(1);
+    let resent = |n| Event::Resent { session: ALICE, sequence: Sequence(n), channel: anew };
+    let reads_anew = Event::Subscribed { reader: OTHER, session: BOB, channel: anew, next: Position(1) };
+    // The first write was answered and is gone with its channel; the second was not, was read, and stands in both.
+    let before = [subscribed(READER, BOB, 1), sent(ALICE, 1), acked(ALICE, 1, 1), delivered(READER, 1, 1)];
+    let gone = [sent(ALICE, 2), delivered(READER, 2, 2), Event::Ended { reader: READER }, resent(2), reads_anew];
+    let sound = after(after(before.to_vec(), &gone), &[acked(ALICE, 2, 1), delivered(OTHER, 1, 2)]);
+    check("begun anew", sound, &[]);
+    let lost = Violation::AckedLost { reader: OTHER, position: Position(1), session: ALICE, sequence: Sequence(2) };
+    let events = after(after(before.to_vec(), &gone), &[acked(ALICE, 2, 1)]);
+    check("what was answered after that is promised", events, &[lost]);
+    let phantom = Violation::Phantom { reader: OTHER, position: Position(1) };
+    let events = after(before.to_vec(), &[Event::Ended { reader: READER }, reads_anew, delivered(OTHER, 1, 1)]);
+    check("what was answered before does not come back", events, &[phantom]);
+    let unsent = Violation::ResentUnsent { session: ALICE, sequence: Sequence(3) };
+    check("a workload that repeats what it never sent", [resent(3)], &[unsent]);
+}
+
+#[test]
+fn what_is_read_from_history_is_what_was_written() {
+    let read = |position, n| Event::Read { channel: CHANNEL, position: Position(position), body: body(n) };
+    check("as written", after(wrote(2), &[delivered(READER, 1, 1), delivered(READER, 2, 2), read(2, 2)]), &[]);
+    let differs = Violation::BodyDiffers { channel: CHANNEL, position: Position(2) };
+    let events = after(wrote(2), &[delivered(READER, 1, 1), delivered(READER, 2, 2), read(2, 1)]);
+    check("another body", events, &[differs]);
+    let lost = Violation::Gap { reader: READER, from: Position(1), to: Position(1) };
+    check("what history has is owed to readers", [subscribed(READER, BOB, 1), sent(ALICE, 1), read(1, 1)], &[lost]);
+}
+
+#[test]
+fn tokens_fall_back_only_for_those_who_came_back() {
+    let watched = Event::Watched { watch: WATCH, from: 0 };
+    let tokens = |index, count| Event::Tokens { watch: WATCH, index, count };
+    let (back, end) = (Event::Rewatched { watch: WATCH }, Event::Finished { watch: WATCH, tokens: 4 });
+    let rewound = |to| Event::Rewound { watch: WATCH, to };
+    check("rewound", [watched, tokens(0, 3), back, rewound(1), tokens(1, 3), end], &[]);
+    check("not rewound", [watched, tokens(0, 3), back, tokens(3, 1), end], &[]);
+    let invalid = |got, to| Violation::RewindInvalid { watch: WATCH, got, to };
+    check("without having come back", [watched, tokens(0, 3), rewound(1), tokens(1, 3), end], &[invalid(3, 1)]);
+    check("beyond", [watched, tokens(0, 3), back, rewound(4), end], &[invalid(3, 4)]);
+    let doubled = Violation::TokensDoubled { watch: WATCH, expected: 3, index: 1 };
+    check("without being told", [watched, tokens(0, 3), back, tokens(1, 3), end], &[doubled]);
+}
+
+#[test]
 fn violations_are_bounded_and_counted() {
     let mut auditor = Auditor::new();
     for _ in 0..VIOLATIONS_MAX + 5 {

@@ -47,6 +47,8 @@ pub enum Violation {
     AckUnsent { session: SessionId, sequence: Sequence, position: Position },
     /// The workload gave one number to two writes: the run says nothing.
     SequenceReused { session: SessionId, sequence: Sequence },
+    /// The workload repeats a write that it never sent: the run says nothing.
+    ResentUnsent { session: SessionId, sequence: Sequence },
     /// Something came for a subscription that was never made.
     ReaderUnknown { reader: ReaderId },
     /// Something came for a watch that was never made.
@@ -55,6 +57,8 @@ pub enum Violation {
     TokensGap { watch: WatchId, expected: u32, index: u32 },
     /// Tokens came a second time.
     TokensDoubled { watch: WatchId, expected: u32, index: u32 },
+    /// A watcher was rewound without having come back, or to a token that it has not got to.
+    RewindInvalid { watch: WatchId, got: u32, to: u32 },
     /// Tokens, or another end, came after the end.
     TokensAfterEnd { watch: WatchId, index: u32 },
     /// The end announced another number of tokens than arrived.
@@ -114,6 +118,9 @@ impl fmt::Display for Violation {
             Self::SequenceReused { session, sequence } => {
                 write!(f, "the workload sent {session} #{sequence} twice as different writes")
             }
+            Self::ResentUnsent { session, sequence } => {
+                write!(f, "the workload repeated {session} #{sequence}, which it never sent")
+            }
             Self::ReaderUnknown { reader } => {
                 write!(f, "something came for reader {}, which never subscribed", reader.0)
             }
@@ -123,6 +130,9 @@ impl fmt::Display for Violation {
             }
             Self::TokensDoubled { watch, expected, index } => {
                 write!(f, "watch {}: tokens fall back from {expected} to {index}", watch.0)
+            }
+            Self::RewindInvalid { watch, got, to } => {
+                write!(f, "watch {}: rewound to {to} at token {got}, without having come back or too far", watch.0)
             }
             Self::TokensAfterEnd { watch, index } => {
                 write!(f, "watch {}: something came at token {index} after the end", watch.0)
