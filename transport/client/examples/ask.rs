@@ -6,7 +6,7 @@
 
 use std::io::Write as _;
 
-use thalweg_client::{AskRequest, Client, ClientError};
+use thalweg_client::{AskRequest, Client, ClientError, Part};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), ClientError> {
@@ -15,8 +15,11 @@ async fn main() -> Result<(), ClientError> {
     let client = Client::builder().local(data).name("example-ask/1").connect().await?;
 
     let mut answer = client.ask(AskRequest::prompt(prompt)).await?;
-    while let Some(piece) = answer.next().await? {
-        print!("{}", piece.text);
+    while let Some(part) = answer.next().await? {
+        match part {
+            Part::Piece(piece) => print!("{}", piece.text),
+            Part::Rewound { to } => print!("\n[what followed token {to} is told anew]\n"),
+        }
         // Nothing to do about a terminal that went away.
         let _ = std::io::stdout().flush();
     }

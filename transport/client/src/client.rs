@@ -15,7 +15,7 @@ use thalweg_protocol::reject::{Reject, RejectCode};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::builder::Builder;
-use crate::entries::{Failure, PendingCall, PendingPublish, Repeat, SubscriptionEntry, WatchEntry};
+use crate::entries::{Failure, PendingCall, PendingPublish, Repeat, Seen, SubscriptionEntry, WatchEntry};
 use crate::error::ClientError;
 use crate::generation::Generation;
 use crate::publish::{Ack, Published};
@@ -262,22 +262,31 @@ impl Client {
             return Err(ClientError::Refused(Reject::new(RejectCode::ParameterInvalid, text)));
         }
         let lead = request.lead;
-        self.read_generation(Some(Box::new(request)), None, 0, lead).await
+        self.read_generation(Some(Box::new(request)), None, Seen::new(0, None), lead).await
     }
 
-    /// Reads a generation that somebody asked for, from token `from` on.
+    /// Reads a generation that somebody asked for, from token `from` on: to join in, or to go on in a new process.
+    ///
+    /// `text`: the text of the tokens before `from`, if it is still known. If the node was restarted meanwhile and had to
+    /// compute some of them again, it compares; where it gets another text, and where it cannot know, the answer is rewound
+    /// ([`Part::Rewound`](crate::Part)).
     ///
     /// # Errors
     /// [`ClientError::Refused`] if there is no such generation, or it is not ours to read.
-    pub async fn watch(&self, generation: GenerationId, from: u32) -> Result<Generation, ClientError> {
-        self.read_generation(None, Some(generation), from, 0).await
+    pub async fn watch(
+        &self,
+        generation: GenerationId,
+        from: u32,
+        text: Option<&str>,
+    ) -> Result<Generation, ClientError> {
+        self.read_generation(None, Some(generation), Seen::new(from, text), 0).await
     }
 
     async fn read_generation(
         &self,
         mut ask: Option<Box<AskRequest>>,
         generation: Option<GenerationId>,
-        from: u32,
+        seen: Seen,
         lead: u32,
     ) -> Result<Generation, ClientError> {
         let default = self.shared().welcome.borrow().lead_tokens;
@@ -288,12 +297,12 @@ impl Client {
         let permit = self.permit().await?;
         let (queue_in, queue) = mpsc::channel(lead as usize + NOTICES);
         let (sender, reply) = oneshot::channel();
-        let failure = Failure::default();
+        let (failure, first) = (Failure::default(), seen.next());
         let entry = WatchEntry {
             ask,
             generation,
             lead,
-            next: from,
+            seen,
             queue: queue_in,
             failure: failure.clone(),
             first: Some(sender),
@@ -309,6 +318,7 @@ impl Client {
             key,
             id: GenerationId::default(),
             model: String::new(),
+            first,
             queue,
             failure,
             finished: None,
@@ -319,12 +329,12 @@ impl Client {
         Ok(generation)
     }
 
-    async fn call(&self, op: ClientOp, repeat: Repeat) -> Result<ServerOp, ClientError> {
+    pub(crate) async fn call(&self, op: ClientOp, repeat: Repeat) -> Result<ServerOp, ClientError> {
         let permit = self.permit().await?;
         let (sender, reply) = oneshot::channel();
         self.handle.with(|state| {
             self.check(state)?;
-            state.call(PendingCall { op, repeat, reply: sender, _permit: permit });
+            state.call(PendingCall { op, repeat, retried: false, reply: sender, _permit: permit });
             Ok(())
         })?;
         reply.await.unwrap_or(Err(ClientError::Closed))
@@ -336,24 +346,6 @@ impl Client {
     /// [`ClientError::Refused`] if there is no such generation, or it is not ours to end.
     pub async fn cancel(&self, generation: GenerationId) -> Result<(), ClientError> {
         self.call(ClientOp::Cancel { generation }, Repeat::Again).await.map(drop)
-    }
-
-    /// Makes a channel, keeping so many messages and bytes of history; zeroes take the node's defaults. Whether it is new;
-    /// an old one, or one whose making was repeated over a new connection, is not.
-    ///
-    /// # Errors
-    /// [`ClientError::Refused`] if it may not be made.
-    pub async fn create_channel(
-        &self,
-        channel: impl AsName,
-        history_messages: u32,
-        history_bytes: u64,
-    ) -> Result<bool, ClientError> {
-        let channel = channel.as_name("channel")?;
-        match self.call(ClientOp::CreateChannel { channel, history_messages, history_bytes }, Repeat::Again).await? {
-            ServerOp::ChannelCreated { created } => Ok(created),
-            other => Err(ClientError::Protocol(format!("ChannelCreated was expected, not {other:?}"))),
-        }
     }
 
     /// The time from here to the core that serves this session and back.

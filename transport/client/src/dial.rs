@@ -1,16 +1,16 @@
 //! One connection: resolve, shake hands, say hello.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, TransportConfig, VarInt};
 use rustls::client::WebPkiServerVerifier;
 use thalweg_protocol::frame::{RawFrame, Splitter, header};
-use thalweg_protocol::ids::SessionId;
+use thalweg_protocol::ids::{Epoch, SessionId};
 use thalweg_protocol::limits::{CLIENT_READ_BYTES, IDLE_TIMEOUT_MS, KEEP_ALIVE_MS, WATCHES_MAX};
 use thalweg_protocol::op::{ClientOp, Hello, ServerOp, Welcome};
 use thalweg_protocol::reject::{Reject, RejectCode};
@@ -22,6 +22,9 @@ use crate::trust::{FirstContact, KeyHash, PinnedKeyVerifier, Trust, known_key, r
 /// First guess of the round-trip time. Lost first packets are repeated after three times this; RFC 9002's 333 ms would
 /// make a client of a node that restarts next door wait for a second.
 const INITIAL_ROUND_TRIP: Duration = Duration::from_millis(100);
+
+/// How often somebody who waits for the node of a data directory looks there.
+const LOOK_LOCAL: Duration = Duration::from_millis(25);
 
 /// Where the node is and how it is recognised.
 #[derive(Debug, Clone)]
@@ -69,8 +72,8 @@ impl Dialer {
         let (server, trust, token) = match &self.target {
             Target::Remote { server, trust, token } => (server.clone(), trust.clone(), token.clone()),
             Target::Local { data, token } => {
-                let node = local::discover(data)?;
-                (node.quic, Trust::PinnedKey(node.key), token.clone().unwrap_or(node.token))
+                let (data, token) = (data.clone(), token.clone());
+                return self.dial_local(&data, token, limit).await;
             }
         };
         match &trust {
@@ -98,6 +101,43 @@ impl Dialer {
                 remember_key(store, &server, found)?;
                 Ok(established)
             }
+        }
+    }
+
+    /// Connects to the node of a data directory. What a node that was killed left there leads nowhere: if another one is
+    /// started meanwhile, the try goes on with that one.
+    async fn dial_local(
+        &mut self,
+        data: &Path,
+        token: Option<String>,
+        limit: Duration,
+    ) -> Result<Established, ClientError> {
+        let start = Instant::now();
+        loop {
+            let node = local::discover(data)?;
+            let left = limit.saturating_sub(start.elapsed());
+            let token = token.as_deref().unwrap_or(&node.token);
+            tokio::select! {
+                result = self.attempt(&node.quic, Some(node.key), None, token, left) => return result,
+                () = restarted(data, node.epoch) => {}
+            }
+        }
+    }
+
+    /// Waits until the node of the data directory is in another life than this one; for ever, if it is known by its address
+    /// alone.
+    pub(crate) async fn restarted(&self, epoch: Epoch) {
+        match &self.target {
+            Target::Local { data, .. } => restarted(data, epoch.0).await,
+            Target::Remote { .. } => std::future::pending().await,
+        }
+    }
+
+    /// Whether the node of the data directory is in another life than this one, as far as can be known.
+    pub(crate) fn is_restarted(&self, epoch: Epoch) -> bool {
+        match &self.target {
+            Target::Local { data, .. } => is_restarted(data, epoch.0),
+            Target::Remote { .. } => false,
         }
     }
 
@@ -167,6 +207,17 @@ impl Dialer {
         let connecting = connecting.map_err(|error| unreachable(error.to_string()))?;
         connecting.await.map_err(|error| loss(server, &error))
     }
+}
+
+async fn restarted(data: &Path, epoch: u64) {
+    while !is_restarted(data, epoch) {
+        tokio::time::sleep(LOOK_LOCAL).await;
+    }
+}
+
+/// The file is a line; reading it takes less than handing the work to another thread would.
+fn is_restarted(data: &Path, epoch: u64) -> bool {
+    local::discover(data).is_ok_and(|node| node.epoch != 0 && node.epoch != epoch)
 }
 
 /// What a lost or refused connection means to who waits for it.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use quinn::{Connection, RecvStream, VarInt};
 use rand::Rng as _;
 use thalweg_protocol::frame::Splitter;
+use thalweg_protocol::ids::Epoch;
 use thalweg_protocol::limits::{
     CLIENT_READ_BYTES, CLIENT_SILENCE_MS, DRAIN_MS, RECONNECT_BACKOFF_MS, RECONNECT_BACKOFF_MS_MAX,
 };
@@ -47,7 +48,8 @@ pub(crate) async fn run(
     let error = loop {
         let server = established.server.clone();
         let connection = established.connection.clone();
-        let over = serve(&shared, established, in_flight_max).await;
+        let epoch = established.welcome.epoch;
+        let over = serve(&shared, &dialer, established, in_flight_max).await;
         connection.close(VarInt::from_u32(0), b"");
         let (error, delay) = match over {
             Over::Closing => break ClientError::Closed,
@@ -58,7 +60,7 @@ pub(crate) async fn run(
         let Some(limit) = reconnect else {
             break ClientError::Lost { server, reason: error.to_string() };
         };
-        match come_back(&shared, &mut dialer, error, delay, limit).await {
+        match come_back(&shared, &mut dialer, epoch, error, delay, limit).await {
             Ok(again) => established = again,
             Err(error) => break error,
         }
@@ -77,6 +79,7 @@ pub(crate) async fn run(
 async fn come_back(
     shared: &Shared,
     dialer: &mut Dialer,
+    epoch: Epoch,
     mut error: ClientError,
     delay: Duration,
     limit: Duration,
@@ -89,7 +92,11 @@ async fn come_back(
         tracing::debug!(attempt, ?wait, %error, "trying to come back");
         let left = limit.saturating_sub(start.elapsed());
         let dial = async {
-            tokio::time::sleep(wait.min(left)).await;
+            // A node next door says when it is back; there is nothing to wait for then.
+            tokio::select! {
+                () = tokio::time::sleep(wait.min(left)) => {}
+                () = dialer.restarted(epoch) => {}
+            }
             dialer.dial(ATTEMPT.min(left.saturating_sub(wait)).max(Duration::from_millis(100))).await
         };
         let result = tokio::select! {
@@ -121,15 +128,15 @@ async fn closing(shared: &Shared) {
 }
 
 /// Serves one connection until it is over.
-async fn serve(shared: &Arc<Shared>, established: Established, in_flight_max: usize) -> Over {
+async fn serve(shared: &Arc<Shared>, dialer: &Dialer, established: Established, in_flight_max: usize) -> Over {
     let Established { connection, mut send, mut receive, mut splitter, welcome, server } = established;
-    let epoch = welcome.epoch.0;
+    let epoch = welcome.epoch;
     {
         let mut state = shared.state.lock().expect("nothing panics under this lock");
-        state.connected(in_flight_max.min(welcome.in_flight_max.max(1) as usize));
+        state.connected(in_flight_max.min(welcome.in_flight_max.max(1) as usize), epoch);
     }
     shared.welcome.send_replace(welcome);
-    shared.connection.send_replace(ConnectionState::Connected { epoch });
+    shared.connection.send_replace(ConnectionState::Connected { epoch: epoch.0 });
     shared.wake.notify_one();
 
     let mut lanes: JoinSet<Result<(), ClientError>> = JoinSet::new();
@@ -184,6 +191,11 @@ async fn serve(shared: &Arc<Shared>, established: Established, in_flight_max: us
                 if patience.exhausted(waits, connection.stats().udp_rx.datagrams) {
                     let reason = format!("it said nothing for {CLIENT_SILENCE_MS} ms while requests waited");
                     return Over::Lost(ClientError::Unreachable { server, reason }, delay);
+                }
+                // A reader asks nothing, so that its silence says nothing; but the next life of a node next door says that
+                // this one is over.
+                if dialer.is_restarted(epoch) {
+                    return Over::Lost(ClientError::Unreachable { server, reason: "it was started again".into() }, delay);
                 }
                 // A node is out within its time to drain; what is left after that is a node that forgot us.
                 if restart.is_some_and(|(_, since)| since.elapsed() > Duration::from_millis(DRAIN_MS + CLIENT_SILENCE_MS)) {

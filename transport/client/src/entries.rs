@@ -3,8 +3,8 @@
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
-use thalweg_protocol::generation::AskRequest;
-use thalweg_protocol::ids::{GenerationId, Position};
+use thalweg_protocol::generation::{AskRequest, TextHash};
+use thalweg_protocol::ids::{Epoch, GenerationId, Position};
 use thalweg_protocol::op::{ClientOp, Publish, ServerOp, Subscribe};
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -35,6 +35,8 @@ pub(crate) struct PendingPublish {
 pub(crate) struct PendingCall {
     pub(crate) op: ClientOp,
     pub(crate) repeat: Repeat,
+    /// It was sent over a connection that was lost before the answer, and may have been carried out.
+    pub(crate) retried: bool,
     pub(crate) reply: Reply<ServerOp>,
     pub(crate) _permit: OwnedSemaphorePermit,
 }
@@ -88,13 +90,77 @@ impl SubscriptionEntry {
     }
 }
 
+/// How much of a generation a reader has, so that it can say so to another life of the node.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    /// Index of the first token that was not put in the queue.
+    next: u32,
+    /// The life of the node in which the tokens before `next` came; 0 if it is not known.
+    epoch: Epoch,
+    /// Over the text of the tokens before `next`, if it is known.
+    hash: Option<TextHash>,
+    /// What `next` and `hash` were before each piece: at most as many as a generation has tokens.
+    marks: Vec<(u32, Option<TextHash>)>,
+}
+
+impl Seen {
+    /// Of somebody who has the tokens before `from`, and perhaps still knows their text.
+    pub(crate) fn new(from: u32, text: Option<&str>) -> Self {
+        let text = if from == 0 { Some("") } else { text };
+        let hash = text.map(|text| {
+            let mut hash = TextHash::default();
+            hash.update(text.as_bytes());
+            hash
+        });
+        Self { next: from, epoch: Epoch(0), hash, marks: Vec::new() }
+    }
+
+    /// Index of the first token that was not put in the queue.
+    pub(crate) fn next(&self) -> u32 {
+        self.next
+    }
+
+    /// The life of the node in which the tokens came; 0 if it is not known.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The fingerprint of their text, if it is known.
+    pub(crate) fn fingerprint(&self) -> Option<u64> {
+        self.hash.map(TextHash::value)
+    }
+
+    /// Takes in the tokens before `end`, which came in this life of the node.
+    pub(crate) fn grow(&mut self, end: u32, text: &[u8], epoch: Epoch) {
+        self.marks.push((self.next, self.hash));
+        (self.next, self.epoch) = (end, epoch);
+        if let Some(hash) = &mut self.hash {
+            hash.update(text);
+        }
+    }
+
+    /// Forgets the tokens from `to` on. Gives where that leaves us: pieces are forgotten whole, so it may lie before `to`.
+    pub(crate) fn rewind(&mut self, to: u32, epoch: Epoch) -> u32 {
+        self.epoch = epoch;
+        while self.next > to
+            && let Some(mark) = self.marks.pop()
+        {
+            (self.next, self.hash) = mark;
+        }
+        if self.next > to {
+            // Before where reading began: nothing is known of that text, but that it is empty at the very start.
+            *self = Self { epoch, ..Self::new(to, None) };
+        }
+        self.next
+    }
+}
+
 pub(crate) struct WatchEntry {
     /// The question; forgotten once the node gave it an id.
     pub(crate) ask: Option<Box<AskRequest>>,
     pub(crate) generation: Option<GenerationId>,
     pub(crate) lead: u32,
-    /// Index of the first token that was not put in the queue.
-    pub(crate) next: u32,
+    pub(crate) seen: Seen,
     pub(crate) queue: mpsc::Sender<Event>,
     pub(crate) failure: Failure,
     pub(crate) first: Option<Reply<(GenerationId, String)>>,
@@ -109,5 +175,35 @@ impl WatchEntry {
         if let Some(first) = self.first {
             let _ = first.send(Err(error));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_knows_what_it_has() {
+        /// Reading begins at the token, with or without the text before it; then the pieces come, and the cut.
+        fn check(begin: (u32, Option<&str>), pieces: &[(u32, &str)], to: u32, expected: (u32, Option<&str>)) {
+            let mut seen = Seen::new(begin.0, begin.1);
+            assert_eq!(seen.epoch(), Epoch(0));
+            for &(end, text) in pieces {
+                seen.grow(end, text.as_bytes(), Epoch(1));
+            }
+            assert_eq!(seen.rewind(to, Epoch(2)), expected.0);
+            let hash = expected.1.map(|text| TextHash::of(text.as_bytes()));
+            assert_eq!((seen.next(), seen.epoch(), seen.fingerprint()), (expected.0, Epoch(2), hash), "{pieces:?} {to}");
+        }
+        check((0, None), &[], 0, (0, Some("")));
+        check((0, None), &[(1, "a"), (2, "b")], 2, (2, Some("ab")));
+        check((0, None), &[(1, "a"), (2, "b")], 1, (1, Some("a")));
+        check((0, None), &[(1, "a"), (4, "bcd"), (5, "e")], 3, (1, Some("a")));
+        check((0, None), &[(1, "a")], 0, (0, Some("")));
+        check((3, Some("abc")), &[(4, "d")], 4, (4, Some("abcd")));
+        check((3, Some("abc")), &[(4, "d")], 3, (3, Some("abc")));
+        check((3, None), &[(4, "d")], 4, (4, None));
+        check((3, Some("abc")), &[(4, "d")], 2, (2, None));
+        check((3, None), &[(4, "d")], 0, (0, Some("")));
     }
 }

@@ -40,6 +40,10 @@ pub enum ClientError {
     /// The node understood the request and said no.
     #[error("the node refused: {0}")]
     Refused(Reject),
+    /// The node no longer remembers this session's last requests: a write that was repeated after a lost connection may or may
+    /// not have been carried out before. It was not carried out again.
+    #[error("whether it was carried out is not known: {0}")]
+    SessionExpired(Reject),
     /// The node ended a subscription or a generation that had begun.
     #[error("the node ended it: {0}")]
     Ended(Reject),
@@ -82,12 +86,20 @@ impl ClientError {
         Self::Invalid { what, text: text.chars().take(64).collect(), reason: error.to_string() }
     }
 
+    /// A refusal, as what the application can do about it.
+    pub(crate) fn refused(reject: Reject) -> Self {
+        match reject.code {
+            RejectCode::SessionExpired => Self::SessionExpired(reject),
+            _ => Self::Refused(reject),
+        }
+    }
+
     /// The exit code of a command that failed so: 1 failed, 3 unreachable, 4 refused, 5 incomplete.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Unreachable { .. } | Self::Timeout { .. } => 3,
             Self::Untrusted { .. } | Self::Refused(_) => 4,
-            Self::Ended(_) | Self::Lost { .. } => 5,
+            Self::Ended(_) | Self::Lost { .. } | Self::SessionExpired(_) => 5,
             Self::Protocol(_) | Self::Invalid { .. } | Self::File { .. } | Self::Closed => 1,
         }
     }

@@ -8,7 +8,7 @@
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), thalweg_client::ClientError> {
-//! use thalweg_client::{AskRequest, Client, Item, SubscribeOptions};
+//! use thalweg_client::{AskRequest, Client, Item, Part, SubscribeOptions};
 //!
 //! // The node of this machine: address, key and token are found in its data directory.
 //! let client = Client::builder().local("/var/lib/thalweg").connect().await?;
@@ -20,8 +20,10 @@
 //! }
 //!
 //! let mut answer = client.ask(AskRequest::prompt("Why is the sky blue?")).await?;
-//! while let Some(piece) = answer.next().await? {
-//!     print!("{}", piece.text);
+//! while let Some(part) = answer.next().await? {
+//!     if let Part::Piece(piece) = part {
+//!         print!("{}", piece.text);
+//!     }
 //! }
 //! # Ok(())
 //! # }
@@ -47,6 +49,7 @@
 #![deny(unsafe_code)]
 
 mod builder;
+mod channel;
 mod client;
 mod dial;
 mod driver;
@@ -60,14 +63,15 @@ mod subscription;
 mod trust;
 
 pub use builder::Builder;
+pub use channel::{ChannelOptions, Page};
 pub use client::{AsName, Client, ConnectionState};
 pub use error::ClientError;
-pub use generation::{Finished, Generation, Piece};
+pub use generation::{Finished, Generation, Part, Piece, Text};
 pub use local::{LocalNode, discover};
 pub use publish::{Ack, Published};
 pub use subscription::{Item, Message, SubscribeOptions, Subscription};
 pub use thalweg_protocol::generation::{AskRequest, ChatMessage, FinishReason, OnDetach, Role, Sampling, Usage};
 pub use thalweg_protocol::ids::{GenerationId, Name, Position, SessionId};
-pub use thalweg_protocol::op::{From, Policy, Welcome};
+pub use thalweg_protocol::op::{Durability, From, Policy, Welcome};
 pub use thalweg_protocol::reject::{Reject, RejectCode};
 pub use trust::{AskTrust, FirstContact, KeyHash, Trust};

@@ -23,8 +23,9 @@ pub struct Published {
 /// The answer to one write, when it comes. Dropping it does not take the write back.
 ///
 /// # Errors
-/// [`ClientError::Refused`] if the node said no; [`ClientError::Lost`] if the connection did not come back in time (the
-/// message may or may not have been written).
+/// [`ClientError::Refused`] if the node said no; [`ClientError::Lost`] if the connection did not come back in time, and
+/// [`ClientError::SessionExpired`] if it came back so late that the node had forgotten this session (the message may or may not
+/// have been written).
 #[derive(Debug)]
 #[must_use = "the message is known to be written once this resolves"]
 pub struct Ack {

@@ -4,15 +4,17 @@
 //! `backlog` says what is still to be sent on this one, `requests` what was sent and not answered. Nothing here waits or
 //! does I/O; the [driver](crate::driver) carries bytes in and out.
 
+mod lanes;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::BytesMut;
 use thalweg_protocol::frame::{RawFrame, header};
-use thalweg_protocol::ids::{GenerationId, Position, Sequence, Subscription, Watch};
+use thalweg_protocol::ids::{Epoch, GenerationId, Position, Sequence, Subscription, Watch};
 use thalweg_protocol::limits::CLIENT_OUTBOX_BYTES;
-use thalweg_protocol::op::{ClientOp, From, ServerOp};
+use thalweg_protocol::op::{ClientOp, From, ServerOp, WatchRequest};
 use thalweg_protocol::reject::{Reject, RejectCode};
 use tokio::sync::{Notify, mpsc};
 
@@ -72,6 +74,8 @@ pub(crate) struct State {
     pub(crate) closing: bool,
     /// Why nothing works any more.
     pub(crate) ended: Option<ClientError>,
+    /// Which life of the node this connection leads to.
+    epoch: Epoch,
     next_request: u32,
     next_sequence: u64,
     next_key: u64,
@@ -102,6 +106,7 @@ impl State {
             reconnects,
             closing: false,
             ended: None,
+            epoch: Epoch(0),
             next_request: 1,
             next_sequence: 1,
             next_key: 1,
@@ -187,8 +192,9 @@ impl State {
 
     /// Reports that all tokens before `index` were taken.
     pub(crate) fn tokens_consumed(&mut self, key: u64, index: u32) {
-        if let Some(wire) = self.watches.get(&key).and_then(|entry| entry.wire) {
-            self.write(0, &ClientOp::TokensConsumed { watch: Watch(wire), index });
+        if let Some((wire, next)) = self.watches.get(&key).and_then(|entry| Some((entry.wire?, entry.seen.next()))) {
+            // What is taken from the queue may have been rewound meanwhile.
+            self.write(0, &ClientOp::TokensConsumed { watch: Watch(wire), index: index.min(next) });
         }
     }
 
@@ -269,7 +275,10 @@ impl State {
             Target::Watch(key) => {
                 let Some(entry) = self.watches.get(&key) else { return };
                 let op = match (entry.generation, &entry.ask) {
-                    (Some(generation), _) => ClientOp::Watch { generation, from: entry.next, lead: entry.lead },
+                    (Some(generation), _) => {
+                        let (from, epoch, seen) = (entry.seen.next(), entry.seen.epoch(), entry.seen.fingerprint());
+                        ClientOp::Watch(WatchRequest { generation, from, lead: entry.lead, epoch, seen })
+                    }
                     (None, Some(ask)) => ClientOp::Ask(ask.clone()),
                     (None, None) => unreachable!("a watch begins with a question or an id"),
                 };
@@ -287,8 +296,9 @@ impl State {
     }
 
     /// A connection is there: everything unanswered is sent on it, writes in the order in which they were made.
-    pub(crate) fn connected(&mut self, in_flight_max: usize) {
+    pub(crate) fn connected(&mut self, in_flight_max: usize, epoch: Epoch) {
         self.link = Link::Up;
+        self.epoch = epoch;
         self.in_flight_max = in_flight_max.max(1);
         let calls = self.calls.keys().map(|&key| Target::Call(key));
         let subscriptions = self.subscriptions.keys().map(|&key| Target::Subscribe(key));
@@ -315,6 +325,11 @@ impl State {
                 Target::Call(key) if self.calls.get(&key).is_some_and(|call| call.repeat == Repeat::Never) => {
                     let call = self.calls.remove(&key).expect("looked up in the guard");
                     let _ = call.reply.send(Err(error.clone()));
+                }
+                Target::Call(key) => {
+                    if let Some(call) = self.calls.get_mut(&key) {
+                        call.retried = true;
+                    }
                 }
                 _ => {}
             }
@@ -395,14 +410,17 @@ impl State {
                     ServerOp::Published { position, timestamp_us, duplicate } => {
                         Ok(Published { position, timestamp_us, duplicate })
                     }
-                    ServerOp::Reject(reject) => Err(ClientError::Refused(reject)),
+                    ServerOp::Reject(reject) => Err(ClientError::refused(reject)),
                     other => return Err(unexpected("Published", &other)),
                 });
             }
             Target::Call(key) => {
                 let Some(call) = self.calls.remove(&key) else { return Ok(()) };
+                let deleted = call.retried && matches!(call.op, ClientOp::DeleteChannel { .. });
                 let _ = call.reply.send(match op {
-                    ServerOp::Reject(reject) => Err(ClientError::Refused(reject)),
+                    // It was deleted before the connection was lost.
+                    ServerOp::Reject(reject) if deleted && reject.code == RejectCode::ChannelUnknown => Ok(ServerOp::Done),
+                    ServerOp::Reject(reject) => Err(ClientError::refused(reject)),
                     other => Ok(other),
                 });
             }
@@ -483,89 +501,6 @@ impl State {
         {
             entry.end(ClientError::Ended(reject));
         }
-    }
-
-    /// A frame of the delivery lane or of a generation's.
-    pub(crate) fn lane_frame(&mut self, frame: &RawFrame) -> Result<Handled, ClientError> {
-        let op = ServerOp::decode(&frame.payload).map_err(|reject| ClientError::Protocol(reject.to_string()))?;
-        match op {
-            ServerOp::Delivery(delivery) => {
-                let position = delivery.position.0;
-                self.deliver(frame.subject, position..=position, |_| Item::of(delivery))
-            }
-            ServerOp::Missed { from, to } => self
-                .deliver(frame.subject, from.0..=to.0, |seen| Item::Missed { from: from.max(Position(seen + 1)), to }),
-            ServerOp::Ended(reject) => {
-                self.ended(frame.subject, reject);
-                Ok(Handled::Done)
-            }
-            ServerOp::Asked { generation, model } => {
-                if let Some(&key) = self.watch_keys.get(&frame.subject) {
-                    self.asked(key, generation, model);
-                }
-                Ok(Handled::Done)
-            }
-            ServerOp::Tokens { index, count, text } => self.tokens(frame.subject, index, count, text),
-            ServerOp::Finished { reason, usage, message } => {
-                let Some(key) = self.watch_keys.remove(&frame.subject) else { return Ok(Handled::Done) };
-                let Some(entry) = self.watches.remove(&key) else { return Ok(Handled::Done) };
-                let event = Event::Finished { reason, usage, message };
-                Ok(queued_event(&entry.queue, event))
-            }
-            other => Err(unexpected("a delivery or tokens", &other)),
-        }
-    }
-
-    fn deliver(
-        &mut self,
-        wire: u32,
-        positions: std::ops::RangeInclusive<u64>,
-        item: impl FnOnce(u64) -> Item,
-    ) -> Result<Handled, ClientError> {
-        // A delivery can be under way when its reader unsubscribes.
-        let Some(key) = self.subscription_keys.get(&wire) else { return Ok(Handled::Done) };
-        let Some(entry) = self.subscriptions.get_mut(key) else { return Ok(Handled::Done) };
-        if !entry.started {
-            // It overtook the answer; what it says about where the subscription begins is as good.
-            entry.started = true;
-            entry.confirmed = true;
-            entry.cursor.store(positions.start().saturating_sub(1), Ordering::Relaxed);
-        } else if !entry.confirmed {
-            return Ok(Handled::Unsettled(entry.confirm.clone()));
-        }
-        if *positions.end() <= entry.seen {
-            return Ok(Handled::Done);
-        }
-        let item = item(entry.seen);
-        entry.seen = *positions.end();
-        match entry.queue.try_send(item) {
-            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(Handled::Done),
-            Err(mpsc::error::TrySendError::Full(item)) => {
-                Ok(Handled::Full(FullQueue::Subscription(entry.queue.clone(), item)))
-            }
-        }
-    }
-
-    fn tokens(&mut self, wire: u32, index: u32, count: u32, text: bytes::Bytes) -> Result<Handled, ClientError> {
-        let Some(key) = self.watch_keys.get(&wire) else { return Ok(Handled::Done) };
-        let Some(entry) = self.watches.get_mut(key) else { return Ok(Handled::Done) };
-        let end = index.saturating_add(count);
-        if end <= entry.next {
-            return Ok(Handled::Done);
-        }
-        if index != entry.next {
-            let text = format!("tokens {index}..{end} of a generation came where {} was next", entry.next);
-            return Err(ClientError::Protocol(text));
-        }
-        entry.next = end;
-        Ok(queued_event(&entry.queue, Event::Tokens { index, count, text }))
-    }
-}
-
-fn queued_event(queue: &mpsc::Sender<Event>, event: Event) -> Handled {
-    match queue.try_send(event) {
-        Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Handled::Done,
-        Err(mpsc::error::TrySendError::Full(event)) => Handled::Full(FullQueue::Generation(queue.clone(), event)),
     }
 }
 

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use scripted::{Node, Session, message, welcome, within};
 use thalweg_client::{
-    AskRequest, Client, ClientError, ConnectionState, FinishReason, From, GenerationId, Item, Position, Reject,
+    AskRequest, Client, ClientError, ConnectionState, FinishReason, From, GenerationId, Item, Part, Position, Reject,
     RejectCode, SubscribeOptions, Trust, Usage,
 };
+use thalweg_protocol::generation::TextHash;
 use thalweg_protocol::op::{ClientOp, ServerOp};
 
 fn published(position: u64) -> ServerOp {
@@ -245,7 +246,9 @@ async fn an_answer_is_resumed_after_its_last_token() {
         session.send_on(lane, number, &tokens(1, "llo")).await;
         let mut text = String::new();
         for _ in 0..2 {
-            text += &answer.next().await.expect("alive").expect("not finished").text;
+            let part = answer.next().await.expect("alive").expect("not finished");
+            let Part::Piece(piece) = part else { panic!("a piece was expected, not {part:?}") };
+            text += &piece.text;
         }
         let (_, op) = session.receive().await;
         assert!(matches!(op, ClientOp::TokensConsumed { watch, index: 2 } if watch.0 == number), "{op:?}");
@@ -253,7 +256,9 @@ async fn an_answer_is_resumed_after_its_last_token() {
 
         let (mut session, _) = node.welcome(1).await;
         let (number, op) = session.receive().await;
-        assert!(matches!(op, ClientOp::Watch { generation: g, from: 2, .. } if g == generation), "{op:?}");
+        let ClientOp::Watch(watch) = op else { panic!("a watch was expected, not {op:?}") };
+        assert_eq!((watch.generation, watch.from, watch.epoch.0), (generation, 2, 1));
+        assert_eq!(watch.seen, Some(TextHash::of(b"Hello")));
         session.send(number, &asked).await;
         let lane = session.open().await;
         session.send_on(lane, number, &asked).await;
@@ -262,7 +267,7 @@ async fn an_answer_is_resumed_after_its_last_token() {
         let finished = ServerOp::Finished { reason: FinishReason::Stop, usage, message: String::new() };
         session.send_on(lane, number, &finished).await;
         let (rest, finished) = answer.finish().await.expect("finished");
-        assert_eq!(text + &rest, "Hello!");
+        assert_eq!(text + rest.as_str(), "Hello!");
         assert_eq!((finished.reason, finished.usage), (FinishReason::Stop, usage));
     })
     .await;
