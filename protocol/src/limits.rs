@@ -130,6 +130,8 @@ pub const CONVERSATION_BYTES: usize = 4 << 10;
 pub const GENERATIONS_MAX: usize = 16_384;
 /// A finished generation can be watched this long, in milliseconds.
 pub const GENERATION_KEEP_MS: u64 = 600_000;
+/// After a restart the reader of a generation gets this long to come back, in milliseconds.
+pub const RESUME_GRACE_MS: u64 = 30_000;
 /// Longest `keep` a client may ask for, in milliseconds.
 pub const DETACH_KEEP_MS_MAX: u64 = 3_600_000;
 /// Generations an inference thread holds, waiting, running or parked; one more is refused with a time to retry.

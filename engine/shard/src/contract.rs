@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use thalweg_domain::permission::Principal;
+use thalweg_domain::partition::PartitionState;
 use thalweg_domain::record::{ChannelSettings, Message, Record};
 use thalweg_protocol::generation::{AskRequest, ChatMessage, FinishReason, Sampling, Usage};
-use thalweg_protocol::ids::{ChannelKey, CoreId, GenerationId, Name, Position, Request, Subscription, Watch};
-use thalweg_protocol::op::{ClientOp, Publish, ServerOp};
+use thalweg_protocol::ids::{
+    ChannelId, ChannelKey, CoreId, GenerationId, Name, Partition, Position, Request, Subscription, Watch,
+};
+use thalweg_protocol::op::{ClientOp, Publish, ServerOp, WatchRequest};
 use thalweg_protocol::reject::Reject;
 
 use crate::fan::{FanId, SubscriptionRef};
@@ -29,6 +32,10 @@ pub struct Link(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Ticket(pub u64);
 
+/// The number of a read from disk on this core; never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ReadId(pub u64);
+
 /// Who waits for an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Origin {
@@ -43,6 +50,13 @@ pub struct Origin {
 /// What happens to a shard.
 #[derive(Debug)]
 pub enum Input {
+    /// What the log left behind of a partition of this core. Comes before anything else, once per partition that has any.
+    Restore {
+        /// Which partition.
+        partition: Partition,
+        /// What its records left behind.
+        state: Box<PartitionState>,
+    },
     /// A client's hello was accepted.
     Opened {
         /// Its connection.
@@ -78,6 +92,23 @@ pub enum Input {
         /// The newest such append.
         ticket: Ticket,
     },
+    /// Everything up to this append can be read back from disk by [`Output::Read`].
+    Archived {
+        /// The newest such append.
+        ticket: Ticket,
+    },
+    /// The answer to [`Output::Read`]: messages from the first that was asked for on, without gaps, as many as fit.
+    Read {
+        /// Which read.
+        read: ReadId,
+        /// What was read, or what the reader is told instead.
+        result: Result<Vec<Arc<Message>>, Reject>,
+    },
+    /// Whether the disk has room for more; if not, why. Until it has, writes are refused.
+    Storage {
+        /// What the disk said.
+        full: Option<String>,
+    },
     /// A model says something.
     Inference(InferenceEvent),
     /// The time [`Shard::next_deadline`](crate::Shard::next_deadline) gave has come.
@@ -95,6 +126,23 @@ pub enum Output {
         ticket: Ticket,
         /// What to append.
         record: Record,
+    },
+    /// Read messages of a channel back from disk, at most [`HISTORY_BATCH_MESSAGES`] and about [`HISTORY_BATCH_BYTES`] of
+    /// them but at least one, and say [`Input::Read`].
+    ///
+    /// [`HISTORY_BATCH_MESSAGES`]: thalweg_protocol::limits::HISTORY_BATCH_MESSAGES
+    /// [`HISTORY_BATCH_BYTES`]: thalweg_protocol::limits::HISTORY_BATCH_BYTES
+    Read {
+        /// The number of this read.
+        read: ReadId,
+        /// Where the channel belongs.
+        partition: Partition,
+        /// Which channel.
+        channel: ChannelId,
+        /// The first position.
+        from: Position,
+        /// One after the last position.
+        to: Position,
     },
     /// Send on the command lane.
     Reply {
@@ -166,10 +214,16 @@ pub enum OwnerMessage {
     Detach { core: CoreId, channel: ChannelKey, fan: FanId },
     /// Read history; answered by [`SessionMessage::History`].
     Read { core: CoreId, channel: ChannelKey, reader: SubscriptionRef, from: Position },
+    /// Read a page of history.
+    Page { origin: Origin, channel: ChannelKey, from: Position, limit: u32 },
+    /// Delete a channel.
+    Delete { origin: Origin, channel: ChannelKey },
+    /// Delete what this core owns of a tenant; answered by [`SessionMessage::TenantDeleted`].
+    DeleteTenant { origin: Origin, tenant: Name },
     /// Ask a model.
     Ask { origin: Origin, principal: Arc<Principal>, model: Name, request: Box<AskRequest> },
     /// Read a generation.
-    Watch { origin: Origin, principal: Arc<Principal>, generation: GenerationId, from: u32, lead: u32 },
+    Watch { origin: Origin, principal: Arc<Principal>, request: WatchRequest },
     /// Credit of a watcher.
     TokensConsumed { core: CoreId, link: Link, watch: Watch, generation: GenerationId, index: u32 },
     /// A watcher goes.
@@ -185,14 +239,23 @@ pub enum SessionMessage {
     /// The answer to a request.
     Answer { link: Link, request: Request, op: ServerOp },
     /// The answer to [`OwnerMessage::Attach`]: where the channel begins and ends.
-    Attached { link: Link, request: Request, result: Result<(Position, Position), Reject> },
+    Attached { link: Link, request: Request, channel: ChannelKey, fan: FanId, result: AttachResult },
     /// A message was added to a channel.
     Appended { fan: FanId, message: Arc<Message> },
     /// The answer to [`OwnerMessage::Read`]. `first` is the oldest position that is still kept.
     History { reader: SubscriptionRef, first: Position, messages: Vec<Arc<Message>> },
+    /// History could not be read.
+    HistoryFailed { reader: SubscriptionRef, reject: Reject },
+    /// A channel is gone, and with it its readers.
+    Gone { fan: FanId, reject: Reject },
+    /// The answer to [`OwnerMessage::DeleteTenant`]: how many channels there were.
+    TenantDeleted { link: Link, request: Request, channels: u32 },
     /// A frame for a watcher of a generation.
     Generation { link: Link, watch: Watch, payload: Bytes, last: bool },
 }
+
+/// The oldest and the newest position of a channel, or why it cannot be read.
+pub type AttachResult = Result<(Position, Position), Reject>;
 
 /// A generation to be computed.
 #[derive(Debug, Clone, PartialEq)]
@@ -205,6 +268,9 @@ pub struct Submit {
     pub model: Name,
     /// The conversation so far.
     pub messages: Vec<ChatMessage>,
+    /// Tokens of the answer that exist already, by their numbers in the model's vocabulary: the computation goes on after
+    /// them, and the first new one has their count as its index.
+    pub produced: Vec<u32>,
     /// How tokens are drawn.
     pub sampling: Sampling,
     /// Tokens with an index below this may be produced.
@@ -230,12 +296,13 @@ pub enum InferenceCommand {
     },
 }
 
-/// What the inference stage says to a shard. Every submitted generation ends with exactly one `Finished` or `Refused`.
+/// What the inference stage says to a shard. Every submitted generation ends with exactly one `Finished` or `Refused`. The
+/// `id` of a token is its number in the model's vocabulary.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs, reason = "fields are named after their types")]
 pub enum InferenceEvent {
     /// The next token: `index` counts from 0 without gaps.
-    Token { generation: GenerationId, index: u32, text: Bytes },
+    Token { generation: GenerationId, index: u32, id: u32, text: Bytes },
     /// The generation ended.
     Finished { generation: GenerationId, reason: FinishReason, usage: Usage, message: String },
     /// The generation was not begun.

@@ -19,10 +19,14 @@ pub struct Counters {
     pub slow_disconnected: u64,
     /// Reads of history for readers that fell behind their tail.
     pub history_reads: u64,
+    /// Of these, those that had to go to disk.
+    pub disk_reads: u64,
     /// Requests handed to another core.
     pub forwarded: u64,
     /// Generations begun.
     pub generations: u64,
+    /// Generations that were cut off by the end of an earlier life of the node, and go on.
+    pub resumed: u64,
     /// Tokens received from the inference stage.
     pub tokens: u64,
     /// Refusals, by code number.

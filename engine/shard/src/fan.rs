@@ -17,7 +17,7 @@ use thalweg_protocol::limits::{
 use thalweg_protocol::op::{From, Policy, ServerOp, Subscribe};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
-use crate::contract::{Link, Origin, Output, OwnerMessage};
+use crate::contract::{AttachResult, Link, Origin, Output, OwnerMessage};
 use crate::counters::Stage;
 use crate::shard::Shard;
 
@@ -230,8 +230,21 @@ impl Shard {
     }
 
     /// The owner answered a subscription.
-    pub(crate) fn attached(&mut self, link: Link, request: Request, result: Result<(Position, Position), Reject>) {
+    pub(crate) fn attached(
+        &mut self,
+        link: Link,
+        request: Request,
+        channel: ChannelKey,
+        fan: FanId,
+        result: AttachResult,
+    ) {
         self.settle(link);
+        if result.is_ok() && !self.fans.fans.contains_key(&fan) {
+            // The channel was deleted, and made again by this very request: nobody here reads the new one.
+            let core = self.config.core;
+            let partition = self.partition(&channel.tenant, channel.channel.as_str());
+            self.tell_owner(partition, OwnerMessage::Detach { core, channel, fan });
+        }
         let index = self.sessions.get(link).and_then(|session| session.subscriptions.get(&request.0).copied());
         let Some(index) = index else {
             let reject = Reject::new(RejectCode::SubscriptionInvalid, "the subscription was ended before it began");
@@ -358,6 +371,35 @@ impl Shard {
         self.drop_subscription(link, number);
         let payload = ServerOp::Ended(Reject::new(RejectCode::SlowReader, text)).encode();
         self.deliver(link, number, payload);
+    }
+
+    /// A channel is gone.
+    pub(crate) fn gone(&mut self, id: FanId, reject: &Reject) {
+        let Some(fan) = self.fans.fans.remove(&id) else { return };
+        self.fans.by_channel.remove(&fan.key);
+        let payload = ServerOp::Ended(reject.clone()).encode();
+        for index in fan.readers {
+            let Some(reader) = self.fans.readers.get_mut(index).and_then(Option::take) else { continue };
+            self.fans.free.push(index);
+            if let Some(session) = self.sessions.get_mut(reader.link) {
+                session.waiting_for_room.retain(|other| *other != index);
+                session.subscriptions.remove(&reader.number.0);
+            }
+            // One that was not accepted yet gets its answer as an answer.
+            if reader.state != State::Attaching {
+                self.deliver(reader.link, reader.number, payload.clone());
+            }
+        }
+    }
+
+    /// The owner could not read history for a reader.
+    pub(crate) fn history_failed(&mut self, reference: SubscriptionRef, reject: Reject) {
+        let Some(reader) = self.fans.reader_mut(reference.index).filter(|reader| reader.life == reference.life) else {
+            return;
+        };
+        let (link, number) = (reader.link, reader.number);
+        self.drop_subscription(link, number);
+        self.deliver(link, number, ServerOp::Ended(reject).encode());
     }
 
     /// The owner answered a read of history.

@@ -3,18 +3,24 @@
 //! Tokens leave for their watchers at once, gathered over a turn; the records that make them part of the log follow, one
 //! per generation and [`RECORD_US`]. A generation's beginning is shown once it is durable, and so is its end. The fastest
 //! watcher's credit sets the pace; a generation in a channel is paced by that channel's log.
+//!
+//! A generation that was cut off by the end of its node goes on from its last durable token. Somebody who saw more than
+//! that says which text it saw; if what comes again is the same it is not told, and else it is told how far to go back.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use thalweg_domain::generation::{Ending, Generation};
+use thalweg_domain::partition::GenerationState;
 use thalweg_domain::permission::{Action as Access, Principal};
-use thalweg_domain::record::Event;
+use thalweg_domain::record::{Event, GenerationRequest, Message, Posting};
 use thalweg_protocol::generation::{AskRequest, FinishReason, OnDetach, Sampling, Usage};
-use thalweg_protocol::ids::{ChannelKey, CoreId, GenerationId, Name, Watch};
-use thalweg_protocol::limits::{GENERATION_KEEP_MS, GENERATIONS_MAX, LEAD_TOKENS, LEAD_TOKENS_MAX};
-use thalweg_protocol::op::{DeliveryKind, ServerOp};
+use thalweg_protocol::ids::{ChannelId, ChannelKey, CoreId, Epoch, GenerationId, Name, Partition, Request, Watch};
+use thalweg_protocol::limits::{
+    GENERATION_KEEP_MS, GENERATIONS_MAX, LEAD_TOKENS, LEAD_TOKENS_MAX, RESUME_GRACE_MS,
+};
+use thalweg_protocol::op::{DeliveryKind, Durability, ServerOp, WatchRequest};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
 use crate::contract::{InferenceCommand, InferenceEvent, Link, Origin, Output, SessionMessage, Submit};
@@ -35,6 +41,17 @@ struct Watcher {
     /// Tokens before this were consumed.
     consumed: u32,
     lead: u32,
+    /// What it saw in an earlier life of the node, until that is compared with what came again.
+    unverified: Option<Unverified>,
+}
+
+/// Tokens that somebody got from an earlier life of the node, up to where it wants to go on.
+#[derive(Debug, Clone, Copy)]
+struct Unverified {
+    /// The fingerprint of their text; without it they cannot be compared.
+    seen: Option<u64>,
+    /// Where to go back to if the text is another one.
+    rewind_to: u32,
 }
 
 impl Watcher {
@@ -46,9 +63,10 @@ impl Watcher {
 /// A generation of this core.
 struct Owned {
     generation: Generation,
-    /// The channel it answers in.
-    channel: Option<ChannelKey>,
-    on_detach: OnDetach,
+    /// Whether its records are in the log.
+    logged: bool,
+    /// How many tokens there were when this life of the node began, if it goes on from an earlier one.
+    recovered: Option<u32>,
     watchers: Vec<Watcher>,
     /// Whether its beginning is durable.
     announced: bool,
@@ -64,6 +82,38 @@ struct Owned {
     /// Why the inference stage would not begin it.
     refusal: Option<Reject>,
     detached_at: Option<u64>,
+    /// Whether it is being deleted: nothing more is recorded of it.
+    deleting: bool,
+}
+
+impl Owned {
+    fn new(generation: Generation, logged: bool, credit: u32) -> Self {
+        Self {
+            generation,
+            logged,
+            recovered: None,
+            watchers: Vec::new(),
+            announced: false,
+            credit,
+            recorded: 0,
+            record_at: None,
+            arrived_us: None,
+            ending: None,
+            refusal: None,
+            detached_at: None,
+            deleting: false,
+        }
+    }
+
+    /// The channel it answers in.
+    fn channel(&self) -> Option<&(ChannelKey, ChannelId)> {
+        self.generation.request.channel.as_ref()
+    }
+
+    /// Whether its end is decided, or even durable.
+    fn ends(&self) -> bool {
+        self.ending.is_some() || self.generation.ending().is_some()
+    }
 }
 
 /// All generations of this core.
@@ -101,92 +151,150 @@ impl Shard {
         let lead = lead_of(request.lead);
         let (tenant, user) = (principal.tenant.clone(), principal.user.clone());
         let partition = self.partition(&tenant, &principal.session.to_string());
-        let generation = Generation::new(tenant, user, model);
-        let Some(id) = self.begin(partition, generation, None, request.on_detach, lead) else {
-            let text = format!("this core keeps {GENERATIONS_MAX} generations, which is all it takes");
-            self.refuse(origin, Reject::new(RejectCode::Busy, text).retry_after_ms(1_000));
-            return;
+        let logged = self.config.durability != Durability::Memory;
+        let room = if logged { self.storage_has_room() } else { Ok(()) };
+        let id = match room.and_then(|()| self.next_generation(partition)) {
+            Ok(id) => id,
+            Err(reject) => return self.refuse(origin, reject),
         };
-        self.add_watcher(id, origin, 0, lead);
         let mut sampling = request.sampling;
         if !request.has_seed {
             // Any number will do, as long as the same inputs give the same one.
             sampling.seed = id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ self.now.wall_us;
         }
-        self.submit(id, request.messages, sampling, lead);
+        let (messages, on_detach) = (request.messages, request.on_detach);
+        let request = GenerationRequest { tenant, user, model, channel: None, messages, sampling, on_detach };
+        self.begin(id, Arc::new(request), logged, None, lead);
+        self.add_watcher(id, origin, 0, lead, None);
     }
 
-    /// Somebody spoke to a model in a channel.
-    pub(crate) fn answer_in_channel(&mut self, channel: ChannelKey, user: Name, model: Name) {
-        let partition = self.partition(&channel.tenant, channel.channel.as_str());
-        let messages = self.conversation(&channel);
-        let generation = Generation::new(channel.tenant.clone(), user, model.clone());
-        let keep = OnDetach::Keep(0);
-        let Some(id) = self.begin(partition, generation, Some(channel.clone()), keep, LEAD_TOKENS) else { return };
-        let body = Bytes::copy_from_slice(model.as_str().as_bytes());
-        self.publish_generated(&channel, DeliveryKind::GenerationStarted, author(&model), id, body, Vec::new());
-        let sampling = Sampling { seed: id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15), ..Sampling::default() };
-        self.submit(id, messages, sampling, LEAD_TOKENS);
-    }
-
-    /// Records that a generation begins; `None` if no more can be kept.
-    fn begin(
+    /// Somebody spoke to a model in a channel. `older` are messages of it that were read back from disk.
+    pub(crate) fn answer_in_channel(
         &mut self,
-        partition: thalweg_protocol::ids::Partition,
-        generation: Generation,
-        channel: Option<ChannelKey>,
-        on_detach: OnDetach,
-        credit: u32,
-    ) -> Option<GenerationId> {
+        channel: ChannelKey,
+        user: Name,
+        model: Name,
+        older: &[Arc<Message>],
+    ) {
+        let partition = self.partition(&channel.tenant, channel.channel.as_str());
+        let messages = self.conversation(&channel, older);
+        let Some((channel_id, logged)) = self.channel_id(&channel) else { return };
+        let Ok(id) = self.next_generation(partition) else { return };
+        let sampling = Sampling { seed: id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15), ..Sampling::default() };
+        let body = Bytes::copy_from_slice(model.as_str().as_bytes());
+        let posting =
+            self.generated(&channel, channel_id, DeliveryKind::GenerationStarted, author(&model), id, body);
+        let request = GenerationRequest {
+            tenant: channel.tenant.clone(),
+            user,
+            model,
+            channel: Some((channel, channel_id)),
+            messages,
+            sampling,
+            on_detach: OnDetach::Keep(0),
+        };
+        self.begin(id, Arc::new(request), logged, posting, LEAD_TOKENS);
+    }
+
+    /// The id of the next generation.
+    fn next_generation(&mut self, partition: Partition) -> Result<GenerationId, Reject> {
         if self.generations.owned.len() >= GENERATIONS_MAX {
-            return None;
+            let text = format!("this core keeps {GENERATIONS_MAX} generations, which is all it takes");
+            return Err(Reject::new(RejectCode::Busy, text).retry_after_ms(1_000));
         }
         self.generations.started += 1;
-        self.generations.unfinished += 1;
-        self.counters.generations += 1;
-        let id = GenerationId::new(partition, self.config.epoch, self.generations.started);
-        let (tenant, user, model) = (generation.tenant.clone(), generation.user.clone(), generation.model.clone());
-        let owned = Owned {
-            generation,
-            channel,
-            on_detach,
-            watchers: Vec::new(),
-            announced: false,
-            credit,
-            recorded: 0,
-            record_at: None,
-            arrived_us: None,
-            ending: None,
-            refusal: None,
-            detached_at: None,
-        };
-        self.generations.owned.insert(id, owned);
-        let event = Event::GenerationStarted { generation: id, tenant, user, model };
-        self.append(partition, event, vec![Action::Announce { generation: id }]);
-        Some(id)
+        Ok(GenerationId::new(partition, self.config.epoch, self.generations.started))
     }
 
-    /// Hands a generation to the inference stage. Its prompt is computed while its beginning becomes durable.
-    fn submit(
+    /// Records that a generation begins, and hands it to the inference stage: its prompt is computed while its beginning
+    /// becomes durable.
+    fn begin(
         &mut self,
         id: GenerationId,
-        messages: Vec<thalweg_protocol::generation::ChatMessage>,
-        sampling: Sampling,
+        request: Arc<GenerationRequest>,
+        logged: bool,
+        posting: Option<Posting>,
         credit: u32,
     ) {
-        let Some(owned) = self.generations.owned.get(&id) else { return };
-        let (tenant, model) = (owned.generation.tenant.clone(), owned.generation.model.clone());
-        let submit = Submit { generation: id, tenant, model, messages, sampling, credit };
+        self.generations.unfinished += 1;
+        self.counters.generations += 1;
+        let owned = Owned::new(Generation::new(Arc::clone(&request)), logged, credit);
+        self.generations.owned.insert(id, owned);
+        self.submit(id);
+        let event = Event::GenerationStarted { generation: id, request, posting };
+        self.append_posting(id.partition(), logged, event, vec![Action::Announce { generation: id }]);
+    }
+
+    /// Hands a generation to the inference stage, to begin or to go on.
+    fn submit(&mut self, id: GenerationId) {
+        let Some(owned) = self.generations.owned.get_mut(&id) else { return };
+        let GenerationRequest { tenant, model, messages, sampling, .. } = (*owned.generation.request).clone();
+        let produced = owned.generation.tokens_from(0).iter().map(|token| token.id).collect();
+        let submit = Submit { generation: id, tenant, model, messages, produced, sampling, credit: owned.credit };
         self.output(Output::Inference(InferenceCommand::Submit(Box::new(submit))));
     }
 
-    fn add_watcher(&mut self, id: GenerationId, origin: Origin, from: u32, lead: u32) {
+    /// Takes up a generation that the log left behind: one that was cut off goes on.
+    pub(crate) fn restore_generation(&mut self, id: GenerationId, state: GenerationState) {
+        // One without a beginning expired with it.
+        let Some(request) = state.request.filter(|_| !state.deleted) else { return };
+        let mut generation = Generation::new(request);
+        let mut text = &state.text[..];
+        for token in &state.tokens {
+            let (own, rest) = text.split_at((token.bytes as usize).min(text.len()));
+            generation.apply_token(token.id, own);
+            text = rest;
+        }
+        let tokens = generation.tokens();
+        let mut owned = Owned::new(generation, true, tokens.saturating_add(LEAD_TOKENS));
+        (owned.announced, owned.recorded, owned.recovered) = (true, tokens, Some(tokens));
+        if let Some((ending, at_us)) = state.ending {
+            let keep_us = GENERATION_KEEP_MS * 1_000;
+            let age_us = self.now.wall_us.saturating_sub(at_us);
+            if age_us < keep_us {
+                owned.generation.apply_ending(ending);
+                self.deadlines.insert((self.now.mono_us + keep_us - age_us, Deadline::Expired(id)));
+                self.generations.owned.insert(id, owned);
+            }
+            return;
+        }
+        self.generations.unfinished += 1;
+        self.counters.resumed += 1;
+        let (model, in_channel) = (owned.generation.request.model.clone(), owned.channel().is_some());
+        let wait_ms = match owned.generation.request.on_detach {
+            OnDetach::Keep(ms) => ms.max(RESUME_GRACE_MS),
+            OnDetach::Cancel => RESUME_GRACE_MS,
+        };
+        if !in_channel {
+            // Its reader lost its connection with the node and needs some time to come back.
+            let at = self.now.mono_us + wait_ms * 1_000;
+            owned.detached_at = Some(at);
+            self.deadlines.insert((at, Deadline::Detached(id)));
+        }
+        self.generations.owned.insert(id, owned);
+        if self.config.models.contains(&model) {
+            return self.submit(id);
+        }
+        let message = format!("the node was restarted without the model {model}");
+        let ending = Ending { reason: FinishReason::Failed, usage: Usage::default(), message };
+        self.finished(id, ending, None);
+    }
+
+    fn add_watcher(
+        &mut self,
+        id: GenerationId,
+        origin: Origin,
+        from: u32,
+        lead: u32,
+        unverified: Option<Unverified>,
+    ) {
         let Some(owned) = self.generations.owned.get_mut(&id) else { return };
         let Origin { core, link, request } = origin;
         if let Some(at) = owned.detached_at.take() {
             self.deadlines.remove(&(at, Deadline::Detached(id)));
         }
-        owned.watchers.push(Watcher { core, link, watch: Watch(request.0), sent: from, consumed: from, lead });
+        let watch = Watch(request.0);
+        owned.watchers.push(Watcher { core, link, watch, sent: from, consumed: from, lead, unverified });
         if owned.announced {
             self.greet(id, origin);
         }
@@ -196,7 +304,7 @@ impl Shard {
     /// Tells a watcher what it watches, as an answer and as the first frame of the generation's lane.
     fn greet(&mut self, id: GenerationId, origin: Origin) {
         let Some(owned) = self.generations.owned.get(&id) else { return };
-        let op = ServerOp::Asked { generation: id, model: owned.generation.model.to_string() };
+        let op = ServerOp::Asked { generation: id, model: owned.generation.request.model.to_string() };
         let (payload, Origin { core, link, request }) = (op.encode(), origin);
         self.answer(origin, op);
         let watch = Watch(request.0);
@@ -209,7 +317,7 @@ impl Shard {
         let Some(owned) = self.generations.owned.get_mut(&id) else { return };
         owned.announced = true;
         let origin =
-            |w: &Watcher| Origin { core: w.core, link: w.link, request: thalweg_protocol::ids::Request(w.watch.0) };
+            |w: &Watcher| Origin { core: w.core, link: w.link, request: Request(w.watch.0) };
         let origins: Vec<_> = owned.watchers.iter().map(origin).collect();
         for origin in origins {
             self.greet(id, origin);
@@ -217,18 +325,15 @@ impl Shard {
     }
 
     /// A client wants to read a generation that exists.
-    pub(crate) fn watch(&mut self, origin: Origin, principal: &Arc<Principal>, id: GenerationId, from: u32, lead: u32) {
-        let found = self.generations.owned.get(&id).filter(|owned| owned.generation.tenant == principal.tenant);
-        let result = match found {
-            None => Err(unknown(id)),
-            Some(owned) if from > owned.generation.tokens() => {
-                let text = format!("token {from} is beyond the {} there are", owned.generation.tokens());
-                Err(Reject::new(RejectCode::ParameterInvalid, text))
-            }
-            Some(owned) => may_read(principal, owned),
-        };
+    pub(crate) fn watch(&mut self, origin: Origin, principal: &Arc<Principal>, request: WatchRequest) {
+        let WatchRequest { generation: id, from, lead, epoch, seen } = request;
+        let found = self.generations.owned.get(&id).filter(|owned| owned.generation.request.tenant == principal.tenant);
+        let result = found.ok_or_else(|| unknown(id)).and_then(|owned| {
+            may_read(principal, owned)?;
+            from_earlier_life(owned, from, self.config.epoch, epoch, seen)
+        });
         match result {
-            Ok(()) => self.add_watcher(id, origin, from, lead_of(lead)),
+            Ok(unverified) => self.add_watcher(id, origin, from, lead_of(lead), unverified),
             Err(reject) => self.refuse(origin, reject),
         }
     }
@@ -250,12 +355,12 @@ impl Shard {
         // One that left when it had everything leaves nothing behind.
         if owned.watchers.len() == watchers
             || !owned.watchers.is_empty()
-            || owned.channel.is_some()
+            || owned.channel().is_some()
             || owned.generation.ending().is_some()
         {
             return;
         }
-        match owned.on_detach {
+        match owned.generation.request.on_detach {
             OnDetach::Cancel => self.output(Output::Inference(InferenceCommand::Cancel { generation: id })),
             OnDetach::Keep(ms) => {
                 let at = self.now.mono_us + ms * 1_000;
@@ -272,9 +377,34 @@ impl Shard {
         }
     }
 
-    /// A finished generation was kept long enough; whoever has not read it to its end is told.
+    /// Deletes the generations of a tenant.
+    pub(crate) fn delete_generations(&mut self, tenant: &Name) {
+        let of_tenant = |owned: &Owned| owned.generation.request.tenant == *tenant && !owned.deleting;
+        let of_tenant = self.generations.owned.iter().filter(|(_, owned)| of_tenant(owned));
+        let ids: Vec<_> = of_tenant.map(|(&id, owned)| (id, owned.logged)).collect();
+        for (id, logged) in ids {
+            if let Some(owned) = self.generations.owned.get_mut(&id) {
+                owned.deleting = true;
+            }
+            self.output(Output::Inference(InferenceCommand::Cancel { generation: id }));
+            let event = Event::GenerationDeleted { generation: id };
+            self.append_posting(id.partition(), logged, event, Vec::new());
+        }
+    }
+
+    /// Ends the generations that answer in a channel.
+    pub(crate) fn cancel_in_channel(&mut self, channel: &ChannelKey) {
+        let answers = |owned: &Owned| owned.channel().is_some_and(|(key, _)| key == channel) && !owned.ends();
+        let ids: Vec<_> = self.generations.owned.iter().filter(|(_, owned)| answers(owned)).map(|(&id, _)| id).collect();
+        for generation in ids {
+            self.output(Output::Inference(InferenceCommand::Cancel { generation }));
+        }
+    }
+
+    /// A generation was kept long enough, or deleted; whoever has not read it to its end is told.
     pub(crate) fn expire(&mut self, id: GenerationId) {
         let Some(owned) = self.generations.owned.remove(&id) else { return };
+        self.generations.unfinished -= usize::from(owned.generation.ending().is_none());
         let payload = ServerOp::Ended(unknown(id)).encode();
         for Watcher { core, link, watch, .. } in owned.watchers {
             let payload = payload.clone();
@@ -283,12 +413,12 @@ impl Shard {
     }
 
     pub(crate) fn cancel(&mut self, origin: Origin, principal: &Arc<Principal>, id: GenerationId) {
-        let found = self.generations.owned.get(&id).filter(|owned| owned.generation.tenant == principal.tenant);
+        let found = self.generations.owned.get(&id).filter(|owned| owned.generation.request.tenant == principal.tenant);
         let result = found.ok_or_else(|| unknown(id)).and_then(|owned| {
-            if owned.generation.user == principal.user || principal.may(Access::Admin, "generations") {
+            if owned.generation.request.user == principal.user || principal.may(Access::Admin, "generations") {
                 return Ok(owned.generation.ending().is_some());
             }
-            let channel = owned.channel.as_ref().ok_or_else(|| {
+            let (channel, _) = owned.channel().ok_or_else(|| {
                 let text = format!("{} did not ask for {id}", principal.user);
                 Reject::new(RejectCode::Forbidden, text)
             })?;
@@ -309,7 +439,7 @@ impl Shard {
     /// The inference stage said something.
     pub(crate) fn inference(&mut self, event: InferenceEvent) {
         match event {
-            InferenceEvent::Token { generation, index, text } => self.token(generation, index, &text),
+            InferenceEvent::Token { generation, index, id, text } => self.token(generation, index, id, &text),
             InferenceEvent::Finished { generation, reason, usage, message } => {
                 self.finished(generation, Ending { reason, usage, message }, None);
             }
@@ -321,11 +451,11 @@ impl Shard {
         }
     }
 
-    fn token(&mut self, id: GenerationId, index: u32, text: &[u8]) {
-        let Some(owned) = self.generations.owned.get_mut(&id) else { return };
+    fn token(&mut self, id: GenerationId, index: u32, token: u32, text: &[u8]) {
+        let Some(owned) = self.generations.owned.get_mut(&id).filter(|owned| !owned.deleting) else { return };
         debug_assert_eq!(index, owned.generation.tokens(), "tokens come in order, without gaps");
         self.counters.tokens += 1;
-        owned.generation.apply_token(text);
+        owned.generation.apply_token(token, text);
         owned.arrived_us.get_or_insert(self.now.mono_us);
         if owned.record_at.is_none() {
             // The first token goes into the log in its own turn, so that a channel shows it at once.
@@ -338,7 +468,7 @@ impl Shard {
 
     /// Puts the tokens that are in no record yet into one.
     pub(crate) fn record_tokens(&mut self, id: GenerationId) {
-        let Some(owned) = self.generations.owned.get_mut(&id) else { return };
+        let Some(owned) = self.generations.owned.get_mut(&id).filter(|owned| !owned.deleting) else { return };
         if let Some(at) = owned.record_at.take() {
             self.deadlines.remove(&(at, Deadline::Record(id)));
         }
@@ -347,49 +477,47 @@ impl Shard {
             return;
         }
         owned.recorded = tokens;
-        let text = owned.generation.text(index, tokens);
-        let logged = vec![Action::TokensLogged { generation: id, index: tokens }];
-        match owned.channel.clone() {
-            // Tokens whose character is incomplete have no text yet; the next ones bring it.
-            Some(_) if text.is_empty() => self.after_appends(Action::TokensLogged { generation: id, index: tokens }),
-            Some(channel) => {
-                let user = author(&owned.generation.model);
-                self.publish_generated(&channel, DeliveryKind::Tokens, user, id, text, logged);
+        let (text, logged) = (owned.generation.text(index, tokens), owned.logged);
+        let (produced, user) =
+            (owned.generation.tokens_from(index).to_vec(), author(&owned.generation.request.model));
+        // Tokens whose character is incomplete have no text yet; the next ones bring it.
+        let posting = match owned.channel().cloned().filter(|_| !text.is_empty()) {
+            Some((channel, channel_id)) => {
+                self.generated(&channel, channel_id, DeliveryKind::Tokens, user, id, text.clone())
             }
-            None => {
-                let event = Event::GenerationTokens { generation: id, index, count: tokens - index, text };
-                self.append(id.partition(), event, logged);
-            }
-        }
+            None => None,
+        };
+        let event = Event::GenerationTokens { generation: id, index, tokens: produced, text, posting };
+        let actions = vec![Action::TokensLogged { generation: id, index: tokens }];
+        self.append_posting(id.partition(), logged, event, actions);
     }
 
     pub(crate) fn tokens_logged(&mut self, id: GenerationId, index: u32) {
         let Some(owned) = self.generations.owned.get_mut(&id) else { return };
-        if owned.channel.is_some() {
+        if owned.channel().is_some() {
             self.grant(id, index.saturating_add(LEAD_TOKENS));
         }
     }
 
     fn finished(&mut self, id: GenerationId, ending: Ending, refusal: Option<Reject>) {
         self.record_tokens(id);
-        let Some(owned) = self.generations.owned.get_mut(&id) else { return };
-        let (reason, usage) = (ending.reason, ending.usage);
+        let Some(owned) = self.generations.owned.get_mut(&id).filter(|owned| !owned.deleting) else { return };
         owned.refusal = refusal;
-        let user = author(&owned.generation.model);
-        let (kind, body) = match reason {
+        let (kind, body) = match ending.reason {
             FinishReason::Stop | FinishReason::Length => {
                 (DeliveryKind::Message, owned.generation.text(0, owned.generation.tokens()))
             }
             FinishReason::Cancelled => (DeliveryKind::GenerationEnded, Bytes::from_static(b"cancelled")),
             FinishReason::Failed => (DeliveryKind::GenerationEnded, Bytes::from(ending.message.clone())),
         };
-        owned.ending = Some(ending);
-        let channel = owned.channel.clone();
-        let event = Event::GenerationFinished { generation: id, reason, usage };
-        if let Some(channel) = channel {
-            self.publish_generated(&channel, kind, user, id, body, Vec::new());
-        }
-        self.append(id.partition(), event, vec![Action::Conclude { generation: id }]);
+        owned.ending = Some(ending.clone());
+        let (logged, user) = (owned.logged, author(&owned.generation.request.model));
+        let posting = match owned.channel().cloned() {
+            Some((channel, channel_id)) => self.generated(&channel, channel_id, kind, user, id, body),
+            None => None,
+        };
+        let event = Event::GenerationFinished { generation: id, ending, posting };
+        self.append_posting(id.partition(), logged, event, vec![Action::Conclude { generation: id }]);
     }
 
     /// The end of a generation is durable.
@@ -412,7 +540,7 @@ impl Shard {
 
     fn grant(&mut self, id: GenerationId, until: u32) {
         let Some(owned) = self.generations.owned.get_mut(&id) else { return };
-        if until > owned.credit && owned.ending.is_none() && owned.generation.ending().is_none() {
+        if until > owned.credit && !owned.ends() {
             owned.credit = until;
             self.output(Output::Inference(InferenceCommand::Credit { generation: id, until }));
         }
@@ -437,6 +565,20 @@ impl Shard {
         let arrived_us = owned.arrived_us.take();
         let mut frames = Vec::new();
         for watcher in &mut owned.watchers {
+            if let Some(unverified) = watcher.unverified {
+                let ended = owned.generation.ending().is_some();
+                match compare(&owned.generation, watcher.sent, unverified, ended) {
+                    Comparison::Later => continue,
+                    Comparison::Same => {}
+                    Comparison::Differs => {
+                        let to = unverified.rewind_to;
+                        (watcher.sent, watcher.consumed) = (to, to);
+                        let op = ServerOp::Rewound { to };
+                        frames.push((watcher.core, watcher.link, watcher.watch, op, false));
+                    }
+                }
+                watcher.unverified = None;
+            }
             let to = tokens.min(watcher.consumed.saturating_add(watcher.lead));
             if to > watcher.sent {
                 let (index, count) = (watcher.sent, to - watcher.sent);
@@ -476,9 +618,53 @@ fn author(model: &Name) -> Name {
     Name::new(&format!("ai/{model}")).unwrap_or_else(|_| model.clone())
 }
 
+/// What a watcher saw in an earlier life of the node and is yet to be compared with what there is, if anything.
+fn from_earlier_life(
+    owned: &Owned,
+    from: u32,
+    epoch: Epoch,
+    seen_in: Epoch,
+    seen: Option<u64>,
+) -> Result<Option<Unverified>, Reject> {
+    let tokens = owned.generation.tokens();
+    let Some(recovered) = owned.recovered.filter(|_| from > 0 && seen_in != epoch) else {
+        if from <= tokens {
+            return Ok(None);
+        }
+        let text = format!("token {from} is beyond the {tokens} there are");
+        return Err(Reject::new(RejectCode::ParameterInvalid, text));
+    };
+    // Somebody who says nothing about the text is believed about what is durable.
+    if seen.is_none() && from <= recovered {
+        return Ok(None);
+    }
+    // Text of the life before this one is the same up to what was durable then. Of older ones nothing is known.
+    let rewind_to = if seen_in.0 + 1 == epoch.0 || seen.is_none() { recovered.min(from) } else { 0 };
+    Ok(Some(Unverified { seen, rewind_to }))
+}
+
+/// How what somebody saw compares with what there is.
+enum Comparison {
+    /// Not all of it came again.
+    Later,
+    Same,
+    Differs,
+}
+
+/// Compares the tokens before `to`; `ended`: no more will come.
+fn compare(generation: &Generation, to: u32, unverified: Unverified, ended: bool) -> Comparison {
+    match unverified.seen {
+        None => Comparison::Differs,
+        Some(_) if to > generation.tokens() && ended => Comparison::Differs,
+        Some(_) if to > generation.tokens() => Comparison::Later,
+        Some(seen) if generation.text_hash(to) == seen => Comparison::Same,
+        Some(_) => Comparison::Differs,
+    }
+}
+
 fn may_read(principal: &Principal, owned: &Owned) -> Result<(), Reject> {
-    match &owned.channel {
-        Some(channel) => principal.require(Access::Read, channel.channel.as_str()),
-        None => principal.require(Access::Ask, owned.generation.model.as_str()),
+    match owned.channel() {
+        Some((channel, _)) => principal.require(Access::Read, channel.channel.as_str()),
+        None => principal.require(Access::Ask, owned.generation.request.model.as_str()),
     }
 }

@@ -11,13 +11,14 @@ mod contract;
 mod counters;
 mod fan;
 mod generations;
+mod log;
 mod owner;
 mod session;
 mod shard;
 
 pub use contract::{
-    InferenceCommand, InferenceEvent, Input, Link, Now, Origin, Output, OwnerMessage, PeerMessage, SessionMessage,
-    Submit, Ticket,
+    AttachResult, InferenceCommand, InferenceEvent, Input, Link, Now, Origin, Output, OwnerMessage, PeerMessage,
+    ReadId, SessionMessage, Submit, Ticket,
 };
 pub use counters::{Counters, Sample, Stage};
 pub use fan::FanId;

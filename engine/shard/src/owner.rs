@@ -4,19 +4,27 @@ use std::collections::BTreeMap;
 
 use std::sync::Arc;
 
-use thalweg_domain::channel::{Channel, mentions_model};
+use thalweg_domain::channel::{Channel, Kept, mentions_model};
 use thalweg_domain::dedupe::{Dedupe, Outcome, Verdict, Writer};
+use thalweg_domain::partition::ChannelState;
 use thalweg_domain::permission::{Action as Access, Principal};
-use thalweg_domain::record::{ChannelSettings, Event, Message};
-use thalweg_protocol::ids::{ChannelKey, CoreId, GenerationId, Name, Partition, Position, Sequence, SessionId};
-use thalweg_protocol::limits::CHANNELS_MAX;
-use thalweg_protocol::op::{Delivery, DeliveryKind, Publish, ServerOp};
+use thalweg_domain::record::{ChannelSettings, Event, Message, Posting};
+use thalweg_protocol::generation::ChatMessage;
+use thalweg_protocol::ids::{
+    ChannelId, ChannelKey, CoreId, GenerationId, Lsn, Name, Partition, Position, Sequence, SessionId,
+};
+use thalweg_protocol::limits::{CHANNELS_MAX, HISTORY_BATCH_MESSAGES};
+use thalweg_protocol::op::{Delivery, DeliveryKind, Durability, Publish, ServerOp};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
-use crate::contract::{Origin, SessionMessage};
+use crate::contract::{Origin, SessionMessage, Ticket};
 use crate::counters::Stage;
 use crate::fan::{FanId, SubscriptionRef};
+use crate::log::Purpose;
 use crate::shard::Shard;
+
+/// Whoever speaks to a channel that is being deleted is told to come back after this, in milliseconds.
+const DELETING_DELAY_MS: u32 = 100;
 
 /// What is done once an append is durable and applied.
 #[derive(Debug)]
@@ -31,6 +39,8 @@ pub(crate) enum Action {
     Detach { core: CoreId, channel: ChannelKey, fan: FanId },
     /// Somebody spoke to a model in a channel.
     Mention { channel: ChannelKey, user: Name, model: Name },
+    /// What this core owned of a tenant is gone.
+    TenantDeleted { origin: Origin, channels: u32 },
     /// The beginning of a generation is durable: its watchers may see it.
     Announce { generation: GenerationId },
     /// The tokens before `index` are in the channel's log.
@@ -45,18 +55,32 @@ struct Owned {
     partition: Partition,
     /// The cores that have readers, and where they gather them.
     cores: Vec<(CoreId, FanId)>,
+    /// The append that what is not logged must wait for: the channel's own making, and what waits for it already.
+    depends_on: Ticket,
+    /// Whether its end is in the log, and only waits to be durable.
+    deleting: bool,
 }
 
 /// All channels of this core, and what their partitions remember of their writers.
 #[derive(Default)]
 pub(crate) struct Owner {
     channels: BTreeMap<ChannelKey, Owned>,
+    /// Commands whose outcome is in the log.
     dedupe: BTreeMap<Partition, Dedupe>,
+    /// Commands whose outcome is as volatile as their channels.
+    dedupe_unlogged: BTreeMap<Partition, Dedupe>,
+    /// Counts the latter, in place of positions in the log.
+    unlogged: u64,
 }
 
 impl Owner {
     pub(crate) fn channels(&self) -> usize {
         self.channels.len()
+    }
+
+    fn dedupe(&mut self, partition: Partition, logged: bool) -> &mut Dedupe {
+        let all = if logged { &mut self.dedupe } else { &mut self.dedupe_unlogged };
+        all.entry(partition).or_default()
     }
 }
 
@@ -65,15 +89,53 @@ fn unknown(channel: &ChannelKey) -> Reject {
     Reject::new(RejectCode::ChannelUnknown, text)
 }
 
+fn deleted(channel: &ChannelKey) -> Reject {
+    Reject::new(RejectCode::ChannelDeleted, format!("the channel {} was deleted", channel.channel))
+}
+
 impl Shard {
-    pub(crate) fn create_channel(&mut self, origin: Origin, channel: ChannelKey, settings: ChannelSettings) {
-        if self.owner.channels.contains_key(&channel) {
-            self.after_appends(Action::Answer { origin, op: ServerOp::ChannelCreated { created: false } });
-            return;
+    pub(crate) fn restore_channels(
+        &mut self,
+        partition: Partition,
+        channels: BTreeMap<ChannelId, ChannelState>,
+        dedupe: Dedupe,
+    ) {
+        self.owner.dedupe.insert(partition, dedupe);
+        for (id, state) in channels {
+            // One without a name was deleted; recovery has made sure of it.
+            let Some((key, settings)) = &state.made else { continue };
+            let channel = Channel::restore(id, *settings, &state);
+            let owned =
+                Owned { channel, partition, cores: Vec::new(), depends_on: Ticket::default(), deleting: false };
+            self.owner.channels.insert(key.clone(), owned);
         }
-        let answer = Action::Answer { origin, op: ServerOp::ChannelCreated { created: true } };
-        if let Err(reject) = self.make_channel(&channel, settings, vec![answer]) {
+    }
+
+    pub(crate) fn create_channel(&mut self, origin: Origin, channel: ChannelKey, settings: ChannelSettings) {
+        let made = match self.existing(&channel) {
+            Ok(Some(_)) => {
+                self.after_appends(Action::Answer { origin, op: ServerOp::ChannelCreated { created: false } });
+                return;
+            }
+            Ok(None) => {
+                let answer = Action::Answer { origin, op: ServerOp::ChannelCreated { created: true } };
+                self.make_channel(&channel, settings, vec![answer])
+            }
+            Err(reject) => Err(reject),
+        };
+        if let Err(reject) = made {
             self.refuse(origin, reject);
+        }
+    }
+
+    /// The channel, if it exists and is not about to be gone.
+    fn existing(&mut self, key: &ChannelKey) -> Result<Option<&mut Owned>, Reject> {
+        match self.owner.channels.get_mut(key) {
+            Some(owned) if owned.deleting => {
+                let text = format!("the channel {} is being deleted; come back after the delay", key.channel);
+                Err(Reject::new(RejectCode::Busy, text).retry_after_ms(DELETING_DELAY_MS))
+            }
+            owned => Ok(owned),
         }
     }
 
@@ -83,15 +145,55 @@ impl Shard {
         settings: ChannelSettings,
         actions: Vec<Action>,
     ) -> Result<(), Reject> {
+        self.storage_has_room()?;
         if self.owner.channels.len() >= CHANNELS_MAX {
             let text = format!("this core has {CHANNELS_MAX} channels, which is all it takes");
             return Err(Reject::new(RejectCode::LimitReached, text));
         }
         let partition = self.partition(&key.tenant, key.channel.as_str());
-        let owned = Owned { channel: Channel::new(settings), partition, cores: Vec::new() };
-        self.owner.channels.insert(key.clone(), owned);
+        let channel = Channel::new(ChannelId(self.log.next_lsn(partition).0), settings);
         self.append(partition, Event::ChannelCreated { channel: key.clone(), settings }, actions);
+        let depends_on = self.log.appended();
+        let owned = Owned { channel, partition, cores: Vec::new(), depends_on, deleting: false };
+        self.owner.channels.insert(key.clone(), owned);
         Ok(())
+    }
+
+    pub(crate) fn delete_channel(&mut self, origin: Origin, key: ChannelKey) {
+        let result = match self.existing(&key) {
+            Ok(Some(owned)) => Ok((owned.channel.id(), owned.partition)),
+            Ok(None) => Err(unknown(&key)),
+            Err(reject) => Err(reject),
+        };
+        match result {
+            Ok((id, partition)) => {
+                let answer = Action::Answer { origin, op: ServerOp::Done };
+                self.delete(key, id, partition, vec![answer]);
+            }
+            Err(reject) => self.refuse(origin, reject),
+        }
+    }
+
+    fn delete(&mut self, key: ChannelKey, id: ChannelId, partition: Partition, actions: Vec<Action>) {
+        if let Some(owned) = self.owner.channels.get_mut(&key) {
+            owned.deleting = true;
+        }
+        self.cancel_in_channel(&key);
+        // Nothing is gained by refusing this to a disk that is full.
+        self.append(partition, Event::ChannelDeleted { channel: key, id }, actions);
+    }
+
+    /// Deletes everything of a tenant on this core.
+    pub(crate) fn delete_tenant(&mut self, origin: Origin, tenant: &Name) {
+        let of_tenant = self.owner.channels.iter().filter(|(key, owned)| key.tenant == *tenant && !owned.deleting);
+        let channels: Vec<_> =
+            of_tenant.map(|(key, owned)| (key.clone(), owned.channel.id(), owned.partition)).collect();
+        let count = channels.len() as u32;
+        for (key, id, partition) in channels {
+            self.delete(key, id, partition, Vec::new());
+        }
+        self.delete_generations(tenant);
+        self.after_appends(Action::TenantDeleted { origin, channels: count });
     }
 
     pub(crate) fn publish(&mut self, origin: Origin, principal: &Arc<Principal>, publish: Publish) {
@@ -105,7 +207,11 @@ impl Shard {
         let partition = self.partition(&key.tenant, key.channel.as_str());
         let session = principal.session;
         let writer = Writer { tenant: principal.tenant.clone(), session };
-        let dedupe = self.owner.dedupe.entry(partition).or_default();
+        let logged = match self.owner.channels.get(&key) {
+            Some(owned) => owned.channel.is_logged(),
+            None => self.config.durability != Durability::Memory,
+        };
+        let dedupe = self.owner.dedupe(partition, logged);
         if let Verdict::Repeated(Outcome { position, timestamp_us }) =
             dedupe.check(&writer, publish.sequence, publish.retry)?
         {
@@ -115,15 +221,20 @@ impl Shard {
             self.after_appends(Action::Answer { origin, op });
             return Ok(());
         }
-        if !self.owner.channels.contains_key(&key) {
+        self.not_draining()?;
+        if logged {
+            self.storage_has_room()?;
+        }
+        if self.existing(&key)?.is_none() {
             if !publish.make {
                 return Err(unknown(&key));
             }
-            self.make_channel(&key, ChannelSettings::default(), Vec::new())?;
+            self.make_channel(&key, ChannelSettings::new(self.config.durability), Vec::new())?;
         }
-        let Some(owned) = self.owner.channels.get_mut(&key) else { return Err(unknown(&key)) };
-        let position = owned.channel.decide_position();
         let timestamp_us = self.now.wall_us;
+        let lsn = if logged { self.log.next_lsn(partition) } else { Lsn(self.owner.unlogged + 1) };
+        let Some(owned) = self.owner.channels.get_mut(&key) else { return Err(unknown(&key)) };
+        let (position, id) = (owned.channel.decide_position(), owned.channel.id());
         let delivery = Delivery {
             position,
             timestamp_us,
@@ -136,9 +247,9 @@ impl Shard {
         let mention = mentions_model(&delivery.body).then(|| self.model(None)).and_then(Result::ok);
         let mention = mention.filter(|model| principal.may(Access::Ask, model.as_str()));
         let message = Arc::new(Message::new(delivery, session, publish.sequence));
-        if let Some(dedupe) = self.owner.dedupe.get_mut(&partition) {
-            dedupe.remember(writer, publish.sequence, Outcome { position, timestamp_us });
-        }
+        let outcome = Outcome { position, timestamp_us };
+        self.owner.dedupe(partition, logged).remember(writer, publish.sequence, outcome, lsn);
+        self.owner.unlogged += u64::from(!logged);
         let op = ServerOp::Published { position, timestamp_us, duplicate: false };
         let mut actions = vec![Action::AnswerWrite { origin, op, since_us: self.now.mono_us }];
         if let Some(model) = mention {
@@ -146,48 +257,81 @@ impl Shard {
             actions.push(Action::Mention { channel, user, model });
         }
         self.counters.published += 1;
-        self.append(partition, Event::Published { channel: key, message }, actions);
+        let posting = Posting { channel: key, id, message };
+        self.append_posting(partition, logged, Event::Published(posting), actions);
         Ok(())
     }
 
-    /// Adds to a channel what a model says. The channel exists: a generation in it began with a message in it.
-    pub(crate) fn publish_generated(
+    /// Appends an event that may add something to a channel, as durable as was asked for.
+    pub(crate) fn append_posting(&mut self, partition: Partition, logged: bool, event: Event, actions: Vec<Action>) {
+        if logged {
+            return self.append(partition, event, actions);
+        }
+        let channel = event.posting().map(|posting| posting.channel.clone());
+        let owned = channel.as_ref().and_then(|key| self.owner.channels.get(key));
+        let depends_on = owned.map_or(Ticket::default(), |owned| owned.depends_on);
+        let waits_for = self.append_unlogged(depends_on, event, actions);
+        if let Some(owned) = channel.and_then(|key| self.owner.channels.get_mut(&key)) {
+            owned.depends_on = owned.depends_on.max(waits_for);
+        }
+    }
+
+    /// What a model adds to a channel; `None` if the channel is gone.
+    pub(crate) fn generated(
         &mut self,
         key: &ChannelKey,
+        id: ChannelId,
         kind: DeliveryKind,
         user: Name,
         generation: GenerationId,
         body: bytes::Bytes,
-        actions: Vec<Action>,
-    ) {
-        let Some(owned) = self.owner.channels.get_mut(key) else { return };
-        let (position, partition) = (owned.channel.decide_position(), owned.partition);
+    ) -> Option<Posting> {
+        let owned = self.owner.channels.get_mut(key).filter(|owned| owned.channel.id() == id && !owned.deleting)?;
+        let position = owned.channel.decide_position();
         let timestamp_us = self.now.wall_us;
         let delivery = Delivery { position, timestamp_us, kind, user, generation: Some(generation), body, key: 0 };
         let message = Arc::new(Message::new(delivery, SessionId(0), Sequence(0)));
-        self.append(partition, Event::Published { channel: key.clone(), message }, actions);
+        Some(Posting { channel: key.clone(), id, message })
     }
 
-    /// The recent past of a channel, for a model.
-    pub(crate) fn conversation(&self, key: &ChannelKey) -> Vec<thalweg_protocol::generation::ChatMessage> {
-        self.owner.channels.get(key).map_or_else(Vec::new, |owned| owned.channel.conversation())
+    /// Which of the channels of that name exists, and whether it is in the log.
+    pub(crate) fn channel_id(&self, key: &ChannelKey) -> Option<(ChannelId, bool)> {
+        let owned = self.owner.channels.get(key).filter(|owned| !owned.deleting)?;
+        Some((owned.channel.id(), owned.channel.is_logged()))
+    }
+
+    /// The recent past of a channel, for a model; `older` was read back from disk.
+    pub(crate) fn conversation(&self, key: &ChannelKey, older: &[Arc<Message>]) -> Vec<ChatMessage> {
+        self.owner.channels.get(key).map_or_else(Vec::new, |owned| owned.channel.conversation(older))
     }
 
     pub(crate) fn attach(&mut self, origin: Origin, channel: ChannelKey, make: bool, fan: FanId) {
         let attach = Action::Attach { origin, channel: channel.clone(), fan };
-        if self.owner.channels.contains_key(&channel) {
-            self.after_appends(attach);
-            return;
-        }
-        let made = if make {
-            self.make_channel(&channel, ChannelSettings::default(), vec![attach])
-        } else {
-            Err(unknown(&channel))
+        let made = match self.existing(&channel) {
+            Ok(Some(_)) => {
+                self.after_appends(attach);
+                return;
+            }
+            Ok(None) if make => {
+                self.make_channel(&channel, ChannelSettings::new(self.config.durability), vec![attach])
+            }
+            Ok(None) => Err(unknown(&channel)),
+            Err(reject) => Err(reject),
         };
         if let Err(reject) = made {
-            let Origin { core, link, request } = origin;
-            self.tell_session(core, SessionMessage::Attached { link, request, result: Err(reject) });
+            self.tell_attached(origin, channel, fan, Err(reject));
         }
+    }
+
+    fn tell_attached(
+        &mut self,
+        origin: Origin,
+        channel: ChannelKey,
+        fan: FanId,
+        result: crate::contract::AttachResult,
+    ) {
+        let Origin { core, link, request } = origin;
+        self.tell_session(core, SessionMessage::Attached { link, request, channel, fan, result });
     }
 
     pub(crate) fn detach(&mut self, core: CoreId, channel: ChannelKey, fan: FanId) {
@@ -201,31 +345,83 @@ impl Shard {
     }
 
     pub(crate) fn read(&mut self, core: CoreId, channel: &ChannelKey, reader: SubscriptionRef, from: Position) {
+        let now_us = self.now.wall_us;
+        // The readers of a channel that is gone were told so.
         let Some(owned) = self.owner.channels.get(channel) else { return };
-        let (first, messages) = (owned.channel.first(), owned.channel.read(from));
-        self.tell_session(core, SessionMessage::History { reader, first, messages });
+        let (partition, id) = (owned.partition, owned.channel.id());
+        match owned.channel.read(from, now_us) {
+            Kept::AtHand(messages) => {
+                let first = owned.channel.first(now_us);
+                self.tell_session(core, SessionMessage::History { reader, first, messages });
+            }
+            Kept::OnDisk { from, to } => {
+                let purpose = Purpose::History { core, channel: channel.clone(), reader };
+                self.read_disk(purpose, partition, id, from, to);
+            }
+        }
+    }
+
+    /// Answers a request for a page of history.
+    pub(crate) fn page(&mut self, origin: Origin, channel: ChannelKey, from: Position, limit: u32) {
+        let limit = if limit == 0 { HISTORY_BATCH_MESSAGES } else { HISTORY_BATCH_MESSAGES.min(limit as usize) };
+        let Some(owned) = self.owner.channels.get(&channel) else { return self.refuse(origin, unknown(&channel)) };
+        let (partition, id) = (owned.partition, owned.channel.id());
+        match owned.channel.read(from, self.now.wall_us) {
+            Kept::AtHand(messages) => self.answer_page(origin, &channel, from, limit, &messages),
+            Kept::OnDisk { from, to } => {
+                self.read_disk(Purpose::Page { origin, channel, limit }, partition, id, from, to);
+            }
+        }
+    }
+
+    pub(crate) fn first_of(&self, channel: &ChannelKey) -> Position {
+        let first = |owned: &Owned| owned.channel.first(self.now.wall_us);
+        self.owner.channels.get(channel).map_or(Position(1), first)
+    }
+
+    pub(crate) fn head_of(&self, channel: &ChannelKey) -> Position {
+        self.owner.channels.get(channel).map_or(Position(0), |owned| owned.channel.head())
+    }
+
+    pub(crate) fn evict_from_channel(&mut self, channel: &ChannelKey, id: ChannelId, through: Position) {
+        if let Some(owned) = self.owner.channels.get_mut(channel).filter(|owned| owned.channel.id() == id) {
+            owned.channel.evict(through);
+        }
     }
 
     /// Takes a durable event into the state.
-    pub(crate) fn apply(&mut self, event: &Event) {
-        match event {
-            Event::Published { channel, message } => {
-                if let Some(owned) = self.owner.channels.get_mut(channel) {
-                    owned.channel.apply(Arc::clone(message));
-                }
+    pub(crate) fn apply(&mut self, ticket: Ticket, event: &Event) {
+        if let Some(Posting { channel, id, message }) = event.posting()
+            && let Some(owned) = self.owner.channels.get_mut(channel).filter(|owned| owned.channel.id() == *id)
+        {
+            owned.channel.apply(Arc::clone(message));
+            if owned.channel.is_logged() {
+                self.keep_at_hand(ticket, channel, *id, message);
             }
+        }
+        match event {
+            Event::ChannelDeleted { channel, .. } => self.channel_gone(channel),
+            Event::GenerationDeleted { generation } => self.expire(*generation),
             // The rest was taken in when it was decided: an empty channel, tokens that had left already.
             Event::ChannelCreated { .. }
+            | Event::Published(_)
             | Event::GenerationStarted { .. }
             | Event::GenerationTokens { .. }
             | Event::GenerationFinished { .. } => {}
         }
     }
 
+    fn channel_gone(&mut self, channel: &ChannelKey) {
+        let Some(owned) = self.owner.channels.remove(channel) else { return };
+        for (core, fan) in owned.cores {
+            self.tell_session(core, SessionMessage::Gone { fan, reject: deleted(channel) });
+        }
+    }
+
     /// Tells the cores with readers about a durable event.
     pub(crate) fn spread(&mut self, event: &Event) {
-        let Event::Published { channel, message } = event else { return };
-        let Some(owned) = self.owner.channels.get(channel) else { return };
+        let Some(Posting { channel, id, message }) = event.posting() else { return };
+        let Some(owned) = self.owner.channels.get(channel).filter(|owned| owned.channel.id() == *id) else { return };
         for (core, fan) in owned.cores.clone() {
             self.tell_session(core, SessionMessage::Appended { fan, message: Arc::clone(message) });
         }
@@ -238,22 +434,42 @@ impl Shard {
                 self.sample(Stage::Publish, since_us);
                 self.answer(origin, op);
             }
-            Action::Attach { origin, channel, fan } => self.attach_now(origin, &channel, fan),
+            Action::Attach { origin, channel, fan } => self.attach_now(origin, channel, fan),
             Action::Detach { core, channel, fan } => self.detach_now(core, &channel, fan),
-            Action::Mention { channel, user, model } => self.answer_in_channel(channel, user, model),
+            Action::Mention { channel, user, model } => self.mentioned(channel, user, model),
+            Action::TenantDeleted { origin: Origin { core, link, request }, channels } => {
+                self.tell_session(core, SessionMessage::TenantDeleted { link, request, channels });
+            }
             Action::Announce { generation } => self.announce(generation),
             Action::TokensLogged { generation, index } => self.tokens_logged(generation, index),
             Action::Conclude { generation } => self.conclude(generation),
         }
     }
 
-    fn attach_now(&mut self, origin: Origin, channel: &ChannelKey, fan: FanId) {
-        let Origin { core, link, request } = origin;
-        let Some(owned) = self.owner.channels.get_mut(channel) else { return };
-        if !owned.cores.contains(&(core, fan)) {
-            owned.cores.push((core, fan));
+    fn attach_now(&mut self, origin: Origin, channel: ChannelKey, fan: FanId) {
+        let now_us = self.now.wall_us;
+        let Some(owned) = self.owner.channels.get_mut(&channel) else {
+            let reject = deleted(&channel);
+            return self.tell_attached(origin, channel, fan, Err(reject));
+        };
+        let attached = (origin.core, fan);
+        if !owned.cores.contains(&attached) {
+            owned.cores.push(attached);
         }
-        let result = Ok((owned.channel.first(), owned.channel.head()));
-        self.tell_session(core, SessionMessage::Attached { link, request, result });
+        let result = Ok((owned.channel.first(now_us), owned.channel.head()));
+        self.tell_attached(origin, channel, fan, result);
+    }
+
+    /// Somebody spoke to a model in a channel: its past is gathered, from disk if it must be.
+    fn mentioned(&mut self, channel: ChannelKey, user: Name, model: Name) {
+        let Some(owned) = self.owner.channels.get(&channel) else { return };
+        let (partition, id) = (owned.partition, owned.channel.id());
+        let on_disk = owned.channel.conversation_on_disk(self.now.wall_us).filter(|_| owned.channel.is_logged());
+        match on_disk {
+            Some((from, to)) => {
+                self.read_disk(Purpose::Conversation { channel, user, model }, partition, id, from, to);
+            }
+            None => self.answer_in_channel(channel, user, model, &[]),
+        }
     }
 }

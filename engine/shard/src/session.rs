@@ -6,12 +6,12 @@ use std::sync::Arc;
 use thalweg_domain::channel::Channel;
 use thalweg_domain::permission::{Action as Access, Principal};
 use thalweg_protocol::generation::AskRequest;
-use thalweg_protocol::ids::{ChannelKey, GenerationId, Name, Request, SessionId, Watch};
+use thalweg_protocol::ids::{ChannelKey, CoreId, GenerationId, Name, Position, Request, SessionId, Watch};
 use thalweg_protocol::limits::{IN_FLIGHT_MAX, RECONNECT_DELAY_MS, WATCHES_MAX};
-use thalweg_protocol::op::{ClientOp, Publish, ServerOp};
+use thalweg_protocol::op::{ClientOp, CreateChannel, Publish, ServerOp, WatchRequest};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
-use crate::contract::{Link, Origin, Output, OwnerMessage};
+use crate::contract::{Link, Origin, Output, OwnerMessage, PeerMessage};
 use crate::fan::SubscriptionIndex;
 use crate::shard::Shard;
 
@@ -28,6 +28,8 @@ pub(crate) struct Session {
     pub(crate) queued: usize,
     /// Subscriptions that wait for room in the queue.
     pub(crate) waiting_for_room: Vec<SubscriptionIndex>,
+    /// Deletions of its tenant: how many cores have not answered, how many channels the others had.
+    deletions: BTreeMap<Request, (u16, u32)>,
 }
 
 /// All sessions of this core.
@@ -70,6 +72,7 @@ impl Shard {
             watches: BTreeMap::new(),
             queued: 0,
             waiting_for_room: Vec::new(),
+            deletions: BTreeMap::new(),
         };
         self.sessions.by_link.insert(link, session);
     }
@@ -111,11 +114,14 @@ impl Shard {
                 Ok(())
             }
             ClientOp::Unsubscribe { subscription } => self.request_unsubscribe(origin, subscription),
-            ClientOp::CreateChannel { channel, history_messages, history_bytes } => {
-                self.request_create(origin, &principal, channel, history_messages, history_bytes)
+            ClientOp::CreateChannel(create) => self.request_create(origin, &principal, create),
+            ClientOp::DeleteChannel { channel } => self.request_delete(origin, &principal, channel),
+            ClientOp::DeleteTenant => self.request_delete_tenant(origin, &principal),
+            ClientOp::ReadHistory { channel, from, limit } => {
+                self.request_page(origin, &principal, channel, from, limit)
             }
             ClientOp::Ask(ask) => self.request_ask(origin, principal, ask),
-            ClientOp::Watch { generation, from, lead } => self.request_watch(origin, principal, generation, from, lead),
+            ClientOp::Watch(watch) => self.request_watch(origin, principal, watch),
             ClientOp::TokensConsumed { watch, index } => {
                 self.request_tokens_consumed(link, watch, index);
                 Ok(())
@@ -123,7 +129,7 @@ impl Shard {
             ClientOp::Unwatch { watch } => self.request_unwatch(origin, watch),
             ClientOp::Cancel { generation } => self.request_cancel(origin, principal, generation),
             ClientOp::Hello(_) => refusal(RejectCode::HelloExpected, "the session is open; say hello once"),
-            ClientOp::Ping { .. } | ClientOp::Stats | ClientOp::Drain => {
+            ClientOp::Ping { .. } | ClientOp::Stats | ClientOp::Drain | ClientOp::Checkpoint => {
                 refusal(RejectCode::Internal, "this request is the shell's and does not belong to a shard")
             }
         };
@@ -133,7 +139,7 @@ impl Shard {
     }
 
     /// Refuses what would begin something new on a node that is going away.
-    fn not_draining(&self) -> Result<(), Reject> {
+    pub(crate) fn not_draining(&self) -> Result<(), Reject> {
         if self.draining {
             let reject = Reject::new(RejectCode::Draining, "the node is restarting; come back after the delay");
             return Err(reject.retry_after_ms(RECONNECT_DELAY_MS));
@@ -153,7 +159,7 @@ impl Shard {
     }
 
     fn request_publish(&mut self, origin: Origin, principal: Arc<Principal>, publish: Publish) -> Result<(), Reject> {
-        self.not_draining()?;
+        // A draining owner refuses what is new, but still answers what it has carried out.
         principal.require(Access::Write, publish.channel.as_str())?;
         self.admit(origin.link)?;
         let partition = self.partition(&principal.tenant, publish.channel.as_str());
@@ -166,17 +172,70 @@ impl Shard {
         &mut self,
         origin: Origin,
         principal: &Principal,
-        channel: Name,
-        history_messages: u32,
-        history_bytes: u64,
+        create: CreateChannel,
     ) -> Result<(), Reject> {
         self.not_draining()?;
-        principal.require(Access::Write, channel.as_str())?;
-        let settings = Channel::decide_settings(history_messages, history_bytes)?;
+        principal.require(Access::Write, create.channel.as_str())?;
+        let settings = Channel::decide_settings(&create, self.config.durability)?;
+        self.admit(origin.link)?;
+        let partition = self.partition(&principal.tenant, create.channel.as_str());
+        let channel = ChannelKey { tenant: principal.tenant.clone(), channel: create.channel };
+        self.tell_owner(partition, OwnerMessage::Create { origin, channel, settings });
+        Ok(())
+    }
+
+    fn request_delete(&mut self, origin: Origin, principal: &Principal, channel: Name) -> Result<(), Reject> {
+        self.not_draining()?;
+        principal.require(Access::Admin, channel.as_str())?;
         self.admit(origin.link)?;
         let partition = self.partition(&principal.tenant, channel.as_str());
         let channel = ChannelKey { tenant: principal.tenant.clone(), channel };
-        self.tell_owner(partition, OwnerMessage::Create { origin, channel, settings });
+        self.tell_owner(partition, OwnerMessage::Delete { origin, channel });
+        Ok(())
+    }
+
+    /// Asks every core to delete what it owns of the session's tenant.
+    fn request_delete_tenant(&mut self, origin: Origin, principal: &Principal) -> Result<(), Reject> {
+        self.not_draining()?;
+        principal.require(Access::Admin, "tenant")?;
+        self.admit(origin.link)?;
+        let cores = self.config.cores;
+        if let Some(session) = self.sessions.get_mut(origin.link) {
+            session.deletions.insert(origin.request, (cores, 0));
+        }
+        for core in 0..cores {
+            let tenant = principal.tenant.clone();
+            self.tell(CoreId(core), PeerMessage::ToOwner(OwnerMessage::DeleteTenant { origin, tenant }));
+        }
+        Ok(())
+    }
+
+    /// A core has deleted what it owned of a session's tenant.
+    pub(crate) fn tenant_deleted(&mut self, link: Link, request: Request, channels: u32) {
+        let Some(session) = self.sessions.get_mut(link) else { return };
+        let Some((cores, so_far)) = session.deletions.get_mut(&request) else { return };
+        (*cores, *so_far) = (*cores - 1, *so_far + channels);
+        if *cores == 0 {
+            let channels = *so_far;
+            session.deletions.remove(&request);
+            self.settle(link);
+            self.reply(link, request, ServerOp::Deleted { channels });
+        }
+    }
+
+    fn request_page(
+        &mut self,
+        origin: Origin,
+        principal: &Principal,
+        channel: Name,
+        from: Position,
+        limit: u32,
+    ) -> Result<(), Reject> {
+        principal.require(Access::Read, channel.as_str())?;
+        self.admit(origin.link)?;
+        let partition = self.partition(&principal.tenant, channel.as_str());
+        let channel = ChannelKey { tenant: principal.tenant.clone(), channel };
+        self.tell_owner(partition, OwnerMessage::Page { origin, channel, from, limit });
         Ok(())
     }
 
@@ -230,16 +289,14 @@ impl Shard {
         &mut self,
         origin: Origin,
         principal: Arc<Principal>,
-        generation: GenerationId,
-        from: u32,
-        lead: u32,
+        request: WatchRequest,
     ) -> Result<(), Reject> {
+        let generation = request.generation;
         if generation.partition().0 >= self.config.partitions {
             return refusal(RejectCode::GenerationUnknown, format!("there is no generation {generation}"));
         }
         self.reserve_watch(origin)?;
-        let message = OwnerMessage::Watch { origin, principal, generation, from, lead };
-        self.tell_owner(generation.partition(), message);
+        self.tell_owner(generation.partition(), OwnerMessage::Watch { origin, principal, request });
         Ok(())
     }
 

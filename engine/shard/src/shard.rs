@@ -1,18 +1,18 @@
 //! The shard itself: its state, its contract, and who handles what.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
-use thalweg_domain::record::{Event, Record};
-use thalweg_protocol::ids::{CoreId, Epoch, GenerationId, Lsn, Name, Partition, partition_of};
+use thalweg_protocol::ids::{CoreId, Epoch, GenerationId, Name, Partition, partition_of};
 use thalweg_protocol::limits::CORES_MAX;
-use thalweg_protocol::op::ServerOp;
+use thalweg_protocol::op::{Durability, ServerOp};
 use thalweg_protocol::reject::Reject;
 
-use crate::contract::{Input, Now, Origin, Output, OwnerMessage, PeerMessage, SessionMessage, Ticket};
+use crate::contract::{Input, Now, Origin, Output, OwnerMessage, PeerMessage, SessionMessage};
 use crate::counters::{Counters, Sample, Stage};
 use crate::fan::Fans;
 use crate::generations::Generations;
-use crate::owner::{Action, Owner};
+use crate::log::LogEnd;
+use crate::owner::Owner;
 use crate::session::Sessions;
 
 /// What a shard must know about its node.
@@ -28,6 +28,8 @@ pub struct Config {
     pub epoch: Epoch,
     /// The models that can be asked, default first.
     pub models: Vec<Name>,
+    /// How durable channels are whose makers do not say, and generations outside of channels.
+    pub durability: Durability,
 }
 
 impl Config {
@@ -59,9 +61,7 @@ pub struct Shard {
     outputs: VecDeque<Output>,
     /// What this shard says to itself, in place of a ring. Empty between two calls.
     to_self: VecDeque<PeerMessage>,
-    pending: VecDeque<Pending>,
-    appended: Ticket,
-    lsns: BTreeMap<Partition, Lsn>,
+    pub(crate) log: LogEnd,
 }
 
 /// Something to be done at a time.
@@ -73,14 +73,6 @@ pub(crate) enum Deadline {
     Detached(GenerationId),
     /// A finished generation was kept long enough.
     Expired(GenerationId),
-}
-
-/// A record that is not durable yet, and what is to be done when it is.
-struct Pending {
-    ticket: Ticket,
-    event: Event,
-    appended_us: u64,
-    actions: Vec<Action>,
 }
 
 impl Shard {
@@ -104,9 +96,7 @@ impl Shard {
             deadlines: BTreeSet::new(),
             outputs: VecDeque::new(),
             to_self: VecDeque::new(),
-            pending: VecDeque::new(),
-            appended: Ticket(0),
-            lsns: BTreeMap::new(),
+            log: LogEnd::default(),
         }
     }
 
@@ -114,12 +104,16 @@ impl Shard {
     pub fn handle(&mut self, now: Now, input: Input) {
         self.now = now;
         match input {
+            Input::Restore { partition, state } => self.restore(partition, *state),
             Input::Opened { link, principal } => self.open(link, principal),
             Input::Request { link, request, op } => self.request(link, request, op),
             Input::Closed { link } => self.close(link),
             Input::Drained { link, bytes } => self.drained(link, bytes),
             Input::Peer(message) => self.peer(message),
             Input::Durable { ticket } => self.durable(ticket),
+            Input::Archived { ticket } => self.archived(ticket),
+            Input::Read { read, result } => self.read_done(read, result),
+            Input::Storage { full } => self.log.full = full,
             Input::Inference(event) => self.inference(event),
             Input::Timeout => self.timeout(),
             // Reading goes on, so that what was begun can be finished by those who read it.
@@ -167,7 +161,7 @@ impl Shard {
 
     /// Whether nothing that was begun is left to be done, so that a draining node may go.
     pub fn is_idle(&self) -> bool {
-        self.pending.is_empty() && self.outputs.is_empty() && self.generations.unfinished() == 0 && self.fans.is_idle()
+        self.log.is_idle() && self.outputs.is_empty() && self.generations.unfinished() == 0 && self.fans.is_idle()
     }
 
     /// What was counted since the shard began.
@@ -176,8 +170,8 @@ impl Shard {
     }
 
     /// Sessions, subscriptions, channels owned, channels with readers here, generations kept, generations unfinished,
-    /// appends that are not durable.
-    pub fn gauges(&self) -> [(&'static str, u64); 7] {
+    /// appends that are not durable, bytes of messages at hand, reads from disk under way.
+    pub fn gauges(&self) -> [(&'static str, u64); 9] {
         [
             ("sessions", self.sessions.len() as u64),
             ("subscriptions", self.fans.subscriptions() as u64),
@@ -185,7 +179,9 @@ impl Shard {
             ("channels_read", self.fans.len() as u64),
             ("generations_kept", self.generations.len() as u64),
             ("generations_running", self.generations.unfinished() as u64),
-            ("appends_pending", self.pending.len() as u64),
+            ("appends_pending", self.log.pending() as u64),
+            ("resident_bytes", self.log.resident_bytes() as u64),
+            ("disk_reads", self.log.reads() as u64),
         ]
     }
 
@@ -208,10 +204,11 @@ impl Shard {
             OwnerMessage::Attach { origin, channel, make, fan } => self.attach(origin, channel, make, fan),
             OwnerMessage::Detach { core, channel, fan } => self.detach(core, channel, fan),
             OwnerMessage::Read { core, channel, reader, from } => self.read(core, &channel, reader, from),
+            OwnerMessage::Page { origin, channel, from, limit } => self.page(origin, channel, from, limit),
+            OwnerMessage::Delete { origin, channel } => self.delete_channel(origin, channel),
+            OwnerMessage::DeleteTenant { origin, tenant } => self.delete_tenant(origin, &tenant),
             OwnerMessage::Ask { origin, principal, model, request } => self.ask(origin, &principal, model, *request),
-            OwnerMessage::Watch { origin, principal, generation, from, lead } => {
-                self.watch(origin, &principal, generation, from, lead);
-            }
+            OwnerMessage::Watch { origin, principal, request } => self.watch(origin, &principal, request),
             OwnerMessage::TokensConsumed { core, link, watch, generation, index } => {
                 self.tokens_consumed(core, link, watch, generation, index);
             }
@@ -223,9 +220,14 @@ impl Shard {
     fn session_message(&mut self, message: SessionMessage) {
         match message {
             SessionMessage::Answer { link, request, op } => self.answered(link, request, op),
-            SessionMessage::Attached { link, request, result } => self.attached(link, request, result),
+            SessionMessage::Attached { link, request, channel, fan, result } => {
+                self.attached(link, request, channel, fan, result);
+            }
             SessionMessage::Appended { fan, message } => self.appended(fan, message),
             SessionMessage::History { reader, first, messages } => self.history(reader, first, messages),
+            SessionMessage::HistoryFailed { reader, reject } => self.history_failed(reader, reject),
+            SessionMessage::Gone { fan, reject } => self.gone(fan, &reject),
+            SessionMessage::TenantDeleted { link, request, channels } => self.tenant_deleted(link, request, channels),
             SessionMessage::Generation { link, watch, payload, last } => {
                 self.generation_frame(link, watch, payload, last);
             }
@@ -271,37 +273,6 @@ impl Shard {
     pub(crate) fn sample(&mut self, stage: Stage, since_us: u64) {
         let us = self.now.mono_us.saturating_sub(since_us).min(u64::from(u32::MAX)) as u32;
         self.samples.push(Sample { stage, us });
-    }
-
-    /// Appends an event of `partition` to the log; `actions` are taken, in order, when it is durable and applied.
-    pub(crate) fn append(&mut self, partition: Partition, event: Event, actions: Vec<Action>) {
-        self.appended = Ticket(self.appended.0 + 1);
-        let lsn = self.lsns.entry(partition).or_default();
-        *lsn = Lsn(lsn.0 + 1);
-        let (lsn, epoch, timestamp_us) = (*lsn, self.config.epoch, self.now.wall_us);
-        let record = Record { partition, lsn, epoch, timestamp_us, event: event.clone() };
-        self.outputs.push_back(Output::Append { ticket: self.appended, record });
-        self.pending.push_back(Pending { ticket: self.appended, event, appended_us: self.now.mono_us, actions });
-    }
-
-    /// Takes an action once everything appended so far is durable: at once if it is already.
-    pub(crate) fn after_appends(&mut self, action: Action) {
-        match self.pending.back_mut() {
-            Some(pending) => pending.actions.push(action),
-            None => self.act(action),
-        }
-    }
-
-    fn durable(&mut self, ticket: Ticket) {
-        while self.pending.front().is_some_and(|pending| pending.ticket <= ticket) {
-            let Some(pending) = self.pending.pop_front() else { break };
-            self.sample(Stage::Commit, pending.appended_us);
-            self.apply(&pending.event);
-            for action in pending.actions {
-                self.act(action);
-            }
-            self.spread(&pending.event);
-        }
     }
 
     fn timeout(&mut self) {

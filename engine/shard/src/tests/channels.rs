@@ -2,13 +2,13 @@
 
 use thalweg_protocol::ids::Position;
 use thalweg_protocol::limits::{DEDUPE_SESSIONS_MAX, HISTORY_MESSAGES};
-use thalweg_protocol::op::{ClientOp, From, Publish, ServerOp, Subscribe};
+use thalweg_protocol::op::{ClientOp, Durability, From, Publish, ServerOp, Subscribe};
 use thalweg_protocol::reject::RejectCode;
 
-use super::harness::{Node, WALL_US, name, publish, retry, subscribe};
+use super::harness::{Node, WALL_US, publish, retry, subscribe};
 
 fn create(channel: &str, history_messages: u32) -> ClientOp {
-    ClientOp::CreateChannel { channel: name(channel), history_messages, history_bytes: 0 }
+    super::harness::create(channel, history_messages, None)
 }
 
 fn published(position: u64, duplicate: bool) -> ServerOp {
@@ -93,7 +93,8 @@ fn a_channel_is_made_once_and_answered_when_durable() {
         assert_eq!(node.call(client, create(&channel, 7)), ServerOp::ChannelCreated { created: false });
     }
     assert_eq!(node.gauge("channels"), 2);
-    assert_eq!(node.refusal(client, create("big", HISTORY_MESSAGES + 1)), RejectCode::ParameterInvalid);
+    let big = super::harness::create("big", HISTORY_MESSAGES + 1, Some(Durability::Memory));
+    assert_eq!(node.refusal(client, big), RejectCode::ParameterInvalid);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use thalweg_protocol::limits::RECONNECT_DELAY_MS;
 use thalweg_protocol::op::{ClientOp, From, ServerOp};
 use thalweg_protocol::reject::RejectCode;
 
-use super::harness::{Node, name, publish};
+use super::harness::{Node, create, publish};
 use crate::{InferenceEvent, Input};
 
 #[test]
@@ -16,7 +16,7 @@ fn a_draining_node_refuses_what_is_new_and_says_when_to_come_back() {
     for core in 0..2 {
         node.feed(core, Input::Drain);
     }
-    let create = ClientOp::CreateChannel { channel: name("new"), history_messages: 0, history_bytes: 0 };
+    let create = create("new", 0, None);
     for op in [create, publish("room", 2, "after"), ClientOp::Ask(Box::new(AskRequest::prompt("hi")))] {
         let text = format!("{op:?}");
         let ServerOp::Reject(reject) = node.call(client, op) else { panic!("{text} was accepted") };
@@ -44,7 +44,7 @@ fn a_draining_node_finishes_what_was_begun() {
     assert_eq!(node.heard(reader), ["1 ada: begun"]);
     assert!(!node.shards[0].is_idle(), "a generation is under way");
     let usage = Usage { prompt_tokens: 3, completion_tokens: 1 };
-    node.infer(InferenceEvent::Token { generation, index: 0, text: "hey".into() });
+    node.infer(InferenceEvent::Token { generation, index: 0, id: 7, text: "hey".into() });
     node.infer(InferenceEvent::Finished { generation, reason: FinishReason::Stop, usage, message: String::new() });
     node.settle();
     assert_eq!(node.watched(client), ["asked small", "0+1 hey", "stop 1."]);

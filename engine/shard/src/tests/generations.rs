@@ -6,7 +6,7 @@ use thalweg_protocol::limits::{GENERATION_KEEP_MS, LEAD_TOKENS};
 use thalweg_protocol::op::{ClientOp, DeliveryKind, From, ServerOp};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
-use super::harness::{Client, Node, name, publish};
+use super::harness::{Client, Node, name, publish, watch};
 use crate::{InferenceCommand, InferenceEvent, Submit};
 
 fn ask_with(change: impl FnOnce(&mut AskRequest)) -> ClientOp {
@@ -28,14 +28,10 @@ fn ask(node: &mut Node, client: Client, op: ClientOp) -> (GenerationId, Watch) {
     }
 }
 
-fn watch(generation: GenerationId, from: u32, lead: u32) -> ClientOp {
-    ClientOp::Watch { generation, from, lead }
-}
-
 /// The stage produces the tokens `from..to`, each its own index and a space, in one turn.
 fn tokens(node: &mut Node, generation: GenerationId, from: u32, to: u32) {
     for index in from..to {
-        node.infer(InferenceEvent::Token { generation, index, text: format!("{index} ").into() });
+        node.infer(InferenceEvent::Token { generation, index, id: 100 + index, text: format!("{index} ").into() });
     }
     node.settle();
 }

@@ -1,13 +1,20 @@
 //! One to n shards without a machine: a list for each ring, a log that acknowledges, a transport that takes everything.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use thalweg_domain::partition::PartitionState;
 use thalweg_domain::permission::Principal;
-use thalweg_protocol::ids::{CoreId, Epoch, Name, Position, Request, Sequence, SessionId, Subscription, partition_of};
+use thalweg_domain::record::{Message, Record};
+use thalweg_protocol::ids::{
+    ChannelId, CoreId, Epoch, Name, Partition, Position, Request, Sequence, SessionId, Subscription, partition_of,
+};
 use thalweg_protocol::limits::FRAME_HEADER_BYTES;
-use thalweg_protocol::op::{ClientOp, From, Policy, Publish, ServerOp, Subscribe};
+use thalweg_protocol::op::{
+    ClientOp, CreateChannel, Durability, From, Policy, Publish, ServerOp, Subscribe, WatchRequest,
+};
 use thalweg_protocol::reject::RejectCode;
 
 use crate::{Config, InferenceCommand, InferenceEvent, Input, Link, Now, Output, PeerMessage, Shard, Ticket};
@@ -41,6 +48,13 @@ pub(super) struct Node {
     delivered: BTreeMap<Client, Vec<(Subscription, ServerOp)>>,
     frames: BTreeMap<Client, Vec<(u32, ServerOp, bool)>>,
     commands: Vec<InferenceCommand>,
+    /// What was appended, per core, as far as it is not durable.
+    written: Vec<Vec<Record>>,
+    /// What is durable, in the order in which it became so.
+    pub(super) records: Vec<Record>,
+    epoch: u64,
+    /// What reads from disk get instead of what was written.
+    pub(super) rotten: bool,
     closed: Vec<(Client, RejectCode)>,
     /// Messages handed over between cores.
     pub(super) crossings: usize,
@@ -52,21 +66,38 @@ pub(super) fn name(text: &str) -> Name {
     Name::new(text).expect("a valid name")
 }
 
+fn shards(cores: u16, partitions: u16, epoch: u64, durability: Durability) -> Vec<Shard> {
+    let config = |core| Config {
+        core: CoreId(core),
+        cores,
+        partitions,
+        epoch: Epoch(epoch),
+        models: vec![name("small"), name("large")],
+        durability,
+    };
+    (0..cores).map(|core| Shard::new(config(core))).collect()
+}
+
 impl Node {
     pub(super) fn new(cores: u16) -> Self {
         Self::with_partitions(cores, PARTITIONS)
     }
 
+    /// A node whose channels live in memory, unless their makers say otherwise.
+    pub(super) fn in_memory(cores: u16) -> Self {
+        let mut node = Self::new(cores);
+        node.shards = shards(cores, PARTITIONS, node.epoch, Durability::Memory);
+        node
+    }
+
     pub(super) fn with_partitions(cores: u16, partitions: u16) -> Self {
-        let config = |core| Config {
-            core: CoreId(core),
-            cores,
-            partitions,
-            epoch: Epoch(3),
-            models: vec![name("small"), name("large")],
-        };
+        let epoch = 3;
         Self {
-            shards: (0..cores).map(|core| Shard::new(config(core))).collect(),
+            shards: shards(cores, partitions, epoch, Durability::Disk),
+            written: vec![Vec::new(); cores.into()],
+            records: Vec::new(),
+            epoch,
+            rotten: false,
             partitions,
             now: Now { mono_us: 0, wall_us: WALL_US },
             late: false,
@@ -84,6 +115,39 @@ impl Node {
             crossings: 0,
             trace: Vec::new(),
         }
+    }
+
+    /// The node is killed and started again with another number of cores: what was not durable is gone, and so is everybody
+    /// who was connected.
+    pub(super) fn restart(&mut self, cores: u16) {
+        let records = std::mem::take(&mut self.records);
+        let now = self.now;
+        *self = Self { links: self.links, requests: self.requests, epoch: self.epoch + 1, now, ..Self::new(cores) };
+        self.shards = shards(cores, self.partitions, self.epoch, Durability::Disk);
+        let mut states: BTreeMap<Partition, PartitionState> = BTreeMap::new();
+        for record in &records {
+            states.entry(record.partition).or_default().apply(record).expect("no gap");
+        }
+        self.records = records;
+        for (partition, state) in states {
+            self.feed(partition.0 % cores, Input::Restore { partition, state: Box::new(state) });
+        }
+        self.settle();
+    }
+
+    /// Everything that is durable can be read from disk.
+    pub(super) fn archive(&mut self) {
+        for core in 0..self.shards.len() as u16 {
+            self.feed(core, Input::Archived { ticket: Ticket(u64::MAX) });
+        }
+    }
+
+    /// What a disk would answer.
+    fn read(&self, partition: Partition, channel: ChannelId, positions: Range<u64>) -> Vec<Arc<Message>> {
+        let of_partition = self.records.iter().filter(|record| record.partition == partition);
+        let postings = of_partition.filter_map(|record| record.event.posting());
+        let of_channel = postings.filter(|posting| posting.id == channel).map(|posting| Arc::clone(&posting.message));
+        of_channel.filter(|message| positions.contains(&message.position.0)).collect()
     }
 
     /// The `n`-th channel of the default tenant that a core owns.
@@ -306,6 +370,7 @@ impl Node {
         for core in 0..self.shards.len() as u16 {
             if let Some(ticket) = self.unacknowledged[usize::from(core)].take() {
                 any = true;
+                self.records.append(&mut self.written[usize::from(core)]);
                 self.feed(core, Input::Durable { ticket });
             }
         }
@@ -324,7 +389,17 @@ impl Node {
         while let Some(output) = self.shards[usize::from(core)].poll() {
             self.trace.push(format!("{core} > {output:?}"));
             match output {
-                Output::Append { ticket, .. } => self.unacknowledged[usize::from(core)] = Some(ticket),
+                Output::Append { ticket, record } => {
+                    self.unacknowledged[usize::from(core)] = Some(ticket);
+                    self.written[usize::from(core)].push(record);
+                }
+                Output::Read { read, partition, channel, from, to } => {
+                    let mut messages = self.read(partition, channel, from.0..to.0);
+                    if self.rotten {
+                        messages.remove(0);
+                    }
+                    self.feed(core, Input::Read { read, result: Ok(messages) });
+                }
                 Output::Reply { request, op, .. } => {
                     assert!(self.replies.insert(request, op).is_none(), "request {request} was answered twice");
                 }
@@ -383,6 +458,23 @@ pub(super) fn retry(channel: &str, sequence: u64, body: &str) -> ClientOp {
         ClientOp::Publish(publish) => ClientOp::Publish(Publish { retry: true, ..publish }),
         other => other,
     }
+}
+
+/// A channel that keeps so many messages.
+pub(super) fn create(channel: &str, history_messages: u32, durability: Option<Durability>) -> ClientOp {
+    let (history_bytes, history_age_ms) = (0, 0);
+    ClientOp::CreateChannel(CreateChannel {
+        channel: name(channel),
+        history_messages,
+        history_bytes,
+        history_age_ms,
+        durability,
+    })
+}
+
+/// A watch of somebody who was not there before.
+pub(super) fn watch(generation: thalweg_protocol::ids::GenerationId, from: u32, lead: u32) -> ClientOp {
+    ClientOp::Watch(WatchRequest { generation, from, lead, epoch: Epoch(0), seen: None })
 }
 
 /// A subscription that makes its channel.

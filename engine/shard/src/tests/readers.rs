@@ -7,7 +7,7 @@ use thalweg_protocol::limits::{
 use thalweg_protocol::op::{ClientOp, From, Policy, ServerOp};
 use thalweg_protocol::reject::RejectCode;
 
-use super::harness::{Client, Node, name, publish, subscribe};
+use super::harness::{Client, Node, create, publish, subscribe};
 
 /// A channel of core 0 with a writer there, and a reader on `core`.
 fn room(cores: u16, core: u16, from: From, policy: Policy, lead: u32) -> (Node, String, Client, Client, Subscription) {
@@ -86,7 +86,7 @@ fn a_stalled_reader_with_policy_replay_gets_everything_later() {
 #[test]
 fn a_replay_reader_is_told_what_history_no_longer_holds() {
     let (mut node, _, writer, reader, _) = room(2, 1, From::End, Policy::Replay, 1);
-    let create = ClientOp::CreateChannel { channel: name("small"), history_messages: 10, history_bytes: 0 };
+    let create = create("small", 10, None);
     node.request(writer, create);
     let subscription = node.subscribe_with(reader, "small", From::End, Policy::Replay, 2);
     let all = TAIL_MESSAGES as u64 + 100;
