@@ -1,5 +1,9 @@
 //! What the log needs of a disk.
 
+mod memory;
+
+pub use memory::MemoryDisk;
+
 /// Why a disk did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DiskError {

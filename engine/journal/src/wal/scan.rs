@@ -161,7 +161,7 @@ pub fn scan_from(
 
 /// Where a file ended, as the first batch of the next file of the same core says.
 fn end_by_successor(disk: &dyn Disk, header: &FileHeader) -> Result<Option<FileEnd>, LogError> {
-    let path = wal_path(header.core, header.generation + 1);
+    let path = wal_path(header.core, header.generation.saturating_add(1));
     let mut successor = match Scanner::open(disk, &path) {
         Ok(scanner) => scanner,
         Err(LogError::Disk(DiskError::Missing { .. })) => return Ok(None),
@@ -370,7 +370,7 @@ struct Window {
 impl Window {
     /// The bytes at `offset`; none if the file ends before them.
     fn read(&mut self, offset: u64, length: usize) -> Result<Option<Bytes>, DiskError> {
-        if offset + length as u64 > self.end {
+        if offset.saturating_add(length as u64) > self.end {
             return Ok(None);
         }
         if offset < self.start || offset + length as u64 > self.start + self.bytes.len() as u64 {
