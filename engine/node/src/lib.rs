@@ -12,6 +12,7 @@ pub mod config;
 mod connection;
 mod core_loop;
 pub mod doctor;
+pub mod disk;
 mod drain;
 pub mod gatekeeper;
 pub mod identity;
