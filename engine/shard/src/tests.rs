@@ -6,4 +6,5 @@ mod generations;
 mod harness;
 mod properties;
 mod readers;
+mod recovery;
 mod sessions;

@@ -58,8 +58,9 @@ pub(super) struct Node {
     closed: Vec<(Client, RejectCode)>,
     /// Messages handed over between cores.
     pub(super) crossings: usize,
-    /// Everything that happened, in order.
+    /// Everything that happened, in order, unless the node is `quiet`.
     pub(super) trace: Vec<String>,
+    pub(super) quiet: bool,
 }
 
 pub(super) fn name(text: &str) -> Name {
@@ -114,6 +115,7 @@ impl Node {
             closed: Vec::new(),
             crossings: 0,
             trace: Vec::new(),
+            quiet: false,
         }
     }
 
@@ -186,7 +188,7 @@ impl Node {
 
     /// One input, and what comes of it on that core.
     pub(super) fn feed(&mut self, core: u16, input: Input) {
-        if !matches!(input, Input::Peer(_)) {
+        if !matches!(input, Input::Peer(_)) && !self.quiet {
             self.trace.push(format!("{core} < {input:?}"));
         }
         self.shards[usize::from(core)].handle(self.now, input);
@@ -342,9 +344,8 @@ impl Node {
             for core in 0..self.shards.len() as u16 {
                 self.shards[usize::from(core)].finish_turn(self.now);
                 self.carry_out(core);
-                let mut more = true;
-                while more {
-                    more = self.shards[usize::from(core)].fan_out(self.now, 64);
+                while self.shards[usize::from(core)].has_readers_to_serve() {
+                    self.shards[usize::from(core)].fan_out(self.now, 64);
                     self.carry_out(core);
                 }
             }
@@ -387,7 +388,9 @@ impl Node {
 
     fn carry_out(&mut self, core: u16) {
         while let Some(output) = self.shards[usize::from(core)].poll() {
-            self.trace.push(format!("{core} > {output:?}"));
+            if !self.quiet {
+                self.trace.push(format!("{core} > {output:?}"));
+            }
             match output {
                 Output::Append { ticket, record } => {
                     self.unacknowledged[usize::from(core)] = Some(ticket);
