@@ -9,7 +9,7 @@ pub struct Counters {
     pub rows: u64,
     /// Rows of sequences that already produced their last known token: one a token.
     pub decode_rows: u64,
-    /// Rows of prompts, and of evicted sequences computed again.
+    /// Rows of prompts, of what resumed sequences had produced, and of evicted sequences computed again.
     pub prefill_rows: u64,
     /// Rows computed again because their KV had been evicted; part of `prefill_rows`.
     pub recomputed_rows: u64,
@@ -21,6 +21,8 @@ pub struct Counters {
     pub tokens: u64,
     /// Sequences accepted.
     pub submitted: u64,
+    /// Sequences accepted that had produced tokens before they were interrupted; part of `submitted`.
+    pub resumed: u64,
     /// Sequences refused because too many were held.
     pub refused_busy: u64,
     /// Sequences refused because their prompt does not fit in the context.

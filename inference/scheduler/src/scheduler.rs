@@ -56,6 +56,14 @@ pub struct Submit {
 pub enum Input {
     /// A sequence arrives.
     Submit(Submit),
+    /// A sequence arrives that was interrupted elsewhere and goes on here.
+    Resume {
+        /// The sequence as it was submitted at first. Its most tokens and its credit count from its very beginning.
+        submit: Submit,
+        /// What it had produced. It is computed after the prompt and not given out again: the next token has its length as
+        /// index. If the sequence has its most tokens with it, or the context is full, it ends at once by its length.
+        produced: Vec<u32>,
+    },
     /// Tokens of `id` with an index below `until` may be produced. Credit never shrinks.
     Credit {
         /// Which sequence; unknown ones have ended already and are ignored.
@@ -120,7 +128,7 @@ pub enum Output {
     Token {
         /// Of which sequence.
         id: SequenceId,
-        /// Its index, contiguous from 0.
+        /// Its index, contiguous from 0, or from the number of tokens it had produced when it resumed.
         index: u32,
         /// The token.
         token: u32,
@@ -131,7 +139,7 @@ pub enum Output {
         id: SequenceId,
         /// Why.
         end: End,
-        /// Tokens it produced.
+        /// Tokens it produced, here and before it resumed.
         produced: u32,
     },
     /// `id` was not accepted: as many sequences are held as may be.
@@ -160,6 +168,8 @@ pub enum Output {
 ///   draws its first token in that same step.
 /// - A sequence without credit is *parked*: it gets no row and no slot, but keeps the one it has, with its KV. Only when
 ///   others wait and no slot is free does the one parked longest lose it; on resume its tokens are computed again.
+/// - A sequence that resumes is the prompt and what it had produced, computed as one prompt; from there on it is as one
+///   that was never interrupted.
 /// - Slots are given in the order in which sequences became ready to run, so that each gets its turn.
 #[derive(Debug)]
 pub struct Scheduler {
@@ -197,7 +207,8 @@ impl Scheduler {
     /// Takes note of something that happened.
     pub fn handle(&mut self, now_us: u64, input: Input) {
         match input {
-            Input::Submit(submit) => self.submit(now_us, submit),
+            Input::Submit(submit) => self.submit(now_us, submit, &[]),
+            Input::Resume { submit, produced } => self.submit(now_us, submit, &produced),
             Input::Credit { id, until } => {
                 if let Some(sequence) = self.sequences.get_mut(&id) {
                     sequence.credit = sequence.credit.max(until);
@@ -320,7 +331,8 @@ impl Scheduler {
         }
     }
 
-    fn submit(&mut self, now_us: u64, submit: Submit) {
+    /// Takes in a sequence that has `produced` behind its prompt already.
+    fn submit(&mut self, now_us: u64, submit: Submit, produced: &[u32]) {
         let Submit { id, outlet, prompt, max_tokens, credit } = submit;
         assert!(!self.sequences.contains_key(&id), "{id:?} lives already");
         assert!(!prompt.is_empty() && max_tokens > 0, "{id:?} has something to compute and to produce");
@@ -328,17 +340,22 @@ impl Scheduler {
             self.counters.refused_long += 1;
             return self.outputs.push_back(Output::TooLong { id });
         }
-        if self.sequences.len() >= self.config.sequences {
+        let prompt_len = prompt.len();
+        let end_len = prompt_len.saturating_add(max_tokens as usize).min(self.config.context_tokens);
+        let mut tokens = prompt;
+        tokens.extend_from_slice(produced);
+        let over = tokens.len() >= end_len;
+        if !over && self.sequences.len() >= self.config.sequences {
             self.counters.refused_busy += 1;
             return self.outputs.push_back(Output::Busy { id, retry_after_ms: self.retry_after_ms() });
         }
         self.counters.submitted += 1;
-        let end_len = prompt.len().saturating_add(max_tokens as usize).min(self.config.context_tokens);
+        self.counters.resumed += u64::from(!produced.is_empty());
         let sequence = Sequence {
             id,
             outlet,
-            prompt_len: prompt.len(),
-            tokens: prompt,
+            tokens,
+            prompt_len,
             end_len,
             credit,
             computed: 0,
@@ -350,7 +367,8 @@ impl Scheduler {
             admitted_us: None,
         };
         self.sequences.insert(id, sequence);
-        self.settle(now_us, id);
+        // One that was over before it resumed only passes through, however many are held.
+        if over { self.finish(now_us, id, End::Length) } else { self.settle(now_us, id) }
     }
 
     /// When a place will be free, judging by how long sequences took and how many wait for each slot.

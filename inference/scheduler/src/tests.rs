@@ -148,6 +148,50 @@ fn the_parked_are_evicted_only_under_pressure_and_resume_with_every_token() {
     assert_eq!(scheduler.counters().recomputed_rows, 6, "five of the prompt and one produced");
 }
 
+fn resume(id: u64, prompt: usize, max_tokens: u32, credit: u32, produced: Vec<u32>) -> Input {
+    let Input::Submit(submit) = submit(id, prompt, max_tokens, credit) else { unreachable!("submit makes a submit") };
+    Input::Resume { submit, produced }
+}
+
+/// What was produced is computed after the prompt, is not given out again, and counts against credit and length.
+#[test]
+fn a_resumed_sequence_goes_on_where_it_was() {
+    let prompt: Vec<u32> = (0..5).map(|n| n * 7 + 1).collect();
+    let whole = expected(&prompt, 20);
+    let (mut scheduler, mut bench) = (Scheduler::new(config(1)), Bench::default());
+    bench.tokens.insert(SequenceId(1), whole[..14].to_vec());
+    scheduler.handle(0, resume(1, 5, 20, 14, whole[..14].to_vec()));
+    assert!(
+        bench.step(&mut scheduler, 0).is_empty(),
+        "credit counts from the beginning: there is none for a new token"
+    );
+    scheduler.handle(1, Input::Credit { id: SequenceId(1), until: 16 });
+    let rows: Vec<usize> = (1..6).map(|now| bench.step(&mut scheduler, now).rows.len()).collect();
+    assert_eq!(rows, [16, 3, 1, 0, 0], "19 tokens are prefilled, then one is decoded for the second of credit");
+    scheduler.handle(6, Input::Credit { id: SequenceId(1), until: 100 });
+    (6..20).for_each(|now| drop(bench.step(&mut scheduler, now)));
+    assert_eq!((&bench.tokens[&SequenceId(1)], bench.ends[&SequenceId(1)]), (&whole, (End::Length, 20)));
+    let counters = scheduler.counters();
+    assert_eq!((counters.tokens, counters.resumed, counters.submitted, counters.recomputed_rows), (6, 1, 1, 0));
+}
+
+/// Resumed sequences that have all they may have end without a row or a slot, even where nobody else is taken in.
+#[test]
+fn a_resumed_sequence_that_was_over_ends_at_once() {
+    let check = |prompt: usize, max_tokens: u32, produced: usize| {
+        let (mut scheduler, mut bench) = (Scheduler::new(config(2)), Bench::default());
+        (10..18).for_each(|id| scheduler.handle(0, submit(id, 5, 2, 100)));
+        bench.tokens.insert(SequenceId(1), vec![3; produced]);
+        scheduler.handle(0, resume(1, prompt, max_tokens, 0, vec![3; produced]));
+        bench.drain(&mut scheduler);
+        assert_eq!(bench.ends.get(&SequenceId(1)), Some(&(End::Length, produced as u32)), "{prompt} {max_tokens}");
+        assert_eq!((scheduler.len(), bench.refused.len(), bench.slots.len()), (8, 0, 0));
+    };
+    check(5, 7, 7);
+    check(60, 50, 4);
+    check(60, 50, 10);
+}
+
 #[test]
 fn cancel_ends_at_once_also_between_plan_and_complete() {
     let (mut scheduler, mut bench) = (Scheduler::new(config(2)), Bench::default());
@@ -188,7 +232,7 @@ fn one_more_than_may_be_held_is_refused_with_a_time() {
 
 #[derive(Debug, Clone)]
 enum Act {
-    Submit { prompt: usize, max_tokens: u32, credit: u32, outlet: u16 },
+    Submit { prompt: usize, max_tokens: u32, credit: u32, outlet: u16, produced: usize },
     Credit { of: usize, more: u32 },
     Cancel { of: usize },
     Block { outlet: u16, blocked: bool },
@@ -197,8 +241,10 @@ enum Act {
 
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
-        3 => (1..70_usize, 1..30_u32, 0..20_u32, 0..2_u16)
-            .prop_map(|(prompt, max_tokens, credit, outlet)| Act::Submit { prompt, max_tokens, credit, outlet }),
+        3 => (1..70_usize, 1..30_u32, 0..20_u32, 0..2_u16, prop_oneof![Just(0), 0..30_usize])
+            .prop_map(|(prompt, max_tokens, credit, outlet, produced)| {
+                Act::Submit { prompt, max_tokens, credit, outlet, produced }
+            }),
         3 => (0..64_usize, 0..20_u32).prop_map(|(of, more)| Act::Credit { of, more }),
         1 => (0..64_usize).prop_map(|of| Act::Cancel { of }),
         1 => (0..2_u16, any::<bool>()).prop_map(|(outlet, blocked)| Act::Block { outlet, blocked }),
@@ -227,11 +273,17 @@ proptest! {
         let mut now = 0;
         for act in acts {
             match act {
-                Act::Submit { prompt, max_tokens, credit, outlet } => {
+                Act::Submit { prompt, max_tokens, credit, outlet, produced } => {
                     let prompt: Vec<u32> = (0..prompt as u32).map(|n| n * 3 + known.len() as u32).collect();
                     let id = SequenceId(known.len() as u64);
                     let submit = Submit { id, outlet: Outlet(outlet), prompt: prompt.clone(), max_tokens, credit };
-                    scheduler.handle(now, Input::Submit(submit));
+                    let room = (max_tokens as usize).min(config(slots).context_tokens.saturating_sub(prompt.len()));
+                    let produced = expected(&prompt, produced.min(room));
+                    bench.tokens.insert(id, produced.clone());
+                    scheduler.handle(now, match produced.is_empty() {
+                        true => Input::Submit(submit),
+                        false => Input::Resume { submit, produced },
+                    });
                     known.push(Known { prompt, max_tokens, credit, outlet, cancelled: false });
                 }
                 Act::Credit { of, more } => if let Some(one) = known.get_mut(of) {
@@ -283,6 +335,35 @@ proptest! {
         let counters = scheduler.counters();
         prop_assert_eq!(counters.rows_without_credit + counters.tokens_without_credit, 0);
         prop_assert_eq!(counters.rows, counters.decode_rows + counters.prefill_rows);
+    }
+
+    /// After any prefix a sequence draws the same tokens at the same indexes, whatever its credit and its neighbours are.
+    #[test]
+    fn a_sequence_that_goes_on_after_any_prefix_is_as_one_that_was_not_interrupted(
+        prompt in 1..40_usize, max_tokens in 1..30_u32, cut in 0..30_usize, lead in 1..5_u32, others in 0..4_u64,
+    ) {
+        let run = |produced: Vec<u32>| {
+            let (mut scheduler, mut bench) = (Scheduler::new(config(2)), Bench::default());
+            let mut drawn = Vec::new();
+            bench.tokens.insert(SequenceId(1), produced.clone());
+            (2..2 + others).for_each(|id| scheduler.handle(0, submit(id, 9, 20, 100)));
+            scheduler.handle(0, resume(1, prompt, max_tokens, 0, produced));
+            for now in 0..400 {
+                let index = bench.tokens[&SequenceId(1)].len() as u32;
+                scheduler.handle(now, Input::Credit { id: SequenceId(1), until: index / lead * lead + lead });
+                let step = bench.step(&mut scheduler, now * 10);
+                let parts = step.parts.iter().filter(|part| part.id == SequenceId(1) && part.wants_logits);
+                drawn.extend(parts.map(|part| (part.index, step.rows[part.first + part.count - 1].position)));
+            }
+            let counters = scheduler.counters();
+            (drawn, bench.tokens.remove(&SequenceId(1)), bench.ends[&SequenceId(1)], counters.tokens_without_credit)
+        };
+        let whole = run(Vec::new());
+        let tokens = whole.1.clone().expect("it produced");
+        let cut = cut.min(tokens.len());
+        let rest = run(tokens[..cut].to_vec());
+        prop_assert_eq!(&rest.0, &whole.0[cut..]);
+        prop_assert_eq!((&rest.1, rest.2, rest.3), (&whole.1, whole.2, 0));
     }
 
     /// A newcomer is served within a bounded number of steps, however many long prompts are there.

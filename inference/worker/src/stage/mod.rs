@@ -130,7 +130,8 @@ impl LoadedModel {
 /// What a core asks of the stage.
 #[derive(Debug)]
 pub enum Command {
-    /// A new generation. Answered by [`Event::Scheduled`] or [`Event::Refused`].
+    /// A new generation, or one that goes on. Answered by [`Event::Scheduled`] or [`Event::Refused`]; by
+    /// [`Event::Finished`] at once if it was over with the tokens it had produced.
     Submit(Box<Submit>),
     /// Tokens with an index below `until` may be produced. Ignored for generations that ended.
     Credit {
@@ -146,7 +147,7 @@ pub enum Command {
     },
 }
 
-/// A new generation.
+/// A new generation, or one that was interrupted and goes on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Submit {
     /// Its id; not that of one that lives.
@@ -159,7 +160,13 @@ pub struct Submit {
     pub messages: Vec<ChatMessage>,
     /// How tokens are drawn, checked likewise.
     pub sampling: Sampling,
-    /// Tokens with an index below this may be produced.
+    /// Ids of the tokens it had produced before it was interrupted: [`Event::Token::id`] in order of their indexes; none
+    /// for one that begins. The generation goes on after them as if it had not been interrupted: equal text and reason.
+    /// They are neither given out again nor counted as prompt, and they count against `sampling.max_tokens`. More of them
+    /// than that, or ids this model does not have, are refused with
+    /// [`ParameterInvalid`](thalweg_protocol::reject::RejectCode::ParameterInvalid).
+    pub produced: Vec<u32>,
+    /// Tokens with an index below this may be produced; counted from the very first token.
     pub credit: u32,
     /// When the request came in.
     pub submitted: Instant,
@@ -183,8 +190,10 @@ pub enum Event {
     Token {
         /// Of which generation.
         generation: GenerationId,
-        /// Its index, contiguous from 0.
+        /// Its index, contiguous from the number of tokens in [`Submit::produced`].
         index: u32,
+        /// The token as it was drawn: what [`Submit::produced`] takes.
+        id: u32,
         /// UTF-8, whole characters only; empty while a character or a possible stop string is incomplete.
         text: Bytes,
         /// When it was drawn.
@@ -196,7 +205,7 @@ pub enum Event {
         generation: GenerationId,
         /// Why.
         reason: FinishReason,
-        /// What it cost.
+        /// What it cost, with the tokens it had produced before it was interrupted.
         usage: Usage,
         /// What failed, if something did; else empty.
         message: String,

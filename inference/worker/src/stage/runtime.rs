@@ -19,7 +19,7 @@ use super::thread::Ports;
 use super::{Event, LoadedModel, Submit};
 use crate::model::Runner;
 use crate::sampling::Sampler;
-use crate::text::Text;
+use crate::text::{Piece, Text};
 use crate::tokenizer::Vocabulary;
 
 /// A generation that is held.
@@ -29,14 +29,38 @@ struct Live {
     sampling: Sampling,
     text: Text,
     prompt_tokens: u32,
-    /// Tokens of prompt and answer at which it ends.
-    end_tokens: u32,
+    /// Tokens of the answer at which it ends: the most that were asked for, or what the context leaves.
+    tokens_max: u32,
+    /// Tokens it had produced before it was submitted here.
+    resumed_after: u32,
+    /// Tokens of the answer that were given out, here or before.
+    produced: u32,
     submitted: Instant,
     scheduled: Option<Instant>,
     /// Text of the token drawn last, and when that was.
     drawn: (String, Instant),
     /// What failed.
     message: String,
+}
+
+impl Live {
+    /// Takes the text of the token at `index` in. Gives what can be sent of it, and whether the token ends the answer.
+    fn read(&mut self, token: u32, index: u32, vocabulary: &Vocabulary) -> (Piece, bool) {
+        let is_end = vocabulary.is_end(token);
+        let is_last = index + 1 >= self.tokens_max;
+        let piece = match (is_end, is_last) {
+            (true, _) => self.text.finish(&[]),
+            (false, true) => self.text.finish(vocabulary.bytes(token)),
+            (false, false) => self.text.push(vocabulary.bytes(token)),
+        };
+        (piece, is_end)
+    }
+
+    /// The event of its end.
+    fn over(self, reason: FinishReason) -> Event {
+        let usage = Usage { prompt_tokens: self.prompt_tokens, completion_tokens: self.produced };
+        Event::Finished { generation: self.generation, reason, usage, message: self.message }
+    }
 }
 
 /// See the module.
@@ -94,44 +118,85 @@ impl Runtime {
         stats: &mut ThreadStats,
     ) {
         let start = Instant::now();
-        let vocabulary = Arc::clone(&self.loaded.vocabulary);
         let generation = submit.generation;
-        // The tokenizer is foreign code fed with foreign text.
-        let tokens = catch_unwind(AssertUnwindSafe(|| vocabulary.prompt(&submit.messages)));
-        stats.tokenise.record(start.elapsed());
-        let prompt = match tokens {
-            Ok(Ok(prompt)) if !prompt.is_empty() => prompt,
-            Ok(Ok(_)) => {
-                return refuse_invalid(port, generation, "the conversation has no tokens".into(), ports, stats);
-            }
-            Ok(Err(error)) => return refuse_invalid(port, generation, error.to_string(), ports, stats),
-            Err(_) => {
-                stats.panics += 1;
-                let text = "the tokenizer failed at these messages; change them".into();
-                return refuse_invalid(port, generation, text, ports, stats);
-            }
+        let prompt = match self.check_produced(&submit).and_then(|()| self.tokenise(&submit, stats)) {
+            Ok(prompt) => prompt,
+            Err(text) => return refuse_invalid(port, generation, text, ports, stats),
         };
         let id = SequenceId(generation.0);
-        let context = self.config.context_tokens as u32;
         let prompt_tokens = prompt.len() as u32;
-        let live = Live {
+        let max_tokens = submit.sampling.max_tokens.max(1);
+        let resumed_after = submit.produced.len() as u32;
+        let mut live = Live {
             generation,
             port,
             text: Text::new(&submit.sampling.stop),
             prompt_tokens,
-            end_tokens: prompt_tokens.saturating_add(submit.sampling.max_tokens).min(context),
+            tokens_max: max_tokens.min((self.config.context_tokens as u32).saturating_sub(prompt_tokens)),
+            resumed_after,
+            produced: resumed_after,
             submitted: submit.submitted,
             scheduled: None,
             drawn: (String::new(), start),
             message: String::new(),
             sampling: submit.sampling,
         };
-        let max_tokens = live.sampling.max_tokens.max(1);
+        // A prompt that fills the context is the scheduler's to refuse.
+        if live.tokens_max > 0
+            && let Some(reason) = replay(&mut live, &submit.produced, &self.loaded.vocabulary)
+        {
+            stats.resumed_over += 1;
+            return ports.emit(port, live.over(reason));
+        }
         self.live.insert(id, live);
         let outlet = Outlet(port as u16);
-        let submit = thalweg_scheduler::Submit { id, outlet, prompt, max_tokens, credit: submit.credit };
-        self.scheduler.handle(now_us, Input::Submit(submit));
+        let (produced, credit) = (submit.produced, submit.credit);
+        let submit = thalweg_scheduler::Submit { id, outlet, prompt, max_tokens, credit };
+        self.scheduler.handle(
+            now_us,
+            match produced.is_empty() {
+                true => Input::Submit(submit),
+                false => Input::Resume { submit, produced },
+            },
+        );
         self.drain(ports, stats);
+    }
+
+    /// Whether a generation can have produced what it is said to have.
+    fn check_produced(&self, submit: &Submit) -> Result<(), String> {
+        let (produced, max_tokens) = (&submit.produced, submit.sampling.max_tokens);
+        if produced.len() > max_tokens as usize {
+            let count = produced.len();
+            return Err(format!(
+                "produced has {count} tokens; max_tokens is {max_tokens}: give those of this generation"
+            ));
+        }
+        let tokens = self.loaded.vocabulary.len();
+        if let Some((at, token)) = produced.iter().enumerate().find(|(_, token)| **token as usize >= tokens) {
+            let name = &self.loaded.info.name;
+            return Err(format!(
+                "produced[{at}] is {token}; {name} has {tokens} tokens: go on with the model that began"
+            ));
+        }
+        Ok(())
+    }
+
+    /// The tokens of a conversation; at least one.
+    fn tokenise(&self, submit: &Submit, stats: &mut ThreadStats) -> Result<Vec<u32>, String> {
+        let start = Instant::now();
+        let vocabulary = &*self.loaded.vocabulary;
+        // The tokenizer is foreign code fed with foreign text.
+        let tokens = catch_unwind(AssertUnwindSafe(|| vocabulary.prompt(&submit.messages)));
+        stats.tokenise.record(start.elapsed());
+        match tokens {
+            Ok(Ok(prompt)) if !prompt.is_empty() => Ok(prompt),
+            Ok(Ok(_)) => Err("the conversation has no tokens".into()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => {
+                stats.panics += 1;
+                Err("the tokenizer failed at these messages; change them".into())
+            }
+        }
     }
 
     /// Hands an input to the scheduler.
@@ -154,11 +219,10 @@ impl Runtime {
     pub(super) fn fail_all(&mut self, message: &str, ports: &mut Ports, stats: &mut ThreadStats) {
         let mut lives: Vec<Live> = self.live.drain().map(|(_, live)| live).collect();
         lives.sort_unstable_by_key(|live| live.generation);
-        for live in lives {
+        for mut live in lives {
             stats.failed += 1;
-            let usage = Usage { prompt_tokens: live.prompt_tokens, completion_tokens: 0 };
-            let (generation, reason) = (live.generation, FinishReason::Failed);
-            ports.emit(live.port, Event::Finished { generation, reason, usage, message: message.into() });
+            live.message = message.into();
+            ports.emit(live.port, live.over(FinishReason::Failed));
         }
         self.runner = runner(&self.loaded, &self.config);
         self.scheduler = Scheduler::new(self.config);
@@ -231,10 +295,11 @@ impl Runtime {
                     }
                 }
                 Output::Released { slot } => self.runner.release(slot as usize),
-                Output::Token { id, index, .. } => {
+                Output::Token { id, index, token } => {
                     let live = self.live.get_mut(&id).expect("who produces is held");
+                    live.produced = index + 1;
                     let (text, at) = (Bytes::from(std::mem::take(&mut live.drawn.0)), live.drawn.1);
-                    ports.emit(live.port, Event::Token { generation: live.generation, index, text, at });
+                    ports.emit(live.port, Event::Token { generation: live.generation, index, id: token, text, at });
                     stats.sample_to_ring.record(at.elapsed());
                 }
                 Output::Finished { id, end, produced } => self.finished(id, end, produced, ports, stats),
@@ -261,7 +326,7 @@ impl Runtime {
     }
 
     fn finished(&mut self, id: SequenceId, end: End, produced: u32, ports: &mut Ports, stats: &mut ThreadStats) {
-        let live = self.live.remove(&id).expect("who ends was held");
+        let mut live = self.live.remove(&id).expect("who ends was held");
         let reason = match end {
             End::Stop => FinishReason::Stop,
             End::Length => FinishReason::Length,
@@ -269,9 +334,8 @@ impl Runtime {
             End::Failed => FinishReason::Failed,
         };
         stats.failed += u64::from(end == End::Failed);
-        let usage = Usage { prompt_tokens: live.prompt_tokens, completion_tokens: produced };
-        let (generation, message) = (live.generation, live.message);
-        ports.emit(live.port, Event::Finished { generation, reason, usage, message });
+        live.produced = produced;
+        ports.emit(live.port, live.over(reason));
     }
 }
 
@@ -283,6 +347,18 @@ fn refuse_invalid(port: usize, generation: GenerationId, text: String, ports: &m
     stats.refused_invalid += 1;
     let reject = Reject::new(RejectCode::ParameterInvalid, text);
     ports.emit(port, Event::Refused { generation, reject });
+}
+
+/// Brings a generation's text to where it was after `produced`: as if those tokens had just been drawn, but what comes out
+/// was given out then. Gives why the generation was over with one of them, if it was.
+fn replay(live: &mut Live, produced: &[u32], vocabulary: &Vocabulary) -> Option<FinishReason> {
+    for (index, &token) in (0..live.tokens_max).zip(produced) {
+        let (piece, is_end) = live.read(token, index, vocabulary);
+        if is_end || piece.stopped {
+            return Some(FinishReason::Stop);
+        }
+    }
+    (live.resumed_after >= live.tokens_max).then_some(FinishReason::Length)
 }
 
 /// Draws a sequence's next token and decides whether it is the last.
@@ -303,18 +379,12 @@ fn draw(
         }
     };
     let at = Instant::now();
-    if part.index == 0
+    if part.index == live.resumed_after
         && let Some(scheduled) = live.scheduled
     {
         stats.prefill.record(at.duration_since(scheduled));
     }
-    let is_end = vocabulary.is_end(token);
-    let is_last = live.prompt_tokens + part.index + 1 >= live.end_tokens;
-    let piece = match (is_end, is_last) {
-        (true, _) => live.text.finish(&[]),
-        (false, true) => live.text.finish(vocabulary.bytes(token)),
-        (false, false) => live.text.push(vocabulary.bytes(token)),
-    };
+    let (piece, is_end) = live.read(token, part.index, vocabulary);
     let outcome = match (is_end, piece.stopped) {
         // Text that was held back goes out in the place of the token that ends the answer, which has no text itself.
         (true, _) if piece.text.is_empty() => Outcome::End,

@@ -67,6 +67,7 @@ pub(super) struct ThreadStats {
     pub(super) refused_model: u64,
     pub(super) refused_invalid: u64,
     pub(super) failed: u64,
+    pub(super) resumed_over: u64,
     pub(super) panics: u64,
     pub(super) outlets_blocked: u64,
     pub(super) commands_queued: u64,
@@ -136,6 +137,10 @@ pub struct StageStats {
     pub evictions: u64,
     /// Generations accepted.
     pub submitted: u64,
+    /// Generations accepted that go on after tokens they had produced before; part of `submitted`.
+    pub resumed: u64,
+    /// Generations that turned out to be over with the tokens they had produced before; not part of `submitted`.
+    pub resumed_over: u64,
     /// Generations that ended.
     pub finished: u64,
     /// Generations that were cancelled; part of `finished`.
@@ -150,7 +155,8 @@ pub struct StageStats {
     pub refused_long: u64,
     /// Generations refused because there is no such model.
     pub refused_model: u64,
-    /// Generations refused because their messages cannot be templated or tokenised.
+    /// Generations refused because their messages cannot be templated or tokenised, or their tokens are not
+    /// ones they can have produced.
     pub refused_invalid: u64,
     /// From the request's arrival to its first step.
     pub queue_wait: Summary,
@@ -210,6 +216,8 @@ impl StageStats {
             (&mut self.parks, c.parks),
             (&mut self.evictions, c.evictions),
             (&mut self.submitted, c.submitted),
+            (&mut self.resumed, c.resumed),
+            (&mut self.resumed_over, one.resumed_over),
             (&mut self.finished, c.finished),
             (&mut self.cancelled, c.cancelled),
             (&mut self.failed, one.failed),

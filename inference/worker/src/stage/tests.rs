@@ -12,6 +12,8 @@ use super::*;
 use crate::model::{Runner, Shape};
 use crate::testing::model_path;
 
+mod resume;
+
 fn name(text: &str) -> Name {
     Name::new(text).expect("a valid name")
 }
@@ -31,6 +33,9 @@ struct Bench {
 #[derive(Default, Debug, Clone, PartialEq)]
 struct Seen {
     scheduled: bool,
+    /// Tokens it had produced before it was submitted; not part of `ids` and `texts`.
+    before: usize,
+    ids: Vec<u32>,
     texts: Vec<String>,
     finished: Option<(FinishReason, Usage, String)>,
     refused: Option<Reject>,
@@ -64,10 +69,12 @@ impl Bench {
             model: None,
             messages: vec![ChatMessage { role: Role::User, content: text.into() }],
             sampling: Sampling { temperature: 0.0, max_tokens: 24, ..Sampling::default() },
+            produced: Vec::new(),
             credit,
             submitted: Instant::now(),
         };
         change(&mut submit);
+        self.seen.entry(id).or_default().before = submit.produced.len();
         assert!(self.link.send(Command::Submit(Box::new(submit))).is_ok(), "the ring has room");
     }
 
@@ -78,15 +85,16 @@ impl Bench {
                 assert!(prompt_tokens > 0 && model == name("smollm2-135m"));
                 self.seen.entry(generation.0).or_default().scheduled = true;
             }
-            Event::Token { generation, index, text, .. } => {
+            Event::Token { generation, index, id, text, .. } => {
                 let seen = self.seen.entry(generation.0).or_default();
                 assert!(seen.scheduled && !seen.ended(), "tokens lie between start and end");
-                assert_eq!(seen.texts.len(), index as usize, "tokens are contiguous");
+                assert_eq!(seen.before + seen.texts.len(), index as usize, "tokens are contiguous");
+                seen.ids.push(id);
                 seen.texts.push(String::from_utf8(text.to_vec()).expect("whole characters"));
             }
             Event::Finished { generation, reason, usage, message } => {
                 let seen = self.seen.entry(generation.0).or_default();
-                assert_eq!(usage.completion_tokens as usize, seen.texts.len());
+                assert_eq!(usage.completion_tokens as usize, seen.before + seen.texts.len());
                 assert!(seen.finished.replace((reason, usage, message)).is_none(), "it ends once");
             }
             Event::Refused { generation, reject } => {

@@ -309,7 +309,7 @@ impl Thread {
 }
 
 /// Every counter, to add those of several models.
-const FIELDS: [fn(&mut Counters) -> &mut u64; 19] = [
+const FIELDS: [fn(&mut Counters) -> &mut u64; 20] = [
     |c| &mut c.steps,
     |c| &mut c.rows,
     |c| &mut c.decode_rows,
@@ -319,6 +319,7 @@ const FIELDS: [fn(&mut Counters) -> &mut u64; 19] = [
     |c| &mut c.tokens_without_credit,
     |c| &mut c.tokens,
     |c| &mut c.submitted,
+    |c| &mut c.resumed,
     |c| &mut c.refused_busy,
     |c| &mut c.refused_long,
     |c| &mut c.finished,
