@@ -137,7 +137,8 @@ fn logits_after_each(model: &Arc<Llama>, tokens: &[u32], chunks: &[usize], alone
                 false => 1 + slot % 3 / 2 * 2,
             };
             for position in at[slot]..at[slot] + count {
-                let token = if slot == mine { tokens[position] } else { (position * 31 + slot * 977) as u32 % 49_000 };
+                let others = (position * 31 + slot * 977) as u32 % 49_000;
+                let token = tokens.get(position).copied().filter(|_| slot == mine).unwrap_or(others);
                 let (slot, position) = (slot as u32, position as u32);
                 let wants_logits = slot == mine as u32 || slot == 3 || slot == 12;
                 step.push(Row { slot, position, token, wants_logits });
