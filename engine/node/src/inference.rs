@@ -36,9 +36,18 @@ impl Inference {
             InferenceCommand::Submit(submit) => {
                 let submitted = Instant::now();
                 self.submitted.insert(submit.generation, submitted);
-                let thalweg_shard::Submit { generation, tenant, model, messages, sampling, credit } = *submit;
+                let thalweg_shard::Submit { generation, tenant, model, messages, sampling, produced, credit } = *submit;
                 let model = Some(model);
-                Command::Submit(Box::new(Submit { generation, tenant, model, messages, sampling, credit, submitted }))
+                Command::Submit(Box::new(Submit {
+                    generation,
+                    tenant,
+                    model,
+                    messages,
+                    sampling,
+                    produced,
+                    credit,
+                    submitted,
+                }))
             }
             InferenceCommand::Credit { generation, until } => Command::Credit { generation, until },
             InferenceCommand::Cancel { generation } => Command::Cancel { generation },
@@ -80,9 +89,9 @@ impl Inference {
                     }
                     continue;
                 }
-                Event::Token { generation, index, text, at } => {
+                Event::Token { generation, index, id, text, at } => {
                     self.sampled.push(at);
-                    InferenceEvent::Token { generation, index, text }
+                    InferenceEvent::Token { generation, index, id, text }
                 }
                 Event::Finished { generation, reason, usage, message } => {
                     self.submitted.remove(&generation);
