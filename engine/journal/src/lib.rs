@@ -10,6 +10,7 @@
 
 pub mod disk;
 pub mod error;
+mod golden;
 pub mod record;
 pub mod recovery;
 pub mod segment;

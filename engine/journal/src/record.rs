@@ -27,6 +27,8 @@
 
 pub(crate) mod fields;
 pub(crate) mod parts;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
 use thalweg_domain::record::{Event, Record};

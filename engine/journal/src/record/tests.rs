@@ -1,0 +1,342 @@
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use thalweg_domain::generation::{Ending, Token};
+use thalweg_domain::record::{ChannelSettings, GenerationRequest, Message, Posting};
+use thalweg_protocol::generation::{ChatMessage, FinishReason, OnDetach, Role, Sampling, Usage};
+use thalweg_protocol::ids::{ChannelKey, Name, Position, Sequence, SessionId};
+use thalweg_protocol::op::{Delivery, DeliveryKind, Durability};
+
+use super::*;
+use crate::golden;
+
+fn name(text: &str) -> Name {
+    Name::new(text).expect("valid name")
+}
+
+fn key() -> ChannelKey {
+    ChannelKey { tenant: name("default"), channel: name("équipe") }
+}
+
+fn posting(body: Bytes, key_number: u32) -> Posting {
+    let delivery = Delivery {
+        position: Position(8),
+        timestamp_us: 1_700_000_000_000_000,
+        kind: DeliveryKind::Message,
+        user: name("ada"),
+        generation: Some(GenerationId(0x008f_0002_0000_0007)),
+        body,
+        key: key_number,
+    };
+    let session = SessionId(0x0123_4567_89ab_cdef_0011_2233_4455_6677);
+    Posting { channel: key(), id: ChannelId(3), message: Arc::new(Message::new(delivery, session, Sequence(9))) }
+}
+
+fn request() -> GenerationRequest {
+    let message = |role, content: &str| ChatMessage { role, content: content.into() };
+    GenerationRequest {
+        tenant: name("default"),
+        user: name("ada"),
+        model: name("smollm2-135m"),
+        channel: Some((key(), ChannelId(3))),
+        messages: vec![
+            message(Role::System, "Be brief."),
+            message(Role::User, "Why is the sky blue?"),
+            message(Role::Assistant, ""),
+        ],
+        sampling: Sampling { stop: vec!["\n\n".into(), "é".into()], seed: 7, ..Sampling::default() },
+        on_detach: OnDetach::Keep(5_000),
+    }
+}
+
+fn settings(durability: Durability) -> ChannelSettings {
+    ChannelSettings { history_messages: 10, history_bytes: 1 << 40, history_age_us: 60_000_000, durability }
+}
+
+fn record(event: Event) -> Record {
+    let (partition, lsn, epoch) = (Partition(143), Lsn(0x0102_0304_0506), Epoch(2));
+    Record { partition, lsn, epoch, timestamp_us: 1_700_000_000_000_001, event }
+}
+
+fn tokens(posting: Option<Posting>) -> Event {
+    let tokens = vec![Token { id: 5, bytes: 0 }, Token { id: 70_000, bytes: 3 }];
+    let text = Bytes::from_static("aé".as_bytes());
+    Event::GenerationTokens { generation: GenerationId(7), index: 12, tokens, text, posting }
+}
+
+fn finished(reason: FinishReason, posting: Option<Posting>) -> Event {
+    let usage = Usage { prompt_tokens: 30, completion_tokens: 12 };
+    let ending = Ending { reason, usage, message: "because".into() };
+    Event::GenerationFinished { generation: GenerationId(7), ending, posting }
+}
+
+/// One record of each shape. A new one comes at the end.
+fn records() -> Vec<Record> {
+    let started = |request: GenerationRequest, posting| Event::GenerationStarted {
+        generation: GenerationId(7),
+        request: request.into(),
+        posting,
+    };
+    let body = || posting(Bytes::from_static(b"\x00binary\xff"), 0);
+    let bare = GenerationRequest { channel: None, messages: Vec::new(), on_detach: OnDetach::Cancel, ..request() };
+    let events = vec![
+        Event::ChannelCreated { channel: key(), settings: settings(Durability::Memory) },
+        Event::ChannelCreated { channel: key(), settings: settings(Durability::Disk) },
+        Event::ChannelCreated { channel: key(), settings: settings(Durability::Replicated) },
+        Event::ChannelDeleted { channel: key(), id: ChannelId(3) },
+        Event::Published(body()),
+        Event::Published(posting(Bytes::new(), 77)),
+        started(request(), Some(body())),
+        started(bare, None),
+        tokens(Some(body())),
+        tokens(None),
+        finished(FinishReason::Stop, Some(body())),
+        finished(FinishReason::Length, None),
+        finished(FinishReason::Cancelled, None),
+        finished(FinishReason::Failed, None),
+        Event::GenerationDeleted { generation: GenerationId(7) },
+    ];
+    events.into_iter().map(record).collect()
+}
+
+fn encoded(record: &Record) -> Bytes {
+    let mut bytes = Vec::new();
+    encode(record, &mut bytes);
+    bytes.into()
+}
+
+#[test]
+fn records_follow_each_other_and_are_read_again() {
+    let mut bytes = vec![1, 2, 3];
+    records().iter().for_each(|record| encode(record, &mut bytes));
+    let (bytes, mut at) = (Bytes::from(bytes), 3);
+    for record in records() {
+        let (heading, end) = heading(&bytes, at).expect("a heading");
+        assert_eq!((heading.partition, heading.lsn), (record.partition, record.lsn));
+        assert_eq!((heading.epoch, heading.timestamp_us), (record.epoch, record.timestamp_us));
+        let (again, next) = decode(&bytes, at).expect("a record");
+        assert_eq!((again, next), (record, end));
+        at = next;
+    }
+    assert_eq!(at, bytes.len());
+    assert_eq!(decode(&bytes, at), Err(RecordError::Short { field: "length", at }));
+    assert_eq!(decode(&bytes, usize::MAX), Err(RecordError::Short { field: "length", at: usize::MAX }));
+}
+
+#[test]
+fn what_is_large_is_not_copied() {
+    let bytes = encoded(&record(tokens(Some(posting(Bytes::from_static(b"a body"), 0)))));
+    let inside = |part: &Bytes| bytes.as_ptr_range().contains(&part.as_ptr());
+    let (record, _) = decode(&bytes, 0).expect("a record");
+    let Event::GenerationTokens { text, posting: Some(posting), .. } = record.event else { panic!("another event") };
+    assert!(inside(&text) && inside(&posting.message.payload) && inside(&posting.message.body));
+    assert_eq!(posting.message.body, "a body");
+}
+
+#[test]
+fn golden_bytes_of_version_1() {
+    let lines: Vec<String> = records().iter().map(|record| golden::hex(&encoded(record))).collect();
+    golden::check("record_v1.txt", &lines);
+}
+
+#[test]
+fn damage_names_the_field() {
+    let check = |event: Event, change: &dyn Fn(&mut Vec<u8>), expected: &str| {
+        let mut bytes = encoded(&record(event)).to_vec();
+        change(&mut bytes);
+        let error = decode(&bytes.into(), 0).expect_err(expected).to_string();
+        assert!(error.contains(expected), "{error:?} does not say {expected:?}");
+    };
+    let deleted = || Event::GenerationDeleted { generation: GenerationId(7) };
+    let created = || Event::ChannelCreated { channel: key(), settings: settings(Durability::Disk) };
+    let published = || Event::Published(posting(Bytes::from_static(b"a body"), 0));
+    let length = |bytes: &mut Vec<u8>, by: i32| {
+        let length = i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) + by;
+        bytes[..4].copy_from_slice(&length.to_le_bytes());
+    };
+    check(deleted(), &|bytes| bytes.truncate(20), "record, at byte 4, reaches beyond the end");
+    check(deleted(), &|bytes| length(bytes, -1), "generation, at byte 31, reaches beyond the end");
+    check(deleted(), &|bytes| bytes.truncate(3), "length, at byte 0, reaches beyond the end");
+    check(deleted(), &|bytes| bytes[2] = 0x20, "at most 1048576 are ever written");
+    check(deleted(), &|bytes| bytes[4] = 0x27, "layout version is 2");
+    check(deleted(), &|bytes| bytes[4] = 0x18, "kind of event is 8");
+    check(deleted(), &|bytes| bytes[4] = 0x10, "kind of event is 0");
+    let longer = |bytes: &mut Vec<u8>| {
+        bytes.push(0);
+        length(bytes, 1);
+    };
+    check(deleted(), &longer, "1 bytes are left");
+    check(created(), &|bytes| bytes[31] = 0, "tenant is empty");
+    check(created(), &|bytes| bytes[31] = 255, "tenant, at byte 32, reaches beyond the end");
+    check(created(), &|bytes| bytes[40] = 0xff, "channel is not valid UTF-8 after byte 0");
+    check(created(), &|bytes| *bytes.last_mut().expect("not empty") = 3, "durability is 3");
+    check(published(), &|bytes| bytes[39] = 9, "position is 9, but payload makes it 8");
+    check(published(), &|bytes| bytes[91] = 0xff, "payload: ");
+    check(tokens(None), &|bytes| bytes[51] = 1, "length of text is 3, but tokens makes it 4");
+    check(tokens(None), &|bytes| bytes[45] = 1, "tokens, at byte 43, reaches beyond the end");
+    check(tokens(None), &|bytes| *bytes.last_mut().expect("not empty") = 2, "posting is 2");
+    check(finished(FinishReason::Stop, None), &|bytes| bytes[39] = 4, "reason is 4");
+    check(finished(FinishReason::Stop, None), &|bytes| bytes[54] = 0xff, "message is not valid UTF-8 after byte 2");
+}
+
+#[test]
+#[should_panic(expected = "the text of tokens is theirs")]
+fn what_could_not_be_read_is_not_written() {
+    let tokens = vec![Token { id: 5, bytes: 3 }];
+    let (generation, text) = (GenerationId(7), Bytes::from_static(b"ab"));
+    encoded(&record(Event::GenerationTokens { generation, index: 0, tokens, text, posting: None }));
+}
+
+#[test]
+#[should_panic(expected = "was decided on")]
+fn what_is_too_large_is_not_written() {
+    encoded(&record(Event::Published(posting(vec![0; LOG_RECORD_BYTES_MAX].into(), 0))));
+}
+
+prop_compose! {
+    fn any_name()(text in "[a-zé日/_.-]{1,40}") -> Name { name(&text) }
+}
+
+prop_compose! {
+    fn any_key()(tenant in any_name(), channel in any_name()) -> ChannelKey { ChannelKey { tenant, channel } }
+}
+
+prop_compose! {
+    fn any_posting()(
+        channel in any_key(),
+        numbers in any::<(u64, u64, u64, u128, u64, u32)>(),
+        kind in prop::sample::select(vec![
+            DeliveryKind::Message, DeliveryKind::Tokens, DeliveryKind::GenerationStarted, DeliveryKind::GenerationEnded,
+        ]),
+        user in any_name(),
+        generation in prop::option::of((1..u64::MAX).prop_map(GenerationId)),
+        body in prop::collection::vec(any::<u8>(), 0..600),
+    ) -> Posting {
+        let (id, position, timestamp_us, session, sequence, key) = numbers;
+        let position = Position(position);
+        let delivery = Delivery { position, timestamp_us, kind, user, generation, body: body.into(), key };
+        let message = Message::new(delivery, SessionId(session), Sequence(sequence));
+        Posting { channel, id: ChannelId(id), message: message.into() }
+    }
+}
+
+prop_compose! {
+    fn any_request()(
+        names in (any_name(), any_name(), any_name()),
+        channel in prop::option::of((any_key(), any::<u64>().prop_map(ChannelId))),
+        messages in prop::collection::vec((0..3_usize, ".{0,40}"), 0..5),
+        floats in (0.0_f32..2.0, 0.0_f32..1.0),
+        numbers in any::<(u32, u64, u32)>(),
+        stop in prop::collection::vec(".{0,9}", 0..4),
+        keep in prop::option::of(any::<u64>()),
+    ) -> GenerationRequest {
+        let ((tenant, user, model), (temperature, top_p), (top_k, seed, max_tokens)) = (names, floats, numbers);
+        let role = |number: usize| [Role::System, Role::User, Role::Assistant][number];
+        let messages = messages.into_iter().map(|(number, content)| ChatMessage { role: role(number), content });
+        let sampling = Sampling { temperature, top_p, top_k, seed, max_tokens, stop };
+        let on_detach = keep.map_or(OnDetach::Cancel, OnDetach::Keep);
+        GenerationRequest { tenant, user, model, channel, messages: messages.collect(), sampling, on_detach }
+    }
+}
+
+prop_compose! {
+    fn any_tokens()(
+        numbers in any::<(u64, u32)>(),
+        pieces in prop::collection::vec((any::<u32>(), ".{0,4}"), 0..20),
+        posting in prop::option::of(any_posting()),
+    ) -> Event {
+        let text: String = pieces.iter().map(|(_, text)| text.as_str()).collect();
+        let tokens = pieces.iter().map(|(id, text)| Token { id: *id, bytes: text.len() as u32 }).collect();
+        Event::GenerationTokens { generation: GenerationId(numbers.0), index: numbers.1, tokens, text: text.into(), posting }
+    }
+}
+
+prop_compose! {
+    fn any_finished()(
+        generation in any::<u64>().prop_map(GenerationId),
+        reason in prop::sample::select(vec![
+            FinishReason::Stop, FinishReason::Length, FinishReason::Cancelled, FinishReason::Failed,
+        ]),
+        numbers in any::<(u32, u32)>(),
+        message in ".{0,40}",
+        posting in prop::option::of(any_posting()),
+    ) -> Event {
+        let usage = Usage { prompt_tokens: numbers.0, completion_tokens: numbers.1 };
+        Event::GenerationFinished { generation, ending: Ending { reason, usage, message }, posting }
+    }
+}
+
+prop_compose! {
+    fn any_settings()(
+        numbers in any::<(u32, u64, u64)>(),
+        durability in prop::sample::select(vec![Durability::Memory, Durability::Disk, Durability::Replicated]),
+    ) -> ChannelSettings {
+        let (history_messages, history_bytes, history_age_us) = numbers;
+        ChannelSettings { history_messages, history_bytes, history_age_us, durability }
+    }
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let generation = || any::<u64>().prop_map(GenerationId);
+    prop_oneof![
+        (any_key(), any_settings()).prop_map(|(channel, settings)| Event::ChannelCreated { channel, settings }),
+        (any_key(), any::<u64>().prop_map(ChannelId)).prop_map(|(channel, id)| Event::ChannelDeleted { channel, id }),
+        any_posting().prop_map(Event::Published),
+        (generation(), any_request(), prop::option::of(any_posting())).prop_map(|(generation, request, posting)| {
+            Event::GenerationStarted { generation, request: request.into(), posting }
+        }),
+        any_tokens(),
+        any_finished(),
+        generation().prop_map(|generation| Event::GenerationDeleted { generation }),
+    ]
+}
+
+prop_compose! {
+    fn any_record()(numbers in any::<(u16, u64, u64, u64)>(), event in any_event()) -> Record {
+        let (partition, lsn, epoch, timestamp_us) = numbers;
+        Record { partition: Partition(partition), lsn: Lsn(lsn), epoch: Epoch(epoch), timestamp_us, event }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_record_is_read_as_it_was_written(record in any_record(), before in prop::collection::vec(any::<u8>(), 0..9)) {
+        let mut bytes = before.clone();
+        encode(&record, &mut bytes);
+        let bytes = Bytes::from(bytes);
+        prop_assert_eq!(decode(&bytes, before.len()), Ok((record, bytes.len())));
+        // And no shorter piece of it is a record.
+        for end in before.len()..bytes.len() {
+            prop_assert!(decode(&bytes.slice(..end), before.len()).is_err(), "cut at {}", end);
+        }
+    }
+
+    #[test]
+    fn a_damaged_record_is_refused_or_is_another(
+        record in any_record(),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let mut bytes = encoded(&record).to_vec();
+        for (at, value) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        if let Ok((other, end)) = decode(&bytes.into(), 0) {
+            // Compared as text, because a temperature may be NaN.
+            let again = decode(&encoded(&other), 0).expect("what we write we can read");
+            prop_assert_eq!(format!("{:?}", (other, end)), format!("{again:?}"));
+        }
+    }
+
+    #[test]
+    fn no_bytes_at_all_make_it_panic(kind in 1..8_u8, mut bytes in prop::collection::vec(any::<u8>(), 5..300)) {
+        let length = (bytes.len() - 4) as u32;
+        bytes[..4].copy_from_slice(&length.to_le_bytes());
+        bytes[4] = VERSION << 4 | kind;
+        let bytes = Bytes::from(bytes);
+        if let Ok((_, end)) = decode(&bytes, 0) {
+            prop_assert_eq!(end, bytes.len());
+        }
+    }
+}
