@@ -84,6 +84,8 @@ struct Owned {
     detached_at: Option<u64>,
     /// Whether it is being deleted: nothing more is recorded of it.
     deleting: bool,
+    /// When it is handed to the inference stage again, which had no room for it.
+    resume_at: Option<u64>,
 }
 
 impl Owned {
@@ -102,6 +104,7 @@ impl Owned {
             refusal: None,
             detached_at: None,
             deleting: false,
+            resume_at: None,
         }
     }
 
@@ -226,8 +229,9 @@ impl Shard {
     }
 
     /// Hands a generation to the inference stage, to begin or to go on.
-    fn submit(&mut self, id: GenerationId) {
+    pub(crate) fn submit(&mut self, id: GenerationId) {
         let Some(owned) = self.generations.owned.get_mut(&id) else { return };
+        owned.resume_at = None;
         let GenerationRequest { tenant, model, messages, sampling, .. } = (*owned.generation.request).clone();
         let produced = owned.generation.tokens_from(0).iter().map(|token| token.id).collect();
         let submit = Submit { generation: id, tenant, model, messages, produced, sampling, credit: owned.credit };
@@ -361,7 +365,7 @@ impl Shard {
             return;
         }
         match owned.generation.request.on_detach {
-            OnDetach::Cancel => self.output(Output::Inference(InferenceCommand::Cancel { generation: id })),
+            OnDetach::Cancel => self.stop(id),
             OnDetach::Keep(ms) => {
                 let at = self.now.mono_us + ms * 1_000;
                 owned.detached_at = Some(at);
@@ -373,7 +377,7 @@ impl Shard {
     pub(crate) fn detached_too_long(&mut self, id: GenerationId) {
         let Some(owned) = self.generations.owned.get_mut(&id) else { return };
         if owned.detached_at.take().is_some() && owned.generation.ending().is_none() {
-            self.output(Output::Inference(InferenceCommand::Cancel { generation: id }));
+            self.stop(id);
         }
     }
 
@@ -386,7 +390,7 @@ impl Shard {
             if let Some(owned) = self.generations.owned.get_mut(&id) {
                 owned.deleting = true;
             }
-            self.output(Output::Inference(InferenceCommand::Cancel { generation: id }));
+            self.stop(id);
             let event = Event::GenerationDeleted { generation: id };
             self.append_posting(id.partition(), logged, event, Vec::new());
         }
@@ -397,7 +401,7 @@ impl Shard {
         let answers = |owned: &Owned| owned.channel().is_some_and(|(key, _)| key == channel) && !owned.ends();
         let ids: Vec<_> = self.generations.owned.iter().filter(|(_, owned)| answers(owned)).map(|(&id, _)| id).collect();
         for generation in ids {
-            self.output(Output::Inference(InferenceCommand::Cancel { generation }));
+            self.stop(generation);
         }
     }
 
@@ -428,7 +432,7 @@ impl Shard {
         match result {
             Ok(ended) => {
                 if !ended {
-                    self.output(Output::Inference(InferenceCommand::Cancel { generation: id }));
+                    self.stop(id);
                 }
                 self.answer(origin, ServerOp::Done);
             }
@@ -443,11 +447,38 @@ impl Shard {
             InferenceEvent::Finished { generation, reason, usage, message } => {
                 self.finished(generation, Ending { reason, usage, message }, None);
             }
+            InferenceEvent::Refused { generation, reject } if self.waits_to_resume(generation, &reject) => {}
             InferenceEvent::Refused { generation, reject } => {
                 let ending =
                     Ending { reason: FinishReason::Failed, usage: Usage::default(), message: reject.to_string() };
                 self.finished(generation, ending, Some(reject));
             }
+        }
+    }
+
+    /// Whether a generation of an earlier life was only refused for the crowd: then it is handed over again later.
+    fn waits_to_resume(&mut self, id: GenerationId, reject: &Reject) -> bool {
+        let recovered = self.generations.owned.get_mut(&id).filter(|owned| owned.recovered.is_some());
+        match recovered {
+            Some(owned) if reject.code == RejectCode::Busy => {
+                let at = self.now.mono_us + u64::from(reject.retry_after_ms.max(1)) * 1_000;
+                owned.resume_at = Some(at);
+                self.deadlines.insert((at, Deadline::Resume(id)));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Ends a generation within one step.
+    fn stop(&mut self, id: GenerationId) {
+        match self.generations.owned.get_mut(&id).and_then(|owned| owned.resume_at.take()) {
+            Some(at) => {
+                self.deadlines.remove(&(at, Deadline::Resume(id)));
+                let (reason, usage, message) = (FinishReason::Cancelled, Usage::default(), String::new());
+                self.finished(id, Ending { reason, usage, message }, None);
+            }
+            None => self.output(Output::Inference(InferenceCommand::Cancel { generation: id })),
         }
     }
 

@@ -73,6 +73,8 @@ pub(crate) enum Deadline {
     Detached(GenerationId),
     /// A finished generation was kept long enough.
     Expired(GenerationId),
+    /// A generation of an earlier life, for which there was no room, is handed to the inference stage again.
+    Resume(GenerationId),
 }
 
 impl Shard {
@@ -282,6 +284,7 @@ impl Shard {
                 Deadline::Record(generation) => self.record_tokens(generation),
                 Deadline::Detached(generation) => self.detached_too_long(generation),
                 Deadline::Expired(generation) => self.expire(generation),
+                Deadline::Resume(generation) => self.submit(generation),
             }
         }
     }

@@ -4,7 +4,7 @@ use thalweg_protocol::generation::{AskRequest, FinishReason, TextHash, Usage};
 use thalweg_protocol::ids::{Epoch, GenerationId, Position};
 use thalweg_protocol::limits::{HISTORY_BATCH_MESSAGES, RESIDENT_BYTES, RESUME_GRACE_MS};
 use thalweg_protocol::op::{ClientOp, CreateChannel, Durability, From, ServerOp, WatchRequest};
-use thalweg_protocol::reject::RejectCode;
+use thalweg_protocol::reject::{Reject, RejectCode};
 
 use super::harness::{Client, Node, create, name, publish, retry, watch};
 use crate::{InferenceCommand, InferenceEvent, Input, Submit};
@@ -276,6 +276,24 @@ fn a_generation_that_nobody_comes_back_to_ends() {
     assert_eq!(node.commands(), []);
     node.pass_ms(1);
     assert_eq!(node.commands(), [InferenceCommand::Cancel { generation }]);
+}
+
+#[test]
+fn a_generation_that_finds_no_room_at_once_goes_on_later() {
+    let (mut node, generation) = cut_off(2, 2);
+    node.commands();
+    let reject = Reject::new(RejectCode::Busy, "too many").retry_after_ms(50);
+    node.infer(InferenceEvent::Refused { generation, reject });
+    node.pass_ms(49);
+    assert_eq!(node.commands(), []);
+    node.pass_ms(1);
+    assert_eq!(submitted(&mut node).produced, [100, 101]);
+    let reject = Reject::new(RejectCode::Busy, "still too many").retry_after_ms(50);
+    node.infer(InferenceEvent::Refused { generation, reject });
+    let client = node.open(0, "ada", 1);
+    assert_eq!(node.call(client, ClientOp::Cancel { generation }), ServerOp::Done);
+    node.pass_ms(1_000);
+    assert_eq!((node.commands(), node.gauge("generations_running")), (Vec::new(), 0));
 }
 
 #[test]
