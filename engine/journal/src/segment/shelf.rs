@@ -1,0 +1,79 @@
+//! All segments of a log.
+
+use std::sync::Arc;
+
+use thalweg_domain::record::Message;
+use thalweg_protocol::ids::{ChannelId, Partition, Position};
+
+use super::reader::{Run, Segment};
+use crate::error::LogError;
+
+/// The segments of a log, oldest first. Cheap to clone; whoever holds one goes on reading what it had when segments are
+/// merged.
+#[derive(Debug, Clone, Default)]
+pub struct Shelf(pub Vec<Arc<Segment>>);
+
+impl Shelf {
+    /// Messages of one channel in `from..to`, without a gap between them, beginning with the first at or after `from` that
+    /// exists: as many as the bounds allow, but one at least if there is one. Fewer than the bounds allow say nothing about
+    /// what follows: ask again from the position after the last.
+    ///
+    /// Costs, in each segment from the newest down to the one that holds `from`, the way down the index (of which the top
+    /// is in memory) to one block, and the blocks of what is returned.
+    ///
+    /// # Errors
+    /// [`LogError::Damaged`], if what is touched is, or if messages are missing that no merge dropped; or what the disk
+    /// says.
+    pub fn read(
+        &self,
+        partition: Partition,
+        channel: ChannelId,
+        from: Position,
+        to: Position,
+        messages_max: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<Arc<Message>>, LogError> {
+        let from = from.max(Position(1));
+        let mut cursors = Vec::new();
+        for segment in self.0.iter().rev() {
+            let mut cursor = segment.cursor(partition, channel, from)?;
+            let found = cursor.key()?.filter(|key| (key.partition, key.channel) == (partition, channel));
+            if let Some(key) = found {
+                cursors.push((segment, cursor));
+                if key.position == from {
+                    break;
+                }
+            }
+        }
+        let mut run = Run::new(messages_max, bytes_max, to);
+        for (segment, cursor) in cursors.iter_mut().rev() {
+            if run.messages.is_empty()
+                && let Some(key) = cursor.key()?
+                && key.position > from
+                && !self.floor(partition, channel)?.is_some_and(|floor| floor >= key.position.min(to))
+            {
+                let what = format!(
+                    "partition {partition}, channel {channel}: messages {from} to {} are missing",
+                    key.position.0 - 1
+                );
+                return Err(segment.blocks.damaged(cursor.offset(), what));
+            }
+            while run.take(segment, partition, channel, cursor)? {}
+            // Another segment goes on only where this one came to its end of the channel.
+            let more = cursor.key()?.is_some_and(|key| (key.partition, key.channel) == (partition, channel));
+            if more {
+                break;
+            }
+        }
+        Ok(run.messages)
+    }
+
+    /// Below which position messages of a channel were dropped, by whichever merge.
+    fn floor(&self, partition: Partition, channel: ChannelId) -> Result<Option<Position>, LogError> {
+        let mut highest = None;
+        for segment in &self.0 {
+            highest = highest.max(segment.floor(partition, channel)?);
+        }
+        Ok(highest)
+    }
+}
