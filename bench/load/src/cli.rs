@@ -10,7 +10,7 @@ use crate::error::LoadError;
 use crate::process::Process;
 use crate::report::Row;
 pub use crate::swarm::Idle;
-use crate::{connect, fanout, ping, report, tokens};
+use crate::{append, connect, fanout, ping, report, tokens};
 
 /// The node that is measured.
 #[derive(Debug, Clone)]
@@ -54,6 +54,8 @@ pub enum Bench {
     Connect(ConnectArgs),
     /// Concurrent questions to a model
     Tokens(TokensArgs),
+    /// Messages that are answered when they are durable
+    Append(AppendArgs),
 }
 
 /// `thalweg bench ping`.
@@ -160,6 +162,57 @@ pub struct TokensArgs {
     pub patience: Duration,
 }
 
+/// `thalweg bench append`.
+#[derive(Debug, Clone, Args)]
+pub struct AppendArgs {
+    /// Connections that write, each a session
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub connections: usize,
+    /// Messages on the way at a time, over all connections, when saturating
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    pub in_flight: usize,
+    /// Bytes of a message's body
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    pub body: usize,
+    /// Channels that are written to in turn
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub channels: usize,
+    /// How durable the channels are made
+    #[arg(long, value_enum, default_value_t = Kept::Disk, value_name = "WHERE")]
+    pub durability: Kept,
+    /// A closed loop: a message leaves for each that is answered [default, if no rate is given]
+    #[arg(long, conflicts_with = "rate")]
+    pub saturate: bool,
+    /// An open loop at this many messages a second, whether or not the answers keep up
+    #[arg(long, value_name = "R", value_parser = rate)]
+    pub rate: Option<f64>,
+    /// How long to measure
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration)]
+    pub duration: Duration,
+    /// How long to run before that
+    #[arg(long, default_value = "2s", value_name = "TIME", value_parser = duration)]
+    pub warmup: Duration,
+}
+
+/// Where messages are when they are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kept {
+    /// Synced to the disk.
+    Disk,
+    /// In the node's memory.
+    Memory,
+}
+
+impl Kept {
+    /// As users spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Disk => "disk",
+            Self::Memory => "memory",
+        }
+    }
+}
+
 /// What every bench needs to know.
 pub(crate) struct Context {
     pub(crate) target: Target,
@@ -195,6 +248,7 @@ pub fn measure(args: &BenchArgs, target: Target) -> Result<Vec<Row>, LoadError> 
         Bench::Fanout(args) => fanout::run(args, &context),
         Bench::Connect(args) => connect::run(args, &context),
         Bench::Tokens(args) => tokens::run(args, &context),
+        Bench::Append(args) => append::run(args, &context),
     }
 }
 
@@ -254,6 +308,11 @@ mod tests {
         check("fanout --saturate --rate 5", false);
         check("connect --connections 10000 --rate 500 --hold 5m", true);
         check("tokens -c 16 --stall 1 --length 64", true);
+        check("append", true);
+        check("append --saturate --in-flight 512 --connections 2 --channels 16 --durability memory", true);
+        check("append --rate 20000 --body 1024 --duration 5s --warmup 1s --json", true);
+        check("append --rate 20000 --saturate", false);
+        check("append --durability replicated", false);
         check("", false);
     }
 

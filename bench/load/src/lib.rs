@@ -10,6 +10,7 @@
 //!
 //! [`cli`] is the entry: arguments and [`cli::run`].
 
+mod append;
 pub mod cli;
 mod clock;
 mod connect;
