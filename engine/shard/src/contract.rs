@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use thalweg_domain::permission::Principal;
 use thalweg_domain::partition::PartitionState;
+use thalweg_domain::permission::Principal;
 use thalweg_domain::record::{ChannelSettings, Message, Record};
 use thalweg_protocol::generation::{AskRequest, ChatMessage, FinishReason, Sampling, Usage};
 use thalweg_protocol::ids::{

@@ -7,19 +7,18 @@
 //! A generation that was cut off by the end of its node goes on from its last durable token. Somebody who saw more than
 //! that says which text it saw; if what comes again is the same it is not told, and else it is told how far to go back.
 
+mod resume;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use thalweg_domain::generation::{Ending, Generation};
-use thalweg_domain::partition::GenerationState;
 use thalweg_domain::permission::{Action as Access, Principal};
 use thalweg_domain::record::{Event, GenerationRequest, Message, Posting};
 use thalweg_protocol::generation::{AskRequest, FinishReason, OnDetach, Sampling, Usage};
-use thalweg_protocol::ids::{ChannelId, ChannelKey, CoreId, Epoch, GenerationId, Name, Partition, Request, Watch};
-use thalweg_protocol::limits::{
-    GENERATION_KEEP_MS, GENERATIONS_MAX, LEAD_TOKENS, LEAD_TOKENS_MAX, RESUME_GRACE_MS,
-};
+use thalweg_protocol::ids::{ChannelId, ChannelKey, CoreId, GenerationId, Name, Partition, Request, Watch};
+use thalweg_protocol::limits::{GENERATION_KEEP_MS, GENERATIONS_MAX, LEAD_TOKENS, LEAD_TOKENS_MAX};
 use thalweg_protocol::op::{DeliveryKind, Durability, ServerOp, WatchRequest};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
@@ -27,6 +26,8 @@ use crate::contract::{InferenceCommand, InferenceEvent, Link, Origin, Output, Se
 use crate::counters::Stage;
 use crate::owner::Action;
 use crate::shard::{Deadline, Shard};
+
+use resume::{Comparison, Unverified};
 
 /// Tokens of one generation are gathered this long before they become a record.
 const RECORD_US: u64 = 20_000;
@@ -43,15 +44,6 @@ struct Watcher {
     lead: u32,
     /// What it saw in an earlier life of the node, until that is compared with what came again.
     unverified: Option<Unverified>,
-}
-
-/// Tokens that somebody got from an earlier life of the node, up to where it wants to go on.
-#[derive(Debug, Clone, Copy)]
-struct Unverified {
-    /// The fingerprint of their text; without it they cannot be compared.
-    seen: Option<u64>,
-    /// Where to go back to if the text is another one.
-    rewind_to: u32,
 }
 
 impl Watcher {
@@ -172,21 +164,14 @@ impl Shard {
     }
 
     /// Somebody spoke to a model in a channel. `older` are messages of it that were read back from disk.
-    pub(crate) fn answer_in_channel(
-        &mut self,
-        channel: ChannelKey,
-        user: Name,
-        model: Name,
-        older: &[Arc<Message>],
-    ) {
+    pub(crate) fn answer_in_channel(&mut self, channel: ChannelKey, user: Name, model: Name, older: &[Arc<Message>]) {
         let partition = self.partition(&channel.tenant, channel.channel.as_str());
         let messages = self.conversation(&channel, older);
         let Some((channel_id, logged)) = self.channel_id(&channel) else { return };
         let Ok(id) = self.next_generation(partition) else { return };
         let sampling = Sampling { seed: id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15), ..Sampling::default() };
         let body = Bytes::copy_from_slice(model.as_str().as_bytes());
-        let posting =
-            self.generated(&channel, channel_id, DeliveryKind::GenerationStarted, author(&model), id, body);
+        let posting = self.generated(&channel, channel_id, DeliveryKind::GenerationStarted, author(&model), id, body);
         let request = GenerationRequest {
             tenant: channel.tenant.clone(),
             user,
@@ -238,60 +223,7 @@ impl Shard {
         self.output(Output::Inference(InferenceCommand::Submit(Box::new(submit))));
     }
 
-    /// Takes up a generation that the log left behind: one that was cut off goes on.
-    pub(crate) fn restore_generation(&mut self, id: GenerationId, state: GenerationState) {
-        // One without a beginning expired with it.
-        let Some(request) = state.request.filter(|_| !state.deleted) else { return };
-        let mut generation = Generation::new(request);
-        let mut text = &state.text[..];
-        for token in &state.tokens {
-            let (own, rest) = text.split_at((token.bytes as usize).min(text.len()));
-            generation.apply_token(token.id, own);
-            text = rest;
-        }
-        let tokens = generation.tokens();
-        let mut owned = Owned::new(generation, true, tokens.saturating_add(LEAD_TOKENS));
-        (owned.announced, owned.recorded, owned.recovered) = (true, tokens, Some(tokens));
-        if let Some((ending, at_us)) = state.ending {
-            let keep_us = GENERATION_KEEP_MS * 1_000;
-            let age_us = self.now.wall_us.saturating_sub(at_us);
-            if age_us < keep_us {
-                owned.generation.apply_ending(ending);
-                self.deadlines.insert((self.now.mono_us + keep_us - age_us, Deadline::Expired(id)));
-                self.generations.owned.insert(id, owned);
-            }
-            return;
-        }
-        self.generations.unfinished += 1;
-        self.counters.resumed += 1;
-        let (model, in_channel) = (owned.generation.request.model.clone(), owned.channel().is_some());
-        let wait_ms = match owned.generation.request.on_detach {
-            OnDetach::Keep(ms) => ms.max(RESUME_GRACE_MS),
-            OnDetach::Cancel => RESUME_GRACE_MS,
-        };
-        if !in_channel {
-            // Its reader lost its connection with the node and needs some time to come back.
-            let at = self.now.mono_us + wait_ms * 1_000;
-            owned.detached_at = Some(at);
-            self.deadlines.insert((at, Deadline::Detached(id)));
-        }
-        self.generations.owned.insert(id, owned);
-        if self.config.models.contains(&model) {
-            return self.submit(id);
-        }
-        let message = format!("the node was restarted without the model {model}");
-        let ending = Ending { reason: FinishReason::Failed, usage: Usage::default(), message };
-        self.finished(id, ending, None);
-    }
-
-    fn add_watcher(
-        &mut self,
-        id: GenerationId,
-        origin: Origin,
-        from: u32,
-        lead: u32,
-        unverified: Option<Unverified>,
-    ) {
+    fn add_watcher(&mut self, id: GenerationId, origin: Origin, from: u32, lead: u32, unverified: Option<Unverified>) {
         let Some(owned) = self.generations.owned.get_mut(&id) else { return };
         let Origin { core, link, request } = origin;
         if let Some(at) = owned.detached_at.take() {
@@ -320,8 +252,7 @@ impl Shard {
     pub(crate) fn announce(&mut self, id: GenerationId) {
         let Some(owned) = self.generations.owned.get_mut(&id) else { return };
         owned.announced = true;
-        let origin =
-            |w: &Watcher| Origin { core: w.core, link: w.link, request: Request(w.watch.0) };
+        let origin = |w: &Watcher| Origin { core: w.core, link: w.link, request: Request(w.watch.0) };
         let origins: Vec<_> = owned.watchers.iter().map(origin).collect();
         for origin in origins {
             self.greet(id, origin);
@@ -334,7 +265,7 @@ impl Shard {
         let found = self.generations.owned.get(&id).filter(|owned| owned.generation.request.tenant == principal.tenant);
         let result = found.ok_or_else(|| unknown(id)).and_then(|owned| {
             may_read(principal, owned)?;
-            from_earlier_life(owned, from, self.config.epoch, epoch, seen)
+            Unverified::of(owned, from, self.config.epoch, epoch, seen)
         });
         match result {
             Ok(unverified) => self.add_watcher(id, origin, from, lead_of(lead), unverified),
@@ -399,7 +330,8 @@ impl Shard {
     /// Ends the generations that answer in a channel.
     pub(crate) fn cancel_in_channel(&mut self, channel: &ChannelKey) {
         let answers = |owned: &Owned| owned.channel().is_some_and(|(key, _)| key == channel) && !owned.ends();
-        let ids: Vec<_> = self.generations.owned.iter().filter(|(_, owned)| answers(owned)).map(|(&id, _)| id).collect();
+        let ids: Vec<_> =
+            self.generations.owned.iter().filter(|(_, owned)| answers(owned)).map(|(&id, _)| id).collect();
         for generation in ids {
             self.stop(generation);
         }
@@ -456,20 +388,6 @@ impl Shard {
         }
     }
 
-    /// Whether a generation of an earlier life was only refused for the crowd: then it is handed over again later.
-    fn waits_to_resume(&mut self, id: GenerationId, reject: &Reject) -> bool {
-        let recovered = self.generations.owned.get_mut(&id).filter(|owned| owned.recovered.is_some());
-        match recovered {
-            Some(owned) if reject.code == RejectCode::Busy => {
-                let at = self.now.mono_us + u64::from(reject.retry_after_ms.max(1)) * 1_000;
-                owned.resume_at = Some(at);
-                self.deadlines.insert((at, Deadline::Resume(id)));
-                true
-            }
-            _ => false,
-        }
-    }
-
     /// Ends a generation within one step.
     fn stop(&mut self, id: GenerationId) {
         match self.generations.owned.get_mut(&id).and_then(|owned| owned.resume_at.take()) {
@@ -509,8 +427,7 @@ impl Shard {
         }
         owned.recorded = tokens;
         let (text, logged) = (owned.generation.text(index, tokens), owned.logged);
-        let (produced, user) =
-            (owned.generation.tokens_from(index).to_vec(), author(&owned.generation.request.model));
+        let (produced, user) = (owned.generation.tokens_from(index).to_vec(), author(&owned.generation.request.model));
         // Tokens whose character is incomplete have no text yet; the next ones bring it.
         let posting = match owned.channel().cloned().filter(|_| !text.is_empty()) {
             Some((channel, channel_id)) => {
@@ -596,19 +513,16 @@ impl Shard {
         let arrived_us = owned.arrived_us.take();
         let mut frames = Vec::new();
         for watcher in &mut owned.watchers {
-            if let Some(unverified) = watcher.unverified {
-                let ended = owned.generation.ending().is_some();
-                match compare(&owned.generation, watcher.sent, unverified, ended) {
-                    Comparison::Later => continue,
-                    Comparison::Same => {}
-                    Comparison::Differs => {
-                        let to = unverified.rewind_to;
-                        (watcher.sent, watcher.consumed) = (to, to);
-                        let op = ServerOp::Rewound { to };
-                        frames.push((watcher.core, watcher.link, watcher.watch, op, false));
-                    }
+            match watcher.unverified.map(|unverified| unverified.compare(&owned.generation, watcher.sent)) {
+                None => {}
+                Some(Comparison::Later) => continue,
+                Some(Comparison::Same) => watcher.unverified = None,
+                Some(Comparison::Differs { rewind_to: to }) => {
+                    watcher.unverified = None;
+                    (watcher.sent, watcher.consumed) = (to, to);
+                    let op = ServerOp::Rewound { to };
+                    frames.push((watcher.core, watcher.link, watcher.watch, op, false));
                 }
-                watcher.unverified = None;
             }
             let to = tokens.min(watcher.consumed.saturating_add(watcher.lead));
             if to > watcher.sent {
@@ -647,50 +561,6 @@ impl Shard {
 fn author(model: &Name) -> Name {
     // A model whose name leaves no room for the prefix writes under its bare name.
     Name::new(&format!("ai/{model}")).unwrap_or_else(|_| model.clone())
-}
-
-/// What a watcher saw in an earlier life of the node and is yet to be compared with what there is, if anything.
-fn from_earlier_life(
-    owned: &Owned,
-    from: u32,
-    epoch: Epoch,
-    seen_in: Epoch,
-    seen: Option<u64>,
-) -> Result<Option<Unverified>, Reject> {
-    let tokens = owned.generation.tokens();
-    let Some(recovered) = owned.recovered.filter(|_| from > 0 && seen_in != epoch) else {
-        if from <= tokens {
-            return Ok(None);
-        }
-        let text = format!("token {from} is beyond the {tokens} there are");
-        return Err(Reject::new(RejectCode::ParameterInvalid, text));
-    };
-    // Somebody who says nothing about the text is believed about what is durable.
-    if seen.is_none() && from <= recovered {
-        return Ok(None);
-    }
-    // Text of the life before this one is the same up to what was durable then. Of older ones nothing is known.
-    let rewind_to = if seen_in.0 + 1 == epoch.0 || seen.is_none() { recovered.min(from) } else { 0 };
-    Ok(Some(Unverified { seen, rewind_to }))
-}
-
-/// How what somebody saw compares with what there is.
-enum Comparison {
-    /// Not all of it came again.
-    Later,
-    Same,
-    Differs,
-}
-
-/// Compares the tokens before `to`; `ended`: no more will come.
-fn compare(generation: &Generation, to: u32, unverified: Unverified, ended: bool) -> Comparison {
-    match unverified.seen {
-        None => Comparison::Differs,
-        Some(_) if to > generation.tokens() && ended => Comparison::Differs,
-        Some(_) if to > generation.tokens() => Comparison::Later,
-        Some(seen) if generation.text_hash(to) == seen => Comparison::Same,
-        Some(_) => Comparison::Differs,
-    }
 }
 
 fn may_read(principal: &Principal, owned: &Owned) -> Result<(), Reject> {

@@ -105,8 +105,7 @@ impl Shard {
             // One without a name was deleted; recovery has made sure of it.
             let Some((key, settings)) = &state.made else { continue };
             let channel = Channel::restore(id, *settings, &state);
-            let owned =
-                Owned { channel, partition, cores: Vec::new(), depends_on: Ticket::default(), deleting: false };
+            let owned = Owned { channel, partition, cores: Vec::new(), depends_on: Ticket::default(), deleting: false };
             self.owner.channels.insert(key.clone(), owned);
         }
     }
@@ -312,9 +311,7 @@ impl Shard {
                 self.after_appends(attach);
                 return;
             }
-            Ok(None) if make => {
-                self.make_channel(&channel, ChannelSettings::new(self.config.durability), vec![attach])
-            }
+            Ok(None) if make => self.make_channel(&channel, ChannelSettings::new(self.config.durability), vec![attach]),
             Ok(None) => Err(unknown(&channel)),
             Err(reject) => Err(reject),
         };

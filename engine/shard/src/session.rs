@@ -168,12 +168,7 @@ impl Shard {
         Ok(())
     }
 
-    fn request_create(
-        &mut self,
-        origin: Origin,
-        principal: &Principal,
-        create: CreateChannel,
-    ) -> Result<(), Reject> {
+    fn request_create(&mut self, origin: Origin, principal: &Principal, create: CreateChannel) -> Result<(), Reject> {
         self.not_draining()?;
         principal.require(Access::Write, create.channel.as_str())?;
         let settings = Channel::decide_settings(&create, self.config.durability)?;
