@@ -70,4 +70,4 @@ pub struct Key {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

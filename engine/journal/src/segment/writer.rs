@@ -117,34 +117,43 @@ impl SegmentWriter {
 
     fn end_data(&mut self) -> Result<(), DiskError> {
         let Some(first) = self.data.first.take() else { return Ok(()) };
+        self.make_room(0)?;
         let payload = std::mem::take(&mut self.data.payload);
         let place = self.put_block(Kind::Data, &payload)?;
         self.data.payload = payload;
         self.data.payload.clear();
-        self.put_index(0, first, place)
+        self.put_index(0, first, place);
+        Ok(())
     }
 
-    /// Enters a block in the index of `level`. A level that is full is entered in the one above it.
-    fn put_index(&mut self, level: usize, first: Key, place: Place) -> Result<(), DiskError> {
+    /// Writes the index block of `level` if it is full. Done before the next block is written that is entered in it: so an
+    /// index block follows the last block it points to, and none is ever left empty.
+    fn make_room(&mut self, level: usize) -> Result<(), DiskError> {
+        match self.index.get(level) {
+            Some(full) if full.payload.len() + INDEX_ENTRY_BYTES > SEGMENT_BLOCK_BYTES => self.end_index_block(level),
+            _ => Ok(()),
+        }
+    }
+
+    /// Enters a block in the index of `level`.
+    fn put_index(&mut self, level: usize, first: Key, place: Place) {
         if self.index.len() == level {
             self.index.push(Pending::default());
-        }
-        if self.index[level].payload.len() + INDEX_ENTRY_BYTES > SEGMENT_BLOCK_BYTES {
-            self.end_index_block(level)?;
         }
         let pending = &mut self.index[level];
         pending.first.get_or_insert(first);
         put_key(first, &mut pending.payload);
         pending.payload.extend(place.offset.to_le_bytes());
         pending.payload.extend(place.bytes.to_le_bytes());
-        Ok(())
     }
 
     fn end_index_block(&mut self, level: usize) -> Result<(), DiskError> {
+        self.make_room(level + 1)?;
         let Pending { first, payload } = std::mem::take(&mut self.index[level]);
-        let first = first.expect("a full block holds something");
+        let first = first.expect("a level that exists holds something");
         let place = self.put_block(Kind::Index(level as u8), &payload)?;
-        self.put_index(level + 1, first, place)
+        self.put_index(level + 1, first, place);
+        Ok(())
     }
 
     /// Writes what is left of the index. The level that is alone is the root.

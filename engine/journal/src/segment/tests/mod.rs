@@ -1,0 +1,4 @@
+mod damage;
+mod faults;
+pub(crate) mod story;
+mod whole;
