@@ -25,7 +25,8 @@ pub struct NewFile {
 /// is complete and durable; what is left of an attempt that failed ends in `.new` and is removed when the node starts.
 ///
 /// # Errors
-/// [`DiskError`]; [`DiskError::Full`] if there is no room for it.
+/// [`DiskError`]; [`DiskError::Full`] if there is no room for it. Then it can be tried again, without `recycle`: what is left
+/// of the attempt is used.
 pub fn prepare(disk: &dyn Disk, file: NewFile, recycle: Option<&str>) -> Result<WalFile, DiskError> {
     let NewFile { core, generation, epoch, salt, bytes } = file;
     let path = wal_path(core, generation);

@@ -122,9 +122,9 @@ impl RawRecord<'_> {
 /// Reads a file from its first batch on, gives every record of every intact batch to `visit`, in order, and says how they
 /// end. Holds one batch at a time, or a megabyte if that is more, and what the visitor keeps of it.
 ///
-/// `end` is where the file is known to end, if it is ([`Closed::end`](super::Closed::end)). Otherwise the first batch of
-/// the file's successor says it, if there is one; and if there is not, intact batches after one that is not tell damage
-/// from a write that was cut short.
+/// `end` is where the file is known to end: whoever reads a file while the log goes on knows
+/// ([`Closed::end`](super::Closed::end)). Without it, after the node was started, the first batch of the file's successor
+/// says it; and if there is none, intact batches after one that is not tell damage from a write that was cut short.
 ///
 /// # Errors
 /// [`LogError::Disk`], [`LogError::Newer`], [`LogError::Damaged`] if the header of the file or of its successor is not

@@ -515,6 +515,40 @@ proptest! {
         }
     }
 
+    /// Anything at all is written over it: what is read, if it is, is a prefix of what was appended.
+    #[test]
+    fn whatever_happens_to_a_file_nothing_is_made_up(
+        steps in steps(),
+        file_blocks in 6..20_u64,
+        pieces in prop::collection::vec((any::<prop::sample::Index>(), prop::collection::vec(any::<u8>(), 0..200)), 1..5),
+    ) {
+        let bench = run(steps, file_blocks);
+        for name in bench.disk.list("wal").expect("a disk without faults") {
+            let disk = bench.disk.copy();
+            let path = format!("wal/{name}");
+            let file = disk.open(&path).expect("it is there");
+            for (place, bytes) in &pieces {
+                let at = place.index((bench.file_bytes - 200) as usize);
+                file.write_at(at as u64, bytes).expect("a disk without faults");
+            }
+            let mut lsns = Vec::new();
+            let mut visit = |raw: RawRecord<'_>| {
+                let record = raw.decode()?;
+                assert_eq!(record, bench.appended[record.lsn.0 as usize - 1]);
+                lsns.push(record.lsn.0);
+                Ok(())
+            };
+            let found = scan(&disk, &path, None, &mut visit);
+            prop_assert!(lsns.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{lsns:?}");
+            if let Ok(found) = found {
+                prop_assert_eq!(found.records, lsns.len() as u64);
+            }
+            for block in 1..file_blocks {
+                let _ = scan_from(&disk, &path, block * BLOCK, &mut |raw| raw.decode().map(drop));
+            }
+        }
+    }
+
     /// One bit changes in what stands before the last batch that was synced: that is never taken for a crash.
     #[test]
     fn a_bit_that_changed_is_damage(
