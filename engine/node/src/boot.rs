@@ -11,8 +11,12 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use thalweg_protocol::ids::{CoreId, Epoch, Name};
-use thalweg_protocol::limits::{CORES_MAX, RING_SLOTS};
+use thalweg_domain::partition::PartitionState;
+use thalweg_journal::recovery::Recovered;
+use thalweg_journal::{Disk, LogError};
+use thalweg_protocol::ids::{CoreId, Epoch, Name, Partition};
+use thalweg_protocol::limits::{CORES_MAX, LOG_BLOCK_BYTES, LOG_FILE_BYTES, LOG_RECORD_BYTES_MAX, RING_SLOTS};
+use thalweg_protocol::op::Durability;
 use thalweg_quic::{Quic, QuicConfig, QuicError};
 use thalweg_ring::Bell;
 use thalweg_shard::{Config as ShardConfig, Shard};
@@ -23,9 +27,10 @@ use crate::clerk::{Clerk, ClerkLink};
 use crate::config::{Layout, NodeConfig, cpus};
 use crate::connection::Reception;
 use crate::core_loop::{Core, Shared};
+use crate::disk::{Alarm, FileDisk, LOG_DIRECTORY, LogParts, Storage, StorageConfig, StorageError, recover};
 use crate::gatekeeper::{Action, Claims, Keys, Permission};
 use crate::identity::{Certificate, DataDir, IdentityError, TOKEN_FILE, write_secret};
-use crate::log::MemoryLog;
+use crate::log::CoreLog;
 use crate::mesh::Mesh;
 use crate::park::Parker;
 
@@ -53,6 +58,28 @@ pub enum StartError {
     /// The models could not be loaded.
     #[error(transparent)]
     Inference(#[from] StageError),
+    /// The log cannot be recovered or written.
+    #[error("the log in {}: {source}", path.display())]
+    Log {
+        /// The log's directory.
+        path: PathBuf,
+        /// What is wrong, where in it, and what to do.
+        source: LogError,
+    },
+    /// The log failed while the node ran.
+    #[error(
+        "the log in {} failed: {cause}. The node stopped, so that nothing is acknowledged that is not on the disk. What \
+         was acknowledged is there; see what the system says of the disk (`dmesg`), then start the node again", path.display()
+    )]
+    LogFailed {
+        /// The log's directory.
+        path: PathBuf,
+        /// Which file, and what the system said.
+        cause: String,
+    },
+    /// Messages cannot be as durable as asked.
+    #[error("durability {} needs other nodes; choose disk or memory", .0.as_str())]
+    Durability(Durability),
     /// A number in the configuration makes no sense.
     #[error("{what} is {value}; give {least} to {most}")]
     Config {
@@ -98,6 +125,7 @@ pub struct Node {
     shared: Arc<Shared>,
     cores: Vec<ExecutorJoinHandle<()>>,
     clerk: Option<Clerk>,
+    storage: Option<Storage>,
 }
 
 /// One core's parts, on the way to its thread.
@@ -110,6 +138,8 @@ struct Parts {
     mesh: Mesh,
     inference: Option<CoreLink>,
     clerk: ClerkLink,
+    log: LogParts,
+    states: Vec<(Partition, Box<PartitionState>)>,
     bell: Arc<Bell>,
     spin: Duration,
 }
@@ -120,10 +150,23 @@ impl Node {
     /// # Errors
     /// [`StartError`], each with what to do about it. Nothing is left running.
     pub fn start(config: NodeConfig) -> Result<Self, StartError> {
+        Self::start_on(config, |disk| disk)
+    }
+
+    /// Starts a node whose log reaches its files through what `wrap` makes of them: to see what a disk does, or to have it
+    /// fail. Only with [`LogBackend::Thread`](crate::config::LogBackend::Thread) all writes go that way.
+    ///
+    /// # Errors
+    /// See [`start`](Self::start).
+    pub fn start_on(
+        config: NodeConfig,
+        wrap: impl FnOnce(Arc<dyn Disk>) -> Arc<dyn Disk>,
+    ) -> Result<Self, StartError> {
         let began = Instant::now();
-        check("cores", config.cores.unwrap_or(1), 1, CORES_MAX)?;
-        check("partitions", config.partitions.into(), 1, u16::MAX.into())?;
+        check_config(&config)?;
         let data = DataDir::open(&config.data)?;
+        let log = data.path().join(LOG_DIRECTORY);
+        let (disk, mut recovered) = open_log(&config, &log, wrap)?;
         let keys = Keys::open(data.path())?;
         let token = local_token(&keys, data.path())?;
         let certificate = Certificate::open(&data)?;
@@ -135,31 +178,52 @@ impl Node {
         let addr = sockets.first().map_or(config.quic, Socket::local_addr);
         let bells: Vec<_> =
             layout.cores.iter().map(|_| Bell::new()).collect::<Result<_, _>>().map_err(system("make an eventfd"))?;
-        let (stage, links) = start_stage(&config, &layout, &bells)?;
+        let alarm = Alarm::new(bells.clone());
+        let (storage, logs) = start_storage(&config, &log, disk, epoch, &alarm, &mut recovered, &bells)?;
+        let (stage, links) = match start_stage(&config, &layout, &bells) {
+            Ok(started) => started,
+            Err(error) => {
+                drop(logs);
+                storage.shut_down();
+                return Err(error);
+            }
+        };
         let models: Vec<Name> = config.models.iter().map(|model| model.name.clone()).collect();
         let model_names: Vec<_> = models.iter().map(Name::to_string).collect();
-        let (clerk, clerk_links) = Clerk::start(stage, &bells).map_err(system("start a thread"))?;
+        let (clerk, clerk_links) = match Clerk::start(stage, &bells) {
+            Ok(started) => started,
+            Err(error) => {
+                drop(logs);
+                storage.shut_down();
+                return Err(system("start a thread")(error));
+            }
+        };
         let shared = Arc::new(Shared {
             reception: Reception { keys, epoch, models: model_names.clone() },
             steering,
             drain: AtomicBool::new(false),
             bells: bells.clone(),
-            about: about(&config, &layout, &addr, epoch, &model_names),
+            alarm,
+            about: about(&config, &layout, &addr, epoch, &model_names, &recovered),
             origin: began,
         });
         let quic = QuicSetup { reset_key, retry_key: rand::random(), certificate: &certificate };
-        let parts = assemble(&config, &layout, &shared, sockets, &quic, models, links, clerk_links);
+        let logs = logs.into_iter().zip(share_out(&mut recovered, layout.cores.len())).collect();
+        let partitions = recovered.partitions;
+        let parts =
+            assemble(&config, &layout, &shared, sockets, &quic, models, links, clerk_links, logs, partitions);
         let cores = match start_cores(parts, &layout) {
             Ok(cores) => cores,
             Err(error) => {
                 shared.drain();
                 clerk.shut_down();
+                storage.shut_down();
                 return Err(error);
             }
         };
         let key_sha256 = certificate.key_sha256;
-        let clerk = Some(clerk);
-        let node = Self { data, addr, key_sha256, token, models: model_names, layout, shared, cores, clerk };
+        let (clerk, storage) = (Some(clerk), Some(storage));
+        let node = Self { data, addr, key_sha256, token, models: model_names, layout, shared, cores, clerk, storage };
         if let Err(error) = node.data.announce(addr, &node.key_sha256, epoch) {
             // A node that nobody can find must not go on in the background.
             node.drain();
@@ -231,9 +295,74 @@ impl Node {
         if let Some(clerk) = self.clerk.take() {
             clerk.shut_down();
         }
+        if let Some(storage) = self.storage.take() {
+            storage.shut_down();
+        }
         self.data.retract();
+        if let Some(cause) = self.shared.alarm.raised() {
+            let path = self.data.path().join(LOG_DIRECTORY);
+            return Err(StartError::LogFailed { path, cause: cause.to_owned() });
+        }
         failed.map_or(Ok(()), Err)
     }
+}
+
+fn check_config(config: &NodeConfig) -> Result<(), StartError> {
+    check("cores", config.cores.unwrap_or(1), 1, CORES_MAX)?;
+    check("partitions", config.partitions.into(), 1, u16::MAX.into())?;
+    // A file has a header, and room for the largest record with what stands before it.
+    let least = LOG_RECORD_BYTES_MAX + 3 * LOG_BLOCK_BYTES;
+    check("bytes of a file of the log", config.log_file_bytes as usize, least, 32 * LOG_FILE_BYTES as usize)?;
+    match config.durability {
+        Durability::Replicated => Err(StartError::Durability(config.durability)),
+        Durability::Memory | Durability::Disk => Ok(()),
+    }
+}
+
+/// Opens the log, and seals what the last life of the node left behind.
+fn open_log(
+    config: &NodeConfig,
+    path: &Path,
+    wrap: impl FnOnce(Arc<dyn Disk>) -> Arc<dyn Disk>,
+) -> Result<(Arc<dyn Disk>, Recovered), StartError> {
+    let failed = |source| StartError::Log { path: path.to_owned(), source };
+    let disk = FileDisk::open(path, config.sync_delay).map_err(|error| failed(error.into()))?;
+    let disk = wrap(Arc::new(disk));
+    let recovered = recover(&*disk, config.partitions, cpus().len()).map_err(failed)?;
+    Ok((disk, recovered))
+}
+
+fn start_storage(
+    config: &NodeConfig,
+    path: &Path,
+    disk: Arc<dyn Disk>,
+    epoch: Epoch,
+    alarm: &Arc<Alarm>,
+    recovered: &mut Recovered,
+    bells: &[Arc<Bell>],
+) -> Result<(Storage, Vec<LogParts>), StartError> {
+    let storage = StorageConfig {
+        disk,
+        root: path.to_owned(),
+        backend: config.log_backend,
+        sync_delay: config.sync_delay,
+        epoch,
+        file_bytes: config.log_file_bytes.next_multiple_of(LOG_BLOCK_BYTES as u64),
+        alarm: Arc::clone(alarm),
+    };
+    Storage::start(storage, recovered, bells).map_err(|error| match error {
+        StorageError::Log(source) => StartError::Log { path: path.to_owned(), source },
+        StorageError::System(error) => system("get what writes the log ready")(error),
+    })
+}
+
+/// Gives each core the states of its partitions.
+fn share_out(recovered: &mut Recovered, cores: usize) -> Vec<Vec<(Partition, Box<PartitionState>)>> {
+    let mut shares: Vec<Vec<_>> = (0..cores).map(|_| Vec::new()).collect();
+    for (partition, state) in std::mem::take(&mut recovered.states) {
+        shares[usize::from(partition.0) % cores].push((partition, Box::new(state)));
+    }
+    shares
 }
 
 fn check(what: &'static str, value: usize, least: usize, most: usize) -> Result<(), StartError> {
@@ -293,14 +422,22 @@ fn about(
     addr: &SocketAddr,
     epoch: Epoch,
     models: &[String],
+    recovered: &Recovered,
 ) -> serde_json::Map<String, serde_json::Value> {
     let about = json!({
         "version": env!("CARGO_PKG_VERSION"), "quic": addr.to_string(), "epoch": epoch.0, "models": models,
         "cores": layout.cores, "inference": layout.inference, "inference_threads": layout.inference_threads,
-        "spin_us": layout.spin_us, "partitions": config.partitions, "pid": std::process::id(), "log": "memory",
+        "spin_us": layout.spin_us, "partitions": recovered.partitions, "pid": std::process::id(),
+        "log": {
+            "durability": config.durability.as_str(), "backend": format!("{:?}", config.log_backend),
+            "recovered_records": recovered.report.records, "recovered_torn": recovered.report.torn.len(),
+        },
     });
     about.as_object().cloned().unwrap_or_default()
 }
+
+/// What a core gets of the log: its end of it, and what its partitions hold.
+type CoreShare = (LogParts, Vec<(Partition, Box<PartitionState>)>);
 
 struct QuicSetup<'a> {
     reset_key: [u8; 64],
@@ -318,10 +455,12 @@ fn assemble(
     models: Vec<Name>,
     links: Vec<Option<CoreLink>>,
     clerk_links: Vec<ClerkLink>,
+    logs: Vec<CoreShare>,
+    partitions: u16,
 ) -> Vec<Parts> {
     let meshes = Mesh::all(&shared.bells);
-    let each = sockets.into_iter().zip(meshes).zip(links).zip(clerk_links).enumerate();
-    each.map(|(index, (((socket, mesh), inference), clerk))| {
+    let each = sockets.into_iter().zip(meshes).zip(links).zip(clerk_links).zip(logs).enumerate();
+    each.map(|(index, ((((socket, mesh), inference), clerk), (log, states)))| {
         let core = CoreId(index as u16);
         let key = quic.certificate.key.clone_key();
         let mut quic_config =
@@ -332,20 +471,23 @@ fn assemble(
         let shard = ShardConfig {
             core,
             cores: layout.cores.len() as u16,
-            partitions: config.partitions,
+            partitions,
             epoch: shared.reception.epoch,
             models: models.clone(),
+            durability: config.durability,
         };
         let (bell, spin) = (Arc::clone(&shared.bells[index]), Duration::from_micros(layout.spin_us));
-        Parts { core, shared: Arc::clone(shared), socket, quic: quic_config, shard, mesh, inference, clerk, bell, spin }
+        let (shared, quic) = (Arc::clone(shared), quic_config);
+        Parts { core, shared, socket, quic, shard, mesh, inference, clerk, log, states, bell, spin }
     })
     .collect()
 }
 
-/// Starts one pinned thread per core, and waits until each has said that it is ready.
+/// Starts one pinned thread per core, and waits until each has said that it is up, and then that it has taken in what the
+/// log left behind, which may take longer.
 fn start_cores(parts: Vec<Parts>, layout: &Layout) -> Result<Vec<ExecutorJoinHandle<()>>, StartError> {
     let cores = parts.len();
-    let (ready, said) = mpsc::sync_channel(cores);
+    let (ready, said) = mpsc::sync_channel(2 * cores);
     let mut handles = Vec::new();
     for (parts, &cpu) in parts.into_iter().zip(&layout.cores) {
         let (core, ready) = (parts.core.0, ready.clone());
@@ -358,11 +500,12 @@ fn start_cores(parts: Vec<Parts>, layout: &Layout) -> Result<Vec<ExecutorJoinHan
         handles.push(handle);
     }
     drop(ready);
-    let mut up = vec![false; cores];
+    let (mut up, mut restored) = (vec![false; cores], 0);
     let deadline = Instant::now() + READY_TIMEOUT;
     while up.contains(&false) {
         let core = up.iter().position(|up| !up).unwrap_or_default() as u16;
         match said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok((core, Ok(()))) if up[usize::from(core)] => restored += 1,
             Ok((core, Ok(()))) => up[usize::from(core)] = true,
             Ok((core, Err(reason))) => return Err(StartError::Core { core, reason }),
             // With too little locked memory an executor is started and never runs, without a word.
@@ -375,20 +518,32 @@ fn start_cores(parts: Vec<Parts>, layout: &Layout) -> Result<Vec<ExecutorJoinHan
             }
         }
     }
+    while restored < cores {
+        match said.recv() {
+            Ok((_, Ok(()))) => restored += 1,
+            Ok((core, Err(reason))) => return Err(StartError::Core { core, reason }),
+            Err(mpsc::RecvError) => {
+                return Err(StartError::Core { core: 0, reason: "a core's thread ended".into() });
+            }
+        }
+    }
     Ok(handles)
 }
 
 async fn run_core(parts: Parts, ready: mpsc::SyncSender<(u16, Result<(), String>)>) {
-    let Parts { core, shared, socket, quic, shard, mesh, inference, clerk, bell, spin } = parts;
-    let parker = Parker::new(bell, socket.wait_fd()).await.map_err(|error| error.to_string());
+    let Parts { core, shared, socket, quic, shard, mesh, inference, clerk, log, states, bell, spin } = parts;
+    let log = CoreLog::new(core, log);
+    let parker = Parker::new(bell, socket.wait_fd(), log.wake_fds()).await.map_err(|error| error.to_string());
     let made = parker.and_then(|parker| Ok((parker, Quic::new(quic).map_err(|error| error.to_string())?)));
     // The receiver is gone only if another core failed first, and then nobody needs to know.
     match made {
         Ok((parker, quic)) => {
-            let _ = ready.send((core.0, Ok(())));
+            let id = core.0;
+            let _ = ready.send((id, Ok(())));
+            let mut core = Core::new(core, shared, socket, quic, Shard::new(shard), log, mesh, inference, clerk);
+            core.restore(states);
+            let _ = ready.send((id, Ok(())));
             drop(ready);
-            let log = Box::new(MemoryLog::default());
-            let core = Core::new(core, shared, socket, quic, Shard::new(shard), log, mesh, inference, clerk);
             core.run(parker, spin).await;
         }
         Err(reason) => {

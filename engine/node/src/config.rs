@@ -2,10 +2,14 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
-use thalweg_protocol::limits::PARTITIONS_DEFAULT;
+use thalweg_protocol::limits::{LOG_FILE_BYTES, PARTITIONS_DEFAULT};
+pub use thalweg_protocol::op::Durability;
 pub use thalweg_udp::Backend;
 pub use thalweg_worker::stage::ModelSource;
+
+pub use crate::disk::LogBackend;
 
 /// Everything a node can be told. `Default` is what `thalweg serve` runs with, but for the data directory.
 #[derive(Debug, Clone)]
@@ -27,6 +31,14 @@ pub struct NodeConfig {
     pub backend: Backend,
     /// Partitions of the data; fixed once there is some.
     pub partitions: u16,
+    /// How durable the messages of a channel are whose maker did not choose.
+    pub durability: Durability,
+    /// How the log is written.
+    pub log_backend: LogBackend,
+    /// Bytes of one file of the write-ahead log; each core has two or three.
+    pub log_file_bytes: u64,
+    /// What each sync of the log takes longer than it must: for measuring what slower disks would do.
+    pub sync_delay: Duration,
     /// Size asked of the kernel for each socket's receive and send buffers, in bytes.
     pub socket_buffer_bytes: usize,
 }
@@ -46,6 +58,10 @@ impl Default for NodeConfig {
             spin_us: None,
             backend: Backend::default(),
             partitions: PARTITIONS_DEFAULT,
+            durability: Durability::Disk,
+            log_backend: LogBackend::default(),
+            log_file_bytes: LOG_FILE_BYTES,
+            sync_delay: Duration::ZERO,
             socket_buffer_bytes: 8 << 20,
         }
     }

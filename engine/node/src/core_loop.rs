@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use thalweg_protocol::ids::CoreId;
+use thalweg_domain::partition::PartitionState;
+use thalweg_protocol::ids::{CoreId, Partition};
 use thalweg_protocol::limits::{FAN_OUT_BURST, FAN_OUT_SLICE_US, RING_SLOTS, STALL_US, TURN_INPUTS_MAX};
+use thalweg_protocol::reject::RejectCode;
 use thalweg_quic::Quic;
 use thalweg_ring::Bell;
 use thalweg_shard::{Input, Now, Shard};
@@ -18,9 +20,10 @@ use thalweg_worker::stage::CoreLink;
 
 use crate::clerk::ClerkLink;
 use crate::connection::Reception;
+use crate::disk::Alarm;
 use crate::drain::Drain;
 use crate::inference::Inference;
-use crate::log::Log;
+use crate::log::{CoreLog, LogNews};
 use crate::mesh::{Mesh, MeshMessage};
 use crate::park::Parker;
 use crate::sessions::Sessions;
@@ -41,6 +44,8 @@ pub(crate) struct Shared {
     pub(crate) steering: Steering,
     pub(crate) drain: AtomicBool,
     pub(crate) bells: Vec<Arc<Bell>>,
+    /// Raised when the log failed: then nothing more is answered.
+    pub(crate) alarm: Arc<Alarm>,
     /// What `admin stats` says about the node as a whole.
     pub(crate) about: serde_json::Map<String, serde_json::Value>,
     /// The moment the node's clocks count from.
@@ -62,7 +67,7 @@ pub(crate) struct Core {
     pub(crate) socket: Socket,
     pub(crate) quic: Quic,
     pub(crate) shard: Shard,
-    pub(crate) log: Box<dyn Log>,
+    pub(crate) log: CoreLog,
     pub(crate) mesh: Mesh,
     pub(crate) inference: Inference,
     pub(crate) clerk: ClerkLink,
@@ -132,7 +137,7 @@ impl Core {
         socket: Socket,
         quic: Quic,
         shard: Shard,
-        log: Box<dyn Log>,
+        log: CoreLog,
         mesh: Mesh,
         inference: Option<CoreLink>,
         clerk: ClerkLink,
@@ -158,12 +163,24 @@ impl Core {
         }
     }
 
-    /// Serves until the node has drained.
+    /// Takes in what the log left behind of this core's partitions. Comes before [`run`](Self::run).
+    pub(crate) fn restore(&mut self, states: Vec<(Partition, Box<PartitionState>)>) {
+        self.clock.begin_turn();
+        for (partition, state) in states {
+            self.shard.handle(self.clock.now, Input::Restore { partition, state });
+        }
+        self.settle(Instant::now());
+    }
+
+    /// Serves until the node has drained, or its log failed.
     pub(crate) async fn run(mut self, parker: Parker, spin: Duration) {
         // When there was last anything to do, and until when it is worth looking for more of it.
         let (mut busy_at, mut spin_until) = (Instant::now(), Instant::now());
         loop {
             let now = Instant::now();
+            if self.shared.alarm.raised().is_some() {
+                return self.give_up(now);
+            }
             match self.turn(now) {
                 Found::Work => (busy_at, spin_until) = (now, now + spin),
                 // Looking for more acknowledgements would burn the time that they leave.
@@ -175,13 +192,25 @@ impl Core {
         }
     }
 
+    /// Parts with everybody, and answers nothing more: what was not acknowledged stays so.
+    fn give_up(&mut self, now: Instant) {
+        for link in self.sessions.all() {
+            self.quic.close(now, link, RejectCode::Draining as u32, b"the node's disk failed; it stops");
+        }
+        self.transmit(now);
+    }
+
     async fn sleep(&mut self, parker: &Parker, now: Instant, nap: bool) {
         let timeout = self.time_to_next(now);
         if timeout.is_zero() || self.socket.prepare_wait() {
             return;
         }
         let (draining, drain) = (self.draining.is_some(), &self.shared.drain);
-        let busy = || self.rings_have_something() || (!draining && drain.load(Ordering::Acquire));
+        let busy = || {
+            self.rings_have_something()
+                || self.shared.alarm.raised().is_some()
+                || (!draining && drain.load(Ordering::Acquire))
+        };
         if nap {
             parker.nap(timeout.min(NAP), busy);
         } else {
@@ -242,6 +271,7 @@ impl Core {
         !self.mesh.is_empty()
             || !self.inference.is_empty()
             || !self.clerk.is_empty()
+            || self.log.has_news()
             || self.shard.has_readers_to_serve()
     }
 
@@ -298,6 +328,8 @@ impl Core {
                     self.mesh.send(from, MeshMessage::Stats { number, stats });
                 }
                 MeshMessage::Stats { number, stats } => self.stats_arrived(number, *stats),
+                MeshMessage::CheckpointWanted { from, number } => self.log.checkpoint(from, number),
+                MeshMessage::Checkpointed { number } => self.checkpointed(number),
             }
         }
         while let Some((number, inference)) = self.clerk.receive() {
@@ -308,18 +340,40 @@ impl Core {
         work + self.inference.receive(stats, |event| shard.handle(at, Input::Inference(event)))
     }
 
-    /// Carries out what the shard wants, until it wants nothing more: a commit may make it want more.
+    /// Carries out what the shard wants, until it wants nothing more and the log has nothing to say that would make it want
+    /// more. All that was appended on the way begins to be written as one batch, if none is being written.
     pub(crate) fn settle(&mut self, now: Instant) -> usize {
         let mut work = 0;
-        loop {
+        while self.shared.alarm.raised().is_none() {
             while let Some(output) = self.shard.poll() {
                 work += 1;
                 self.carry_out(now, output);
             }
-            let Some(ticket) = self.log.commit() else { return work };
-            self.clock.refresh();
-            self.shard.handle(self.clock.now, Input::Durable { ticket });
+            match self.log.next(&mut self.stats) {
+                Ok(Some(news)) => {
+                    work += 1;
+                    self.log_news(news);
+                }
+                Ok(None) => break,
+                Err(error) => self.shared.alarm.raise(error.to_string()),
+            }
         }
+        work
+    }
+
+    fn log_news(&mut self, news: LogNews) {
+        self.clock.refresh();
+        let input = match news {
+            LogNews::Durable(ticket) => Input::Durable { ticket },
+            LogNews::Archived(ticket) => Input::Archived { ticket },
+            LogNews::Storage(full) => Input::Storage { full },
+            LogNews::Read((read, result)) => Input::Read { read, result },
+            LogNews::Checkpointed { from, number } if from == self.id => return self.checkpointed(number),
+            LogNews::Checkpointed { from, number } => {
+                return self.mesh.send(from, MeshMessage::Checkpointed { number });
+            }
+        };
+        self.shard.handle(self.clock.now, input);
     }
 
     /// Serves readers for at most a slice of time.
@@ -400,6 +454,7 @@ impl Core {
         stats.count_transport(self.quic.counters(), &self.socket.counters());
         self.sessions.count(&mut stats);
         self.inference.count(&mut stats);
+        self.log.count(&mut stats);
         stats.gauges.extend(self.shard.gauges());
         stats.gauges.insert("connections", self.quic.connections() as u64);
         stats.gauges.insert("handshakes", self.quic.handshaking() as u64);

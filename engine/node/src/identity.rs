@@ -68,7 +68,8 @@ pub(crate) fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), IdentityErro
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&draft, path)
+        fs::rename(&draft, path)?;
+        path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
     };
     write().map_err(file_error("write", path))
 }

@@ -24,4 +24,3 @@ mod sessions;
 mod stats;
 
 pub use boot::{Node, StartError, default_data_dir, run_until_signal};
-pub use log::{Log, MemoryLog};

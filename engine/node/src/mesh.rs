@@ -21,6 +21,10 @@ pub(crate) enum MeshMessage {
     StatsWanted { from: CoreId, number: u64 },
     /// Here they are.
     Stats { number: u64, stats: Box<CoreStats> },
+    /// Move everything you have in your log into segments, and say so under this number.
+    CheckpointWanted { from: CoreId, number: u64 },
+    /// It is there.
+    Checkpointed { number: u64 },
 }
 
 struct Outbound {

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{FromRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -15,6 +15,8 @@ use glommio::net::UdpSocket;
 use glommio::timer::sleep;
 use thalweg_ring::Bell;
 use thalweg_udp::WaitFd;
+
+use crate::disk::WakeFds;
 
 /// Says to the core's task that there is something to do.
 #[derive(Default)]
@@ -53,29 +55,39 @@ impl Wake {
 pub(crate) struct Parker {
     wake: Rc<Wake>,
     bell: Arc<Bell>,
-    socket: WaitFd,
+    /// What a nap polls beside its bell: the socket, or a set of it and the log's ring.
+    nap_fd: RawFd,
+    /// Holds that set open.
+    _set: Option<OwnedFd>,
 }
 
 impl Parker {
     /// Starts the watching tasks. Must be called on the core's executor.
-    pub(crate) async fn new(bell: Arc<Bell>, socket: WaitFd) -> io::Result<Self> {
+    pub(crate) async fn new(bell: Arc<Bell>, socket: WaitFd, log: Option<WakeFds>) -> io::Result<Self> {
         let wake = Rc::new(Wake::default());
         watch_eventfd(bell.fd(), Rc::clone(&wake))?;
         match socket {
             WaitFd::Udp(fd) => watch_udp(fd, Rc::clone(&wake))?,
             WaitFd::Eventfd(fd) => watch_eventfd(fd, Rc::clone(&wake))?,
         }
+        let (WaitFd::Udp(socket) | WaitFd::Eventfd(socket)) = socket;
+        let (mut nap_fd, mut set) = (socket, None);
+        if let Some(WakeFds { poll, eventfd }) = log {
+            watch_eventfd(eventfd, Rc::clone(&wake))?;
+            let both = poll_set([socket, poll])?;
+            nap_fd = both.as_raw_fd();
+            set = Some(both);
+        }
         // The first sleep of an executor registers the process with the kernel, which takes 10 ms. Better now than later.
         sleep(Duration::from_micros(1)).await;
-        Ok(Self { wake, bell, socket })
+        Ok(Self { wake, bell, nap_fd, _set: set })
     }
 
     /// Sleeps like [`park`](Self::park), but without giving the executor its turn.
     pub(crate) fn nap(&self, timeout: Duration, busy: impl FnOnce() -> bool) {
         self.bell.prepare_nap();
         if !busy() {
-            let (WaitFd::Udp(fd) | WaitFd::Eventfd(fd)) = self.socket;
-            self.bell.nap(fd, timeout);
+            self.bell.nap(self.nap_fd, timeout);
         }
         self.bell.awake();
     }
@@ -91,6 +103,26 @@ impl Parker {
         }
         self.bell.awake();
     }
+}
+
+/// A descriptor that is readable when any of these is.
+fn poll_set(fds: [RawFd; 2]) -> io::Result<OwnedFd> {
+    // SAFETY: makes a new descriptor, which is then ours alone.
+    let set = unsafe {
+        let fd = libc::epoll_create1(libc::EPOLL_CLOEXEC);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    for fd in fds {
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
+        // SAFETY: two open descriptors, and an event that outlives the call.
+        if unsafe { libc::epoll_ctl(set.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(set)
 }
 
 /// A descriptor of our own for what `fd` names, so that closing it leaves the other open.

@@ -16,10 +16,11 @@ use thalweg_shard::{Input, Link, Output};
 
 use crate::connection::Connection;
 use crate::core_loop::Core;
+use crate::disk::ReadJob;
 use crate::mesh::MeshMessage;
 use crate::stats::{CoreStats, report};
 
-/// Collections of statistics under way on one core; one more is refused.
+/// Collections of statistics under way on one core, and checkpoints; one more is refused.
 const REPORTS_MAX: usize = 64;
 
 /// The connections of one core, and what it owes them itself.
@@ -30,6 +31,8 @@ pub(crate) struct Sessions {
     awaiting_hello: VecDeque<(Instant, QuicLink)>,
     reports: BTreeMap<u64, Report>,
     reports_begun: u64,
+    checkpoints: BTreeMap<u64, Checkpoint>,
+    checkpoints_begun: u64,
     hellos_accepted: u64,
     hellos_refused: BTreeMap<&'static str, u64>,
     closed_slow: u64,
@@ -41,6 +44,14 @@ struct Report {
     request: Request,
     cores: Vec<CoreStats>,
     inference: Option<Option<Value>>,
+}
+
+/// A checkpoint that somebody asked for and that is not done on all cores.
+struct Checkpoint {
+    link: QuicLink,
+    request: Request,
+    /// Cores that are not done.
+    cores: usize,
 }
 
 impl Sessions {
@@ -146,6 +157,10 @@ impl Core {
                 Ok(()) => self.begin_report(now, link, request),
                 Err(reject) => self.reply(now, link, request, &ServerOp::Reject(reject)),
             },
+            (Ok(ClientOp::Checkpoint), Some(principal)) => match principal.require(Action::Admin, "checkpoint") {
+                Ok(()) => self.begin_checkpoint(now, link, request),
+                Err(reject) => self.reply(now, link, request, &ServerOp::Reject(reject)),
+            },
             (Ok(ClientOp::Drain), Some(principal)) => match principal.require(Action::Admin, "drain") {
                 Ok(()) => {
                     tracing::info!(user = %principal.user, "a client asked the node to drain");
@@ -213,7 +228,10 @@ impl Core {
     /// Carries out one wish of the shard.
     pub(crate) fn carry_out(&mut self, now: Instant, output: Output) {
         match output {
-            Output::Append { ticket, record } => self.log.append(ticket, record),
+            Output::Append { ticket, record } => self.log.append(ticket, &record),
+            Output::Read { read, partition, channel, from, to } => {
+                self.log.read(ReadJob { read, partition, channel, from, to });
+            }
             Output::Reply { link, request, op } => self.reply(now, quic_link(link), request, &op),
             Output::Deliver { link, subscription, payload } => {
                 let link = quic_link(link);
@@ -267,6 +285,34 @@ impl Core {
                 self.quic.close(now, link, RejectCode::LimitReached as u32, text.as_bytes());
                 None
             }
+        }
+    }
+
+    fn begin_checkpoint(&mut self, now: Instant, link: QuicLink, request: Request) {
+        if self.sessions.checkpoints.len() >= REPORTS_MAX {
+            let reject = Reject::new(RejectCode::Busy, "too many checkpoints are under way").retry_after_ms(1_000);
+            self.reply(now, link, request, &ServerOp::Reject(reject));
+            return;
+        }
+        self.sessions.checkpoints_begun += 1;
+        let number = self.sessions.checkpoints_begun;
+        let cores = self.shared.bells.len();
+        self.sessions.checkpoints.insert(number, Checkpoint { link, request, cores });
+        for core in (0..cores as u16).map(CoreId).filter(|core| *core != self.id) {
+            self.mesh.send(core, MeshMessage::CheckpointWanted { from: self.id, number });
+        }
+        self.log.checkpoint(self.id, number);
+    }
+
+    /// One core more is done with a checkpoint.
+    pub(crate) fn checkpointed(&mut self, number: u64) {
+        let std::collections::btree_map::Entry::Occupied(mut entry) = self.sessions.checkpoints.entry(number) else {
+            return;
+        };
+        entry.get_mut().cores -= 1;
+        if entry.get().cores == 0 {
+            let Checkpoint { link, request, .. } = entry.remove();
+            self.reply(Instant::now(), link, request, &ServerOp::Done);
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
+use thalweg_protocol::limits::LOG_BATCH_BYTES_MAX;
 use thalweg_protocol::reject::RejectCode;
 use thalweg_quic::QuicCounters;
 use thalweg_shard::Counters;
@@ -22,6 +23,8 @@ pub(crate) enum NodeStage {
     AskScheduled,
     /// From a token's sampling until the turn that sent it was over.
     TokenSent,
+    /// From handing a batch of the log to the disk until it was written and synced.
+    LogWrite,
 }
 
 /// What one core measured and counted.
@@ -32,6 +35,10 @@ pub(crate) struct CoreStats {
     pub(crate) counters: BTreeMap<&'static str, u64>,
     pub(crate) rejects: BTreeMap<&'static str, u64>,
     pub(crate) gauges: BTreeMap<&'static str, u64>,
+    /// Bytes of the batches of the log.
+    pub(crate) batch_bytes: Histogram<u64>,
+    /// Records in them.
+    pub(crate) batch_records: Histogram<u64>,
     pub(crate) stalls: u64,
     /// Where the longest stall was, and how long, in microseconds.
     pub(crate) worst_stall: Option<(&'static str, u64)>,
@@ -41,16 +48,23 @@ fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, LONGEST_US, 2).expect("the bounds are valid: 1 to a minute, 2 digits")
 }
 
+/// Tells sizes apart, up to those of the largest batch of the log.
+pub(crate) fn sizes() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 2 * LOG_BATCH_BYTES_MAX as u64, 2).expect("the bounds are valid: 1 to 8 MiB, 2 digits")
+}
+
 impl Default for CoreStats {
     fn default() -> Self {
         let shard_stages = thalweg_shard::Stage::ALL.iter().map(|stage| (stage.as_str(), histogram())).collect();
-        let node_stages = ["turn", "ask_scheduled", "token_sent"].map(|name| (name, histogram())).into();
+        let node_stages = ["turn", "ask_scheduled", "token_sent", "log_write"].map(|name| (name, histogram())).into();
         Self {
             shard_stages,
             node_stages,
             counters: BTreeMap::new(),
             rejects: BTreeMap::new(),
             gauges: BTreeMap::new(),
+            batch_bytes: sizes(),
+            batch_records: sizes(),
             stalls: 0,
             worst_stall: None,
         }
@@ -116,6 +130,13 @@ fn latencies(histogram: &Histogram<u64>) -> Value {
     })
 }
 
+/// The middle and the ends of what was counted in all cores.
+fn spread<'a>(all: impl Iterator<Item = &'a Histogram<u64>>) -> Value {
+    let mut sum = sizes();
+    all.for_each(|histogram| sum.add(histogram).expect("all histograms have the same bounds"));
+    json!({"p50": sum.value_at_quantile(0.5), "p99": sum.value_at_quantile(0.99), "max": sum.max()})
+}
+
 /// Merges what the cores measured and counted into the report that `thalweg admin stats --json` prints.
 pub(crate) fn report(node: Map<String, Value>, cores: &[CoreStats], inference: Option<Value>) -> Value {
     let mut stages = Map::new();
@@ -148,6 +169,10 @@ pub(crate) fn report(node: Map<String, Value>, cores: &[CoreStats], inference: O
         "counters": sum(|core| &core.counters),
         "rejects": sum(|core| &core.rejects),
         "gauges": sum(|core| &core.gauges),
+        "log": {
+            "batch_bytes": spread(cores.iter().map(|core| &core.batch_bytes)),
+            "batch_records": spread(cores.iter().map(|core| &core.batch_records)),
+        },
         "stalls": {
             "count": cores.iter().map(|core| core.stalls).sum::<u64>(),
             "worst_us": worst.map(|(_, us)| us),

@@ -77,15 +77,15 @@ pub struct WakeFds {
 
 /// What gets batches to the disk, one at a time.
 ///
-/// Contract: [`begin`](Self::begin) one; when [`is_ready`](Self::is_ready) says so, [`poll`](Self::poll) gives what came of
-/// it; then the next. None of them waits. Whoever sleeps is woken by the bell of the core or by
+/// Contract: [`begin`](Self::begin) one; [`poll`](Self::poll) gives what came of it; then the next. None of them waits.
+/// Whoever sleeps makes sure first that nothing [is ready](Self::is_ready), and is woken by the bell of the core or by
 /// [`wake_fds`](Self::wake_fds).
-pub trait LogWriter {
+pub trait LogWriter: Send {
     /// Begins to write `bytes` at `offset` and to sync them. Both are multiples of a block.
     fn begin(&mut self, file: &Arc<LogFile>, offset: u64, bytes: Vec<u8>);
     /// What came of the batch that is under way, once it is known.
     fn poll(&mut self) -> Option<Written>;
-    /// Whether [`poll`](Self::poll) has something to say.
+    /// Whether [`poll`](Self::poll) is worth a call.
     fn is_ready(&self) -> bool;
     /// What to wait for beside the bell.
     fn wake_fds(&self) -> Option<WakeFds>;
