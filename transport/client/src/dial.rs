@@ -23,8 +23,12 @@ use crate::trust::{FirstContact, KeyHash, PinnedKeyVerifier, Trust, known_key, r
 /// make a client of a node that restarts next door wait for a second.
 const INITIAL_ROUND_TRIP: Duration = Duration::from_millis(100);
 
+/// How often it is looked whether the node still speaks.
+const LOOK: Duration = Duration::from_millis(500);
+/// How often it is looked, too, whether the node of a data directory is still the same.
+const LOOK_LOCAL: Duration = Duration::from_millis(100);
 /// How often somebody who waits for the node of a data directory looks there.
-const LOOK_LOCAL: Duration = Duration::from_millis(25);
+const AWAIT_LOCAL: Duration = Duration::from_millis(20);
 
 /// Where the node is and how it is recognised.
 #[derive(Debug, Clone)]
@@ -133,6 +137,14 @@ impl Dialer {
         }
     }
 
+    /// How often it should be looked after the node.
+    pub(crate) fn look_every(&self) -> Duration {
+        match &self.target {
+            Target::Local { .. } => LOOK_LOCAL,
+            Target::Remote { .. } => LOOK,
+        }
+    }
+
     /// Whether the node of the data directory is in another life than this one, as far as can be known.
     pub(crate) fn is_restarted(&self, epoch: Epoch) -> bool {
         match &self.target {
@@ -211,7 +223,7 @@ impl Dialer {
 
 async fn restarted(data: &Path, epoch: u64) {
     while !is_restarted(data, epoch) {
-        tokio::time::sleep(LOOK_LOCAL).await;
+        tokio::time::sleep(AWAIT_LOCAL).await;
     }
 }
 

@@ -21,8 +21,6 @@ use crate::dial::{Dialer, Established, loss};
 use crate::error::ClientError;
 use crate::state::{FullQueue, Handled, Link};
 
-/// How often the driver looks whether the node still speaks.
-const LOOK: Duration = Duration::from_millis(500);
 /// Longest time one try to come back may take.
 const ATTEMPT: Duration = Duration::from_secs(3);
 
@@ -140,7 +138,7 @@ async fn serve(shared: &Arc<Shared>, dialer: &Dialer, established: Established, 
     shared.wake.notify_one();
 
     let mut lanes: JoinSet<Result<(), ClientError>> = JoinSet::new();
-    let mut look = tokio::time::interval(LOOK);
+    let mut look = tokio::time::interval(dialer.look_every());
     let mut patience = Patience::new();
     let mut restart: Option<(Duration, Instant)> = None;
     let mut writing = [Bytes::new()];

@@ -1,4 +1,9 @@
-//! `thalweg admin`: tokens, statistics, draining.
+//! `thalweg admin`: tokens, statistics, draining, tenants, backups.
+
+mod backup;
+mod manifest;
+mod restore;
+mod tenant;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -16,7 +21,7 @@ use crate::{duration, paths};
 /// How long to wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Look after a node: tokens, statistics, draining
+/// Look after a node: tokens, statistics, draining, backups
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -29,7 +34,9 @@ Examples:
   thalweg admin token --user ada                                     may do everything in the tenant `default`
   thalweg admin token --user bot --allow read:* --allow write:bot-* --ttl 1h
   thalweg admin stats
-  thalweg admin drain";
+  thalweg admin drain
+  thalweg admin backup /mnt/backup/thalweg                           again and again: only what is new is copied
+  thalweg admin restore /mnt/backup/thalweg --data /srv/thalweg";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -65,6 +72,12 @@ enum Command {
         #[command(flatten)]
         connect: ConnectArgs,
     },
+    /// Delete all channels and generations of a tenant
+    DeleteTenant(tenant::Args),
+    /// Copy all that is durable of a running node to a directory, and verify it
+    Backup(backup::Args),
+    /// Make a data directory of a backup
+    Restore(restore::Args),
 }
 
 fn parse_name(text: &str) -> Result<Name, String> {
@@ -80,6 +93,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         }
         Command::Stats { json, connect } => block_on(stats(connect, json)),
         Command::Drain { connect } => block_on(drain(connect)),
+        Command::DeleteTenant(args) => tenant::run(args),
+        Command::Backup(args) => backup::run(args),
+        Command::Restore(args) => restore::run(args),
     }
 }
 

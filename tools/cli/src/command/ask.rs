@@ -3,7 +3,9 @@
 use std::io::{Read as _, Write as _};
 use std::time::Duration;
 
-use thalweg_client::{AskRequest, ChatMessage, FinishReason, Generation, GenerationId, Name, OnDetach, Role, Sampling};
+use thalweg_client::{
+    AskRequest, ChatMessage, FinishReason, Generation, GenerationId, Name, OnDetach, Part, Role, Sampling, Text,
+};
 use thalweg_protocol::limits::PROMPT_BYTES_MAX;
 
 use crate::connect::{ConnectArgs, block_on};
@@ -112,7 +114,7 @@ async fn ask(args: Args, request: Option<AskRequest>) -> Result<(), Failure> {
     let client = args.connect.connect("ask", RECONNECT).await?;
     let mut generation = match (request, args.resume) {
         (Some(request), _) => client.ask(request).await?,
-        (None, Some(id)) => client.watch(id, args.from.unwrap_or(0)).await?,
+        (None, Some(id)) => client.watch(id, args.from.unwrap_or(0), None).await?,
         (None, None) => return Err(Failure::usage("there is no question")),
     };
     let id = generation.id();
@@ -139,20 +141,26 @@ async fn print(args: &Args, generation: &mut Generation) -> Result<(), Failure> 
     } else {
         eprintln!("{} {}", generation.id(), generation.model());
     }
-    let mut text = String::new();
+    let mut text = Text::starting_at(args.from.unwrap_or(0));
     // An answer that began and did not end is incomplete, whatever it was that ended it.
     let incomplete = |error: thalweg_client::ClientError| Failure::new(exit::INCOMPLETE, error.to_string());
-    while let Some(piece) = generation.next().await.map_err(incomplete)? {
-        text.push_str(&piece.text);
-        if args.json {
-            put(&lines::token(&piece), "\n")?;
-        } else {
-            put(&piece.text, "")?;
+    while let Some(part) = generation.next().await.map_err(incomplete)? {
+        text.take(&part);
+        match part {
+            Part::Piece(piece) if args.json => put(&lines::token(&piece), "\n")?,
+            Part::Piece(piece) => put(&piece.text, "")?,
+            Part::Rewound { to } if args.json => put(&lines::rewound(to), "\n")?,
+            Part::Rewound { to } => {
+                // What is on the screen cannot be taken back, but what stands can be shown again.
+                put("", "\n")?;
+                eprintln!("thalweg: the node came back with less of the answer; it goes on after token {to}");
+                put(text.as_str(), "")?;
+            }
         }
     }
     let finished = generation.finished().expect("next() gives None only when it is finished");
     if args.json {
-        put(&lines::finished(&text, finished), "\n")?;
+        put(&lines::finished(text.as_str(), finished), "\n")?;
     } else {
         put("", "\n")?;
     }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use thalweg_client::{
-    AskRequest, Client, FinishReason, Item, KeyHash, Name, Sampling, SubscribeOptions, Subscription, Trust,
+    AskRequest, Client, FinishReason, Item, KeyHash, Name, Part, Sampling, SubscribeOptions, Subscription, Trust,
 };
 use thalweg_node::Node;
 use thalweg_node::config::{ModelSource, NodeConfig};
@@ -256,7 +256,9 @@ async fn ask(ada: &Seat, transcript: &mut Transcript<Stdout>, colours: bool) -> 
     let (bold, reset) = if colours { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
     write!(out, "{bold}ai/{}:{reset} ", answer.model()).map_err(show)?;
     let mut first = None;
-    while let Some(piece) = within(TOKEN_PATIENCE, "the next token", answer.next()).await? {
+    while let Some(part) = within(TOKEN_PATIENCE, "the next token", answer.next()).await? {
+        // The node is in this process: it does not come back without us.
+        let Part::Piece(piece) = part else { continue };
         first.get_or_insert_with(|| asked.elapsed());
         write!(out, "{}", piece.text).and_then(|()| out.flush()).map_err(show)?;
     }

@@ -1,18 +1,23 @@
-//! `thalweg doctor`: whether this machine is fit to run a node.
+//! `thalweg doctor`: whether this machine is fit to run a node, and whether the log of one that does not run is sound.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use thalweg_node::config::NodeConfig;
 use thalweg_node::doctor::{Check, DoctorOptions, Outcome, checks};
+use thalweg_node::identity::{DataDir, IdentityError};
 
 use crate::failure::{Failure, output};
-use crate::paths;
+use crate::{logs, paths, size};
 
-/// Check whether this machine is fit to run a node, and say what to do if not
+/// Check whether this machine is fit to run a node, and whether what it has on disk is sound
+///
+/// With a data directory whose node does not run, all of its log is verified: every block of every segment, every batch of
+/// the write-ahead log, and that nothing is missing between them. Nothing is changed.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// The data directory a node would use [default: $XDG_STATE_HOME/thalweg]
     #[arg(long, value_name = "DIR", env = "THALWEG_DATA")]
@@ -23,11 +28,40 @@ pub(crate) struct Args {
     /// One JSON object a line
     #[arg(long)]
     json: bool,
+    /// Print the records of a file of the log instead, without what users wrote
+    #[arg(long, value_name = "FILE")]
+    show: Option<PathBuf>,
+    /// With --show: also what users wrote
+    #[arg(long, requires = "show")]
+    bodies: bool,
+    /// Copy what is intact of the log, and the keys, into a new data directory instead
+    #[arg(long, value_name = "NEW-DIR", conflicts_with = "show")]
+    salvage: Option<PathBuf>,
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  thalweg doctor
+  thalweg doctor --data /srv/thalweg
+  thalweg doctor --show /srv/thalweg/log/wal/000-000000000001.wal
+  thalweg doctor --data /srv/thalweg --salvage /srv/thalweg-salvaged
+
+Exit codes: 0 all is well, 1 something is not.";
+
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
-    let data = paths::data_directory(args.data);
-    let checks = checks(&DoctorOptions { data: data.clone(), quic: args.quic.unwrap_or(NodeConfig::default().quic) });
+    let data = paths::data_directory(args.data.clone());
+    if let Some(file) = &args.show {
+        let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+        let shown = logs::show(file, logs::Show { json: args.json, bodies: args.bodies }, &mut out);
+        out.flush().map_err(|error| output(&error))?;
+        return shown;
+    }
+    if let Some(to) = &args.salvage {
+        return salvage(&data, to, args.json);
+    }
+    let options = DoctorOptions { data: data.clone(), quic: args.quic.unwrap_or(NodeConfig::default().quic) };
+    let mut checks = checks(&options);
+    checks.extend(log_checks(&data));
     let mut out = std::io::stdout().lock();
     let colours = out.is_terminal();
     for check in &checks {
@@ -42,6 +76,61 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         return Err(Failure::failed(format!("{failed} of {} checks failed", checks.len())));
     }
     Ok(())
+}
+
+fn check(outcome: Outcome, found: impl Into<String>, remedy: Option<String>) -> Check {
+    Check { name: "log", outcome, found: found.into(), remedy }
+}
+
+/// What is to be said of the log of a data directory: nothing if it has none.
+fn log_checks(data: &Path) -> Vec<Check> {
+    let log = data.join("log");
+    if !log.is_dir() {
+        return Vec::new();
+    }
+    let _lock = match DataDir::open(data) {
+        Ok(lock) => lock,
+        Err(IdentityError::InUse { .. }) => {
+            return vec![check(Outcome::Pass, "not verified: its node runs, and verified it when it started", None)];
+        }
+        Err(error) => return vec![check(Outcome::Fail, error.to_string(), None)],
+    };
+    let report = match logs::verify_all(&log) {
+        Ok(report) => report,
+        Err(failure) => return vec![check(Outcome::Fail, failure.message, None)],
+    };
+    let salvage = format!("restore a backup, or `thalweg doctor --data {} --salvage NEW-DIR`", data.display());
+    let mut checks: Vec<_> = report
+        .problems
+        .iter()
+        .map(|problem| {
+            // Where to look further is what this command is.
+            let text = problem.to_string();
+            let text = text.split("; `thalweg doctor`").next().unwrap_or(&text).to_owned();
+            check(Outcome::Fail, text, Some(salvage.clone()))
+        })
+        .collect();
+    checks.extend(report.notes.iter().map(|note| check(Outcome::Pass, note.as_str(), None)));
+    let (messages, bytes) = report.segments.iter().fold((0, 0), |(messages, bytes), (_, verified)| {
+        (messages + verified.messages, bytes + verified.bytes)
+    });
+    let records: u64 = report.wal.iter().map(|(_, records, _)| records).sum();
+    let text = format!(
+        "{} segments with {messages} messages in {}; {records} records in {} files of the write-ahead log, {} free ones",
+        report.segments.len(),
+        size::show(bytes),
+        report.wal.len(),
+        report.free
+    );
+    let outcome = if report.problems.is_empty() { Outcome::Pass } else { Outcome::Warn };
+    checks.push(check(outcome, text, None));
+    checks
+}
+
+fn salvage(data: &Path, to: &Path, json: bool) -> Result<(), Failure> {
+    let _lock = DataDir::open(data).map_err(|error| Failure::failed(error.to_string()))?;
+    let text = logs::salvage(data, to, json)?;
+    writeln!(std::io::stdout(), "{text}").map_err(|error| output(&error))
 }
 
 fn word(outcome: Outcome) -> &'static str {

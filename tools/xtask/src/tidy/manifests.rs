@@ -26,8 +26,9 @@ const TABLE: &[Row] = &[
     row("protocol",  &[], &[]),
     row("ring",      &[], &[]),
     row("domain",    &["protocol"], &[]),
+    row("journal",   &["protocol", "domain"], &[]),
     row("shard",     &["protocol", "domain"], &["workload"]),
-    row("node",      &["protocol", "ring", "domain", "shard", "quic", "udp", "worker"], &["client", "workload"]),
+    row("node",      &["protocol", "ring", "domain", "journal", "shard", "quic", "udp", "worker"], &["client", "workload"]),
     row("udp",       &[], &["quic"]),
     row("quic",      &["protocol"], &["udp"]),
     row("client",    &["protocol"], &["quic", "node"]),
@@ -35,9 +36,10 @@ const TABLE: &[Row] = &[
     row("worker",    &["protocol", "ring", "scheduler"], &[]),
     row("workload",  &["protocol"], &[]),
     row("load",      &["protocol", "workload", "client"], &["node"]),
-    row("micro",     &["protocol", "ring", "domain", "shard", "quic", "udp", "scheduler", "worker"], &["client", "workload"]),
-    row("sim",       &["protocol", "domain", "shard", "scheduler", "workload"], &[]),
-    row("cli",       &["protocol", "client", "node", "load", "worker"], &["workload"]),
+    row("micro",     &["protocol", "ring", "domain", "journal", "shard", "quic", "udp", "scheduler", "worker"], &["client", "workload"]),
+    row("sim",       &["protocol", "domain", "journal", "shard", "scheduler", "workload"], &[]),
+    row("chaos",     &["protocol", "workload", "client"], &[]),
+    row("cli",       &["protocol", "domain", "journal", "client", "node", "load", "worker"], &["workload"]),
     row("xtask",     &[], &[]),
 ];
 
@@ -46,7 +48,7 @@ const TABLE: &[Row] = &[
 const FOREIGN: &[(&str, &[&str], &str)] = &[
     ("glommio",     &["node", "udp"], "upstream is quiet, so it must stay replaceable"),
     ("io-uring",    &["node", "udp"], "system calls belong to the shell"),
-    ("tokio",       &["client", "load", "cli", "micro"], "it never runs on a core thread"),
+    ("tokio",       &["client", "load", "chaos", "cli", "micro"], "it never runs on a core thread"),
     ("quinn",       &["client", "load", "micro"], "the node drives quinn-proto itself"),
     ("quinn-proto", &["quic", "load", "micro"], "lanes are the only face of QUIC; a load generator drives thousands of connections on one thread"),
     ("quinn-udp",   &["udp", "load"], "datagrams have one small interface"),
