@@ -1,19 +1,24 @@
 //! The simulated clients: what they ask, how they misbehave, and what they make of the answers.
 
 mod answers;
+mod channels;
+mod watches;
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use thalweg_protocol::generation::{AskRequest, OnDetach};
-use thalweg_protocol::ids::{GenerationId, Name, Position, Sequence, SessionId, Subscription, Watch};
+use thalweg_protocol::ids::{Name, Position, Sequence, SessionId, Subscription, Watch};
 use thalweg_protocol::op::{ClientOp, Delivery, From, Hello, Policy, Publish, ServerOp, Subscribe};
 use thalweg_shard::Link;
-use thalweg_workload::auditor::{BodyHash, ChannelIndex, Event as Seen, ReaderId, WatchId};
+use thalweg_workload::auditor::{BodyHash, ChannelIndex, Event as Seen, ReaderId};
+
+pub(crate) use channels::{DOOMED, MEMORY, is_doomed};
+use channels::{Kind, kind};
+use watches::Watching;
 
 use crate::faults::Fault;
 use crate::node::frame;
-use crate::world::{Event, Route, World};
+use crate::world::{Event, Plant, Route, World};
 
 /// A write that was not answered.
 #[derive(Debug, Clone)]
@@ -22,6 +27,8 @@ struct Write {
     body: Bytes,
     /// Times it was sent.
     sent: u32,
+    /// The channel that the auditor knows it for.
+    index: ChannelIndex,
 }
 
 /// A subscription, over all connections it was carried over.
@@ -35,6 +42,8 @@ struct Reader {
     /// Whether the node accepted it over this connection, and over any.
     accepted: (bool, bool),
     cursor: Position,
+    /// Which life of its channel it reads, as the auditor numbers them.
+    index: Option<ChannelIndex>,
     /// What came before the subscription's answer, on the other lane.
     early: Vec<ServerOp>,
     /// Consumed and not reported.
@@ -43,23 +52,14 @@ struct Reader {
     swapped: Option<Delivery>,
 }
 
-/// A watched generation.
-#[derive(Debug, Clone)]
-struct Watching {
-    id: WatchId,
-    generation: Option<GenerationId>,
-    greeted: bool,
-    next: u32,
-    lead: u32,
-    owed: bool,
-}
-
 /// What a request asked for.
 #[derive(Debug)]
 enum Asked {
     Publish(Sequence),
     Subscribe,
     Generation,
+    /// A page of a channel's history, from a position on.
+    Page(u32, Position),
     /// A subscription that was ended before it was accepted: it may be refused, but it is answered.
     Abandoned,
     Other,
@@ -67,7 +67,11 @@ enum Asked {
 
 pub(crate) struct Client {
     session: SessionId,
+    /// It does nothing until all is over, and reads everything then.
+    observer: bool,
     link: Option<Link>,
+    /// The life of the node that the connection is to.
+    epoch: u64,
     last_core: Option<u16>,
     requests: u32,
     sequences: u64,
@@ -79,9 +83,11 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(number: usize) -> Self {
+    pub(crate) fn new(number: usize, observer: bool) -> Self {
         Self {
             session: SessionId(number as u128 + 1),
+            observer,
+            epoch: 0,
             link: None,
             last_core: None,
             requests: 0,
@@ -103,36 +109,43 @@ impl World {
     /// Does one thing, and says when the client does the next.
     pub(crate) fn act(&mut self, client: usize) {
         if self.settling {
+            return self.settle_client(client);
+        }
+        if self.clients[client].observer {
             return;
         }
-        self.operations_left = self.operations_left.saturating_sub(1);
-        if self.drain_at.is_some_and(|at| self.operations_left <= at) && !self.draining {
-            self.drain_node();
-        }
-        if self.clients[client].link.is_none() {
-            self.come_back(client);
-        } else {
+        if self.clients[client].link.is_some() {
+            self.operations_left = self.operations_left.saturating_sub(1);
+            self.make_trouble();
             self.act_connected(client);
+        } else if self.up {
+            self.operations_left = self.operations_left.saturating_sub(1);
+            self.come_back(client);
         }
         let pause = if self.chance(0.1) { 20_000 } else { 2_000 };
         self.within(pause, Event::Act { client });
     }
 
     fn act_connected(&mut self, client: usize) {
-        match self.below(100) {
-            0..45 => self.publish(client),
-            45..57 => self.subscribe(client),
-            57..59 => self.unsubscribe(client),
-            59..68 => self.ask(client),
-            68..76 => self.watch(client),
-            76..79 => self.cancel(client),
-            79..81 => self.unwatch(client),
-            81..88 => self.turn_slow(client),
-            88..93 => self.stall(client),
-            93..97 => self.cut(client),
-            97 => {
+        match self.below(1_000) {
+            0..460 => self.publish(client),
+            460..580 => self.subscribe(client),
+            580..600 => self.unsubscribe(client),
+            600..690 => self.ask(client),
+            690..770 => self.watch(client),
+            770..800 => self.cancel(client),
+            800..820 => self.unwatch(client),
+            820..880 => self.turn_slow(client),
+            880..920 => self.stall(client),
+            920..950 => self.cut(client),
+            950..955 if self.up => {
                 let core = self.below(self.node.cores.len() as u64) as u16;
                 self.block(thalweg_protocol::ids::CoreId(core), true);
+            }
+            955..975 => self.read_page(client),
+            975..985 => self.delete(client),
+            985..990 => {
+                self.request(client, &ClientOp::Checkpoint, Asked::Other);
             }
             _ => {
                 self.request(client, &ClientOp::Ping { nonce: 7 }, Asked::Other);
@@ -157,24 +170,24 @@ impl World {
             wire.underway += bytes.len();
         }
         while !bytes.is_empty() {
-            let cut = 1 + self.below(2 * bytes.len() as u64) as usize;
+            let whole = self.chance(0.7);
+            let cut = if whole { bytes.len() } else { 1 + self.below(2 * bytes.len() as u64) as usize };
             let bytes = bytes.split_to(cut.min(bytes.len()));
             self.send(Route::ToNode(link), 300, Event::ToNode { link, bytes });
         }
     }
 
     fn publish(&mut self, client: usize) {
-        let channel = self.below(u64::from(self.channels)) as u32;
+        let channel = self.any_channel();
         if channel == 0 && self.trimmed && self.chance(0.3) {
-            let op = ClientOp::CreateChannel { channel: name(0), history_messages: 8, history_bytes: 0 };
-            self.request(client, &op, Asked::Other);
+            self.create(client, channel);
         }
-        let mention = self.chance(0.12);
-        let padding = if self.large && self.chance(0.5) { self.below(60_000) } else { self.below(60) };
+        let mention = kind(channel) == Kind::Disk && self.chance(0.12);
+        let padding = if self.large && self.chance(0.08) { self.below(60_000) } else { self.below(60) };
         let own = &mut self.clients[client];
         own.sequences += 1;
         let sequence = Sequence(own.sequences);
-        let session = own.session;
+        let (session, epoch) = (own.session, own.epoch);
         let start = if mention { "@ai " } else { "" };
         let padding = if mention { 0 } else { padding as usize };
         let body = Bytes::from(format!("{start}{} {sequence} {}", session.0, "x".repeat(padding)));
@@ -182,25 +195,34 @@ impl World {
             self.faults.count(Fault::Mentioned);
         }
         let hash = BodyHash::of(&body);
-        self.auditor.record(Seen::Sent { session, sequence, channel: ChannelIndex(channel), body: hash });
-        self.clients[client].unacked.insert(sequence, Write { channel, body, sent: 0 });
+        let index = channels::index(channel, epoch);
+        self.auditor.record(Seen::Sent { session, sequence, channel: index, body: hash });
+        self.clients[client].unacked.insert(sequence, Write { channel, body, sent: 0, index });
         self.send_write(client, sequence);
     }
 
     fn send_write(&mut self, client: usize, sequence: Sequence) {
+        let epoch = self.clients[client].epoch;
+        let session = self.clients[client].session;
         let Some(write) = self.clients[client].unacked.get_mut(&sequence) else { return };
-        let Write { channel, body, sent } = write.clone();
+        let index = channels::index(write.channel, epoch);
+        let anew = std::mem::replace(&mut write.index, index) != index;
+        let Write { channel, body, sent, .. } = write.clone();
         write.sent += 1;
+        if anew {
+            self.auditor.record(Seen::Resent { session, sequence, channel: index });
+        }
         let retry = sent > 0;
         if retry {
             self.faults.count(Fault::Retried);
         }
-        let publish = Publish { channel: name(channel), sequence, retry, make: true, body, key: 0 };
+        let make = kind(channel) == Kind::Disk;
+        let publish = Publish { channel: name(channel), sequence, retry, make, body, key: 0 };
         self.request(client, &ClientOp::Publish(publish), Asked::Publish(sequence));
     }
 
     fn subscribe(&mut self, client: usize) {
-        let channel = self.below(u64::from(self.channels)) as u32;
+        let channel = self.any_channel();
         let policy = [Policy::Replay, Policy::Drop, Policy::Disconnect][self.below(3) as usize];
         let from = match self.below(3) {
             0 => From::Start,
@@ -208,6 +230,10 @@ impl World {
             _ => From::Position(Position(self.below(40))),
         };
         let lead = [0, 1, 2, 8][self.below(4) as usize];
+        self.subscribe_to(client, channel, policy, from, lead);
+    }
+
+    fn subscribe_to(&mut self, client: usize, channel: u32, policy: Policy, from: From, lead: u32) {
         let id = ReaderId(self.fresh_number());
         let reader = Reader {
             id,
@@ -217,6 +243,7 @@ impl World {
             lead,
             accepted: (false, false),
             cursor: Position(0),
+            index: None,
             early: Vec::new(),
             owed: None,
             swapped: None,
@@ -225,9 +252,13 @@ impl World {
     }
 
     fn send_subscribe(&mut self, client: usize, reader: Reader) {
-        let Reader { channel, from, policy, lead, accepted, cursor, .. } = reader;
+        let Reader { channel, from, policy, lead, accepted, mut cursor, .. } = reader;
+        if accepted.1 && self.options.plant == Some(Plant::CursorOffByOne) {
+            cursor = cursor.next();
+        }
         let from = if accepted.1 { From::Position(cursor) } else { from };
-        let op = ClientOp::Subscribe(Subscribe { channel: name(channel), from, policy, lead, make: true });
+        let make = kind(channel) == Kind::Disk;
+        let op = ClientOp::Subscribe(Subscribe { channel: name(channel), from, policy, lead, make });
         let number = self.request(client, &op, Asked::Subscribe);
         self.clients[client].readers.insert(number, reader);
     }
@@ -249,63 +280,9 @@ impl World {
 
     fn end_reader(&mut self, client: usize, number: u32) {
         if let Some(reader) = self.clients[client].readers.remove(&number)
-            && reader.accepted.1
+            && reader.index.is_some()
         {
             self.auditor.record(Seen::Ended { reader: reader.id });
-        }
-    }
-
-    fn ask(&mut self, client: usize) {
-        let words = if self.chance(0.1) { 400 } else { 1 + self.below(20) as usize };
-        let mut request = AskRequest::prompt("why? ".repeat(words));
-        request.sampling.max_tokens = 1 + self.below(200) as u32;
-        request.on_detach = if self.chance(0.5) { OnDetach::Cancel } else { OnDetach::Keep(self.below(100)) };
-        request.lead = [0, 1, 5, 40][self.below(4) as usize];
-        let lead = request.lead;
-        let id = WatchId(self.fresh_number());
-        let number = self.request(client, &ClientOp::Ask(Box::new(request)), Asked::Generation);
-        let watching = Watching { id, generation: None, greeted: false, next: 0, lead, owed: false };
-        self.clients[client].watches.insert(number, watching);
-    }
-
-    fn heard_of(&mut self) -> Option<(GenerationId, u32)> {
-        let at = self.pick(self.heard.len())?;
-        self.heard.iter().nth(at).map(|(&id, &tokens)| (id, tokens))
-    }
-
-    fn watch(&mut self, client: usize) {
-        let Some((generation, tokens)) = self.heard_of() else { return };
-        let from = self.below(u64::from(tokens) + 1) as u32;
-        if from > 0 {
-            self.faults.count(Fault::WatchedFromMiddle);
-        }
-        let lead = [0, 1, 5][self.below(3) as usize];
-        let id = WatchId(self.fresh_number());
-        let generation = Some(generation);
-        self.send_watch(client, Watching { id, generation, greeted: false, next: from, lead, owed: false });
-    }
-
-    fn send_watch(&mut self, client: usize, watching: Watching) {
-        let Some(generation) = watching.generation else { return };
-        let op = ClientOp::Watch { generation, from: watching.next, lead: watching.lead };
-        let number = self.request(client, &op, Asked::Generation);
-        self.clients[client].watches.insert(number, watching);
-    }
-
-    fn cancel(&mut self, client: usize) {
-        if let Some((generation, _)) = self.heard_of() {
-            self.request(client, &ClientOp::Cancel { generation }, Asked::Other);
-        }
-    }
-
-    fn unwatch(&mut self, client: usize) {
-        let Some(at) = self.pick(self.clients[client].watches.len()) else { return };
-        let Some((&number, _)) = self.clients[client].watches.iter().nth(at) else { return };
-        self.request(client, &ClientOp::Unwatch { watch: Watch(number) }, Asked::Other);
-        let Some(watching) = self.clients[client].watches.remove(&number) else { return };
-        if watching.greeted {
-            // As far as this watcher is concerned the generation ends here.
-            self.auditor.record(Seen::Finished { watch: watching.id, tokens: watching.next });
         }
     }
 
@@ -327,7 +304,7 @@ impl World {
         }
         for (&number, watching) in &mut self.clients[client].watches {
             if std::mem::take(&mut watching.owed) {
-                ops.push(ClientOp::TokensConsumed { watch: Watch(number), index: watching.next });
+                ops.push(ClientOp::TokensConsumed { watch: Watch(number), index: watching.next() });
             }
         }
         for op in ops {
@@ -359,25 +336,41 @@ impl World {
         }
         let late = if self.chance(0.3) { 20_000 } else { 500 };
         self.send(Route::ToNode(link), late, Event::Lost { link });
-        // What was asked over this connection is answered by nobody.
+        self.forget_connection(client);
+    }
+
+    /// What was asked over the connection is answered by nobody.
+    fn forget_connection(&mut self, client: usize) {
         let own = &mut self.clients[client];
+        own.link = None;
         own.asked.clear();
+    }
+
+    /// The client learns that the node has died.
+    pub(crate) fn noticed(&mut self, link: Link) {
+        let Some(wire) = self.wires.get_mut(&link) else { return };
+        let client = wire.client;
+        wire.in_use = false;
+        if self.clients[client].link == Some(link) {
+            self.forget_connection(client);
+        }
     }
 
     /// Opens a connection, repeats what was not answered, and takes up what was read.
     fn come_back(&mut self, client: usize) {
         let link = self.connect(client);
         let core = self.wires[&link].core.0;
+        let epoch = self.epoch;
         let own = &mut self.clients[client];
-        own.link = Some(link);
-        if own.last_core.replace(core).is_some_and(|last| last != core) {
-            self.faults.count(Fault::CameBackElsewhere);
-        }
-        let own = &mut self.clients[client];
+        (own.link, own.epoch) = (Some(link), epoch);
+        let elsewhere = own.last_core.replace(core).is_some_and(|last| last != core);
         let (session, token) = (own.session, format!("user-{client}"));
         let readers = std::mem::take(&mut own.readers);
         let watches = std::mem::take(&mut own.watches);
         let writes: Vec<Sequence> = own.unacked.keys().copied().collect();
+        if elsewhere {
+            self.faults.count(Fault::CameBackElsewhere);
+        }
         let hello = Hello { versions: (1, 1), session, token, client: "sim".into() };
         self.request(client, &ClientOp::Hello(hello), Asked::Other);
         for sequence in writes {
@@ -387,20 +380,43 @@ impl World {
             reader.accepted.0 = false;
             reader.early.clear();
             reader.owed = None;
+            let channel = reader.channel;
+            let anew = match kind(channel) {
+                Kind::Disk => false,
+                Kind::Memory => reader.index.is_some_and(|index| index != channels::index(channel, epoch)),
+                Kind::Doomed => true,
+            };
+            if anew {
+                reader.accepted.1 = false;
+                if reader.index.take().is_some() {
+                    self.auditor.record(Seen::Ended { reader: reader.id });
+                }
+                reader.id = ReaderId(self.fresh_number());
+            } else if reader.accepted.1 {
+                self.faults.count(Fault::SubscriptionResumed);
+            }
             self.send_subscribe(client, reader);
         }
-        for (_, mut watching) in watches {
+        for (_, watching) in watches {
             if watching.greeted {
                 self.faults.count(Fault::WatchedAgain);
             }
-            watching.owed = false;
             self.send_watch(client, watching);
         }
     }
 
     pub(crate) fn settle_client(&mut self, client: usize) {
-        if self.clients[client].link.is_none() {
+        let fresh = self.clients[client].link.is_none();
+        if fresh && !self.up {
+            return self.within(20_000, Event::Act { client });
+        }
+        if fresh {
             self.come_back(client);
+            if self.clients[client].observer {
+                for channel in self.channels.clone() {
+                    self.subscribe_to(client, channel, Policy::Replay, From::Start, 0);
+                }
+            }
         }
         self.clients[client].slow = false;
         self.give_credit(client);

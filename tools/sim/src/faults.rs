@@ -58,6 +58,72 @@ faults! {
     OutletBlocked = "outlet_blocked";
     /// A model was asked in a channel.
     Mentioned = "mentioned";
+    /// The node's process ended at any moment.
+    ProcessKilled = "process_killed";
+    /// The node's machine lost its power.
+    PowerLost = "power_lost";
+    /// The power went in a write.
+    CrashedInWrite = "crashed_in_write";
+    /// The power went in a sync.
+    CrashedInSync = "crashed_in_sync";
+    /// The power went while a file was made, renamed or removed.
+    CrashedInRename = "crashed_in_rename";
+    /// The power went while the node recovered.
+    CrashedInRecovery = "crashed_in_recovery";
+    /// A write that was not synced was there after the power had gone.
+    WriteKept = "write_kept";
+    /// A write that was not synced was lost.
+    WriteLost = "write_lost";
+    /// A part of a write that was not synced was lost.
+    WriteTorn = "write_torn";
+    /// A file came back shorter than it was written.
+    LengthLost = "length_lost";
+    /// A name that was not made durable was lost.
+    NameLost = "name_lost";
+    /// The end of a log was cut off by recovery.
+    TornTail = "torn_tail";
+    /// The node started with another number of cores.
+    CoresChanged = "cores_changed";
+    /// The wall clock stepped.
+    ClockStepped = "clock_stepped";
+    /// The disk was full, and the node knew.
+    DiskFull = "disk_full";
+    /// The disk refused to let a file grow.
+    WriteRefusedFull = "write_refused_full";
+    /// A client was refused because the disk was full.
+    FullRefused = "full_refused";
+    /// A sync failed.
+    SyncFailed = "sync_failed";
+    /// A bit flipped.
+    Rotted = "bit_rotted";
+    /// The node did not start for a flipped bit.
+    RotRefused = "rot_refused_start";
+    /// The node stopped for a flipped bit.
+    RotStopped = "rot_stopped_node";
+    /// A read was refused for a flipped bit.
+    RotRefusedRead = "rot_refused_read";
+    /// A file of the log was used again.
+    Recycled = "file_recycled";
+    /// A file of the log was sealed.
+    Sealed = "file_sealed";
+    /// Segments were merged.
+    Merged = "segments_merged";
+    /// Somebody asked for a checkpoint.
+    Checkpointed = "checkpointed";
+    /// Messages were read back from disk.
+    ReadFromDisk = "read_from_disk";
+    /// Messages were compared after a recovery.
+    ReadBack = "messages_compared";
+    /// A page of history was read.
+    Paged = "history_paged";
+    /// A subscription was taken up again from its cursor.
+    SubscriptionResumed = "subscription_resumed";
+    /// A reader was told that its channel was deleted.
+    ReaderOfDeleted = "reader_of_deleted";
+    /// A generation went on after its last durable token.
+    GenerationResumed = "generation_resumed";
+    /// A watcher was rewound.
+    Rewound = "rewound";
     /// The node was drained.
     Drained = "drained";
     /// Something was refused because the node drains.

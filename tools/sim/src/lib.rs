@@ -9,11 +9,15 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod disk;
 mod faults;
+mod lives;
 mod node;
 mod script;
 mod stage;
+mod storage;
 mod trace;
+mod truth;
 mod world;
 
 pub use faults::{FAULTS, Fault, Faults};

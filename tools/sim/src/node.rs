@@ -4,8 +4,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use rand::Rng as _;
-use rand::rngs::StdRng;
 use thalweg_domain::permission::{Action, Permission, Principal};
 use thalweg_protocol::frame::{Splitter, header};
 use thalweg_protocol::ids::{CoreId, Epoch, Name, Request};
@@ -13,16 +11,17 @@ use thalweg_protocol::limits::{
     BODY_BYTES_MAX, FRAME_BYTES_MAX, LEAD_MESSAGES, LEAD_TOKENS, SESSION_QUEUE_BYTES, TURN_INPUTS_MAX,
 };
 use thalweg_protocol::op::{ClientOp, Hello, ServerOp, Welcome};
-use thalweg_shard::{Config, InferenceCommand, Input, Link, Now, Output, Shard, Ticket};
+use thalweg_shard::{InferenceCommand, Input, Link, Now, Output, Shard, Ticket};
 
 use crate::faults::Fault;
 use crate::stage::Stage;
+use crate::storage::{Reading, Storage};
 use crate::world::{Event, Lane, Route, World};
 
 /// Wall clock at the start of a run, in microseconds since 1970.
 const WALL_US: u64 = 1_700_000_000_000_000;
 /// Deadlines further ahead than this are those of things that are kept, which no run waits for, in microseconds.
-const DEADLINE_US: u64 = 5_000_000;
+const DEADLINE_US: u64 = 40_000_000;
 /// Largest frame of the delivery lane: a body and its envelope.
 const DELIVERY_FRAME_BYTES: usize = BODY_BYTES_MAX + 4_096;
 
@@ -32,47 +31,21 @@ pub(crate) struct Core {
     /// When the next turn is due.
     turn_at: Option<u64>,
     appended: Ticket,
-    durable: Ticket,
-    /// What the write that is under way covers.
-    flushing: Option<Ticket>,
 }
 
+impl Core {
+    pub(crate) fn new(shard: Shard) -> Self {
+        Self { shard, inbox: VecDeque::new(), turn_at: None, appended: Ticket(0) }
+    }
+}
+
+/// One life of the node. Has no cores while it is down.
 pub(crate) struct Node {
     pub(crate) cores: Vec<Core>,
     pub(crate) stage: Stage,
-    stage_busy: bool,
-    next_link: u64,
-    mesh_us: u64,
-    log_us: u64,
-}
-
-impl Node {
-    pub(crate) fn new(rng: &mut StdRng) -> Self {
-        let count: u16 = rng.random_range(1..=4);
-        let model = Name::new("script").expect("a valid name");
-        let core = |core| Core {
-            shard: Shard::new(Config {
-                core: CoreId(core),
-                cores: count,
-                partitions: 16,
-                epoch: Epoch(1),
-                models: vec![model.clone()],
-            }),
-            inbox: VecDeque::new(),
-            turn_at: None,
-            appended: Ticket(0),
-            durable: Ticket(0),
-            flushing: None,
-        };
-        Self {
-            cores: (0..count).map(core).collect(),
-            stage: Stage::new(rng.random_range(1..=4), rng.random_range(3..=12), rng.random_range(0..5_000)),
-            stage_busy: false,
-            next_link: 0,
-            mesh_us: [5, 100, 3_000][rng.random_range(0..3)],
-            log_us: [5, 500, 10_000][rng.random_range(0..3)],
-        }
-    }
+    pub(crate) stage_busy: bool,
+    pub(crate) storage: Storage,
+    pub(crate) mesh_us: u64,
 }
 
 /// A connection, as seen from both ends.
@@ -113,14 +86,15 @@ fn principal(hello: &Hello) -> Option<Principal> {
 }
 
 impl World {
-    fn now(&self) -> Now {
-        Now { mono_us: self.now_us, wall_us: WALL_US + self.now_us }
+    pub(crate) fn now(&self) -> Now {
+        let wall_us = (WALL_US + self.now_us).saturating_add_signed(self.clock_us);
+        Now { mono_us: self.now_us, wall_us }
     }
 
     /// A new connection of a client to a core.
     pub(crate) fn connect(&mut self, client: usize) -> Link {
-        self.node.next_link += 1;
-        let link = Link(self.node.next_link);
+        self.next_link += 1;
+        let link = Link(self.next_link);
         let core = CoreId(self.below(self.node.cores.len() as u64) as u16);
         let wire = Wire {
             core,
@@ -179,7 +153,7 @@ impl World {
                 let welcome = Welcome {
                     version: 1,
                     session: hello.session,
-                    epoch: Epoch(1),
+                    epoch: Epoch(self.epoch),
                     tenant: principal.tenant.clone(),
                     user: principal.user.clone(),
                     server: "sim".into(),
@@ -193,6 +167,10 @@ impl World {
                 self.note(format_args!("{link:?} is {} on core {core}", principal.user));
                 self.input(core, Input::Opened { link, principal: Arc::new(principal) });
                 self.reply_bytes(link, Lane::Command, request.0, &ServerOp::Welcome(welcome).encode());
+            }
+            ClientOp::Checkpoint => {
+                self.checkpoint();
+                self.reply_bytes(link, Lane::Command, request.0, &ServerOp::Done.encode());
             }
             ClientOp::Ping { nonce } => {
                 self.reply_bytes(link, Lane::Command, request.0, &ServerOp::Pong { nonce }.encode());
@@ -221,7 +199,7 @@ impl World {
         self.turn_by(core, at);
     }
 
-    fn turn_by(&mut self, core: CoreId, at: u64) {
+    pub(crate) fn turn_by(&mut self, core: CoreId, at: u64) {
         let turn_at = &mut self.node.cores[usize::from(core.0)].turn_at;
         if turn_at.is_none_or(|due| at < due) {
             *turn_at = Some(at);
@@ -262,7 +240,10 @@ impl World {
 
     fn carry_out(&mut self, core: CoreId) {
         while let Some(output) = self.node.cores[usize::from(core.0)].shard.poll() {
-            self.output(core, output);
+            // Nothing leaves a node that has stopped.
+            if self.crashing.is_none() {
+                self.output(core, output);
+            }
         }
     }
 
@@ -275,8 +256,10 @@ impl World {
                     return self.violation(text);
                 }
                 own.appended = ticket;
-                self.trace.bytes(&record.lsn.0.to_le_bytes());
-                self.flush(core);
+                self.append(core, ticket, record);
+            }
+            Output::Read { read, partition, channel, from, to } => {
+                self.begin_read(core, Reading { read, partition, channel, from, to });
             }
             Output::Reply { link, request, op } => self.reply_bytes(link, Lane::Command, request.0, &op.encode()),
             Output::Deliver { link, subscription, payload } => self.deliver(link, subscription.0, &payload),
@@ -288,6 +271,7 @@ impl World {
                 self.send(route, delay, Event::Input { core: to, input: Input::Peer(message) });
             }
             Output::Inference(command) => {
+                let command = self.planted_command(command);
                 self.note(format_args!("core {core}: {command:?}"));
                 self.send(Route::ToStage(core.0), 200, Event::Command { core, command });
             }
@@ -302,35 +286,14 @@ impl World {
         }
     }
 
-    /// Begins to write what was appended, unless a write is under way already.
-    fn flush(&mut self, core: CoreId) {
-        let own = &mut self.node.cores[usize::from(core.0)];
-        if own.flushing.is_some() || own.durable == own.appended {
-            return;
-        }
-        own.flushing = Some(own.appended);
-        self.within(self.node.log_us, Event::Flushed { core });
-    }
-
-    pub(crate) fn flushed(&mut self, core: CoreId) {
-        let own = &mut self.node.cores[usize::from(core.0)];
-        let Some(ticket) = own.flushing.take() else { return };
-        let grouped = ticket.0 > own.durable.0 + 1;
-        own.durable = ticket;
-        if grouped {
-            self.faults.count(Fault::Grouped);
-        }
-        self.note(format_args!("core {core} is durable to {}", ticket.0));
-        self.input(core, Input::Durable { ticket });
-        self.flush(core);
-    }
-
     /// Sends a frame in pieces, on a lane that is never held up.
     fn reply_bytes(&mut self, link: Link, lane: Lane, subject: u32, payload: &Bytes) {
         let mut bytes = frame(subject, payload);
         self.trace.bytes(&bytes);
         while !bytes.is_empty() {
-            let cut = 1 + self.below(2 * bytes.len() as u64) as usize;
+            // Most frames arrive whole: what cuts do is seen soon enough.
+            let whole = self.chance(0.7);
+            let cut = if whole { bytes.len() } else { 1 + self.below(2 * bytes.len() as u64) as usize };
             let bytes = bytes.split_to(cut.min(bytes.len()));
             self.send(Route::ToClient(link, lane), 300, Event::ToClient { link, lane, bytes });
         }
@@ -355,7 +318,7 @@ impl World {
 
     fn pump_soon(&mut self, link: Link) {
         let Some(wire) = self.wires.get_mut(&link) else { return };
-        if wire.stalled || wire.pumping || wire.deliveries.is_empty() {
+        if !wire.open || wire.stalled || wire.pumping || wire.deliveries.is_empty() {
             return;
         }
         wire.pumping = true;
@@ -367,7 +330,7 @@ impl World {
         let take = self.below(100_000) as usize + 1;
         let Some(wire) = self.wires.get_mut(&link) else { return };
         wire.pumping = false;
-        if wire.stalled {
+        if !wire.open || wire.stalled {
             return;
         }
         let bytes = wire.deliveries.split_to(take.min(wire.deliveries.len())).freeze();
@@ -397,7 +360,7 @@ impl World {
     }
 
     pub(crate) fn command(&mut self, core: CoreId, command: InferenceCommand) {
-        self.node.stage.command(self.now_us, core, command);
+        self.node.stage.command(self.now_us, core, command, &mut self.said);
         self.after_stage();
     }
 
@@ -407,7 +370,7 @@ impl World {
             self.within(20_000, Event::Block { core, blocked: false });
         }
         // A step that was planned before runs to its end; what follows must keep away.
-        self.node.stage.block(self.now_us, core, blocked);
+        self.node.stage.block(self.now_us, core, blocked, &mut self.said);
         self.after_stage();
     }
 
@@ -428,7 +391,7 @@ impl World {
     }
 
     pub(crate) fn begin_step(&mut self) {
-        if self.node.stage.begin_step(self.now_us) {
+        if self.node.stage.begin_step(self.now_us, &mut self.said) {
             return self.within(800, Event::EndStep);
         }
         self.node.stage_busy = false;
@@ -439,7 +402,7 @@ impl World {
     }
 
     pub(crate) fn end_step(&mut self) {
-        self.node.stage.end_step(self.now_us);
+        self.node.stage.end_step(self.now_us, &mut self.said);
         self.node.stage_busy = false;
         self.after_stage();
     }

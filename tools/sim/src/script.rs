@@ -1,4 +1,7 @@
-//! What the scripted model says: a function of the generation and the place in it, and of nothing else.
+//! What the scripted model says: a function of the generation, the place in it and, where the model is not repeatable, the
+//! life of the node; and what it said in which life.
+
+use std::collections::BTreeMap;
 
 use thalweg_protocol::ids::GenerationId;
 
@@ -33,21 +36,93 @@ pub(crate) fn close(generation: GenerationId) -> Close {
     }
 }
 
-/// The token at `index`.
-pub(crate) fn token(generation: GenerationId, index: u32) -> u32 {
-    (mix(generation, index) % 32_000) as u32
+/// The token at `index`. `variant` tells models apart that are not repeatable.
+pub(crate) fn token(generation: GenerationId, index: u32, variant: u64) -> u32 {
+    ((mix(generation, index) ^ variant.wrapping_mul(0x9e37_79b9)) % 32_000) as u32
 }
 
-/// The text of the token at `index`; some have none.
-pub(crate) fn text(generation: GenerationId, index: u32) -> String {
-    match token(generation, index) {
+/// The text of a token; some have none.
+pub(crate) fn text(token: u32) -> String {
+    match token {
         token if token % 11 == 0 => String::new(),
         token if token % 7 == 0 => format!("ü{token} "),
         token => format!("{token} "),
     }
 }
 
-/// The text of the tokens `from..to`.
-pub(crate) fn range(generation: GenerationId, from: u32, to: u32) -> String {
-    (from..to).map(|index| text(generation, index)).collect()
+/// What a generation consisted of in one life of the node.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Version {
+    epoch: u64,
+    pub(crate) tokens: Vec<u32>,
+    text: String,
+    /// Where in `text` each token begins.
+    starts: Vec<usize>,
+}
+
+impl Version {
+    pub(crate) fn push(&mut self, token: u32) {
+        self.starts.push(self.text.len());
+        self.tokens.push(token);
+        self.text.push_str(&text(token));
+    }
+
+    fn start(&self, token: u32) -> Option<usize> {
+        match self.starts.get(token as usize) {
+            Some(&start) => Some(start),
+            None => (token as usize == self.starts.len()).then_some(self.text.len()),
+        }
+    }
+
+    /// The text of the tokens `from..to`, if there are that many.
+    pub(crate) fn range(&self, from: u32, to: u32) -> Option<&str> {
+        self.text.get(self.start(from)?..self.start(to)?)
+    }
+
+    pub(crate) fn all(&self) -> &str {
+        &self.text
+    }
+}
+
+/// All that was said. It outlives the node.
+#[derive(Debug, Default)]
+pub(crate) struct Said {
+    generations: BTreeMap<GenerationId, Vec<Version>>,
+    prompts: BTreeMap<GenerationId, Vec<u32>>,
+}
+
+impl Said {
+    /// A generation begins, or goes on after `produced`. Says what is wrong with that.
+    pub(crate) fn begin(
+        &mut self,
+        generation: GenerationId,
+        epoch: u64,
+        prompt: &[u32],
+        produced: &[u32],
+    ) -> Result<(), String> {
+        let versions = self.generations.entry(generation).or_default();
+        let first = self.prompts.entry(generation).or_insert_with(|| prompt.to_vec());
+        let sound = match versions.last() {
+            Some(last) if last.epoch == epoch => Err(format!("{generation} was begun twice in one life")),
+            Some(last) if !last.tokens.starts_with(produced) => {
+                Err(format!("{generation} goes on after {} tokens that were not its own", produced.len()))
+            }
+            None if !produced.is_empty() => Err(format!("{generation} begins with tokens")),
+            _ if first != prompt => Err(format!("{generation} goes on with another prompt")),
+            _ => Ok(()),
+        };
+        let mut version = Version { epoch, ..Version::default() };
+        produced.iter().for_each(|&token| version.push(token));
+        versions.push(version);
+        sound
+    }
+
+    /// The generation as it was in a life, or the last one before.
+    pub(crate) fn version(&self, generation: GenerationId, epoch: u64) -> Option<&Version> {
+        self.generations.get(&generation)?.iter().rev().find(|version| version.epoch <= epoch)
+    }
+
+    pub(crate) fn current(&mut self, generation: GenerationId) -> Option<&mut Version> {
+        self.generations.get_mut(&generation)?.last_mut()
+    }
 }

@@ -11,13 +11,22 @@ use thalweg_scheduler::{
 };
 use thalweg_shard::{InferenceCommand, InferenceEvent};
 
-use crate::script;
+use crate::script::{self, Said};
 
 struct Live {
     core: CoreId,
     prompt: Vec<u32>,
     credit: u32,
     produced: u32,
+}
+
+/// The model's view of the life of the node.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Life {
+    /// Which one.
+    pub(crate) epoch: u64,
+    /// Tells apart what a model says that is not repeatable.
+    pub(crate) variant: u64,
 }
 
 /// One slot's memory: whose it is, and the tokens computed in it.
@@ -34,8 +43,9 @@ pub(crate) struct Stage {
     slots: BTreeMap<u32, Memory>,
     running: Option<(Step, Vec<Sampled>)>,
     blocked: BTreeSet<Outlet>,
-    /// Tokens of the generations that ended.
-    ended: BTreeMap<GenerationId, u32>,
+    life: Life,
+    /// Generations that were taken up again.
+    pub(crate) resumed: u64,
     /// What is to be told to shards, in order.
     pub(crate) events: Vec<(CoreId, InferenceEvent)>,
     /// Promises of the scheduler that were broken.
@@ -43,7 +53,7 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    pub(crate) fn new(slots: usize, sequences: usize, park_keep_us: u64) -> Self {
+    pub(crate) fn new(life: Life, slots: usize, sequences: usize, park_keep_us: u64) -> Self {
         let config = Config { slots, sequences, prefill_tokens: 16, context_tokens: 256, park_keep_us };
         Self {
             scheduler: Scheduler::new(config),
@@ -51,7 +61,8 @@ impl Stage {
             slots: BTreeMap::new(),
             running: None,
             blocked: BTreeSet::new(),
-            ended: BTreeMap::new(),
+            life,
+            resumed: 0,
             events: Vec::new(),
             violations: Vec::new(),
         }
@@ -66,16 +77,11 @@ impl Stage {
         self.live.len()
     }
 
-    /// Tokens of a generation that ended.
-    pub(crate) fn tokens(&self, generation: GenerationId) -> Option<u32> {
-        self.ended.get(&generation).copied()
-    }
-
     pub(crate) fn wake_at_us(&self) -> Option<u64> {
         self.scheduler.wake_at_us()
     }
 
-    pub(crate) fn command(&mut self, now_us: u64, core: CoreId, command: InferenceCommand) {
+    pub(crate) fn command(&mut self, now_us: u64, core: CoreId, command: InferenceCommand, said: &mut Said) {
         let input = match command {
             InferenceCommand::Submit(submit) => {
                 let id = SequenceId(submit.generation.0);
@@ -84,11 +90,17 @@ impl Stage {
                 let mut prompt: Vec<u32> = bytes.step_by(4).map(|byte| u32::from(byte) + 40_000).collect();
                 prompt.push(1);
                 let (outlet, credit) = (Outlet(core.0), submit.credit);
-                let live = Live { core, prompt: prompt.clone(), credit, produced: 0 };
+                let produced = submit.produced;
+                let live = Live { core, prompt: prompt.clone(), credit, produced: produced.len() as u32 };
                 if self.live.insert(id, live).is_some() {
-                    self.violations.push(format!("{} was submitted twice", submit.generation));
+                    return self.violations.push(format!("{} was submitted twice", submit.generation));
                 }
-                Input::Submit(Submit { id, outlet, prompt, max_tokens: submit.sampling.max_tokens, credit })
+                if let Err(text) = said.begin(submit.generation, self.life.epoch, &prompt, &produced) {
+                    self.violations.push(text);
+                }
+                let submit = Submit { id, outlet, prompt, max_tokens: submit.sampling.max_tokens, credit };
+                self.resumed += u64::from(!produced.is_empty());
+                if produced.is_empty() { Input::Submit(submit) } else { Input::Resume { submit, produced } }
             }
             InferenceCommand::Credit { generation, until } => {
                 let id = SequenceId(generation.0);
@@ -100,10 +112,10 @@ impl Stage {
             InferenceCommand::Cancel { generation } => Input::Cancel(SequenceId(generation.0)),
         };
         self.scheduler.handle(now_us, input);
-        self.drain();
+        self.drain(said);
     }
 
-    pub(crate) fn block(&mut self, now_us: u64, core: CoreId, blocked: bool) {
+    pub(crate) fn block(&mut self, now_us: u64, core: CoreId, blocked: bool, said: &mut Said) {
         let outlet = Outlet(core.0);
         if blocked {
             self.blocked.insert(outlet)
@@ -111,21 +123,21 @@ impl Stage {
             self.blocked.remove(&outlet)
         };
         self.scheduler.handle(now_us, Input::Block { outlet, blocked });
-        self.drain();
+        self.drain(said);
     }
 
     /// Plans a step and computes it. False if there is nothing to run.
-    pub(crate) fn begin_step(&mut self, now_us: u64) -> bool {
+    pub(crate) fn begin_step(&mut self, now_us: u64, said: &mut Said) -> bool {
         let step = self.scheduler.plan(now_us);
-        self.drain();
+        self.drain(said);
         if step.is_empty() {
             return false;
         }
         let mut sampled = Vec::new();
         for part in &step.parts {
-            self.compute(part, &step);
+            self.compute(part, &step, said);
             if part.wants_logits {
-                sampled.push(Sampled { id: part.id, outcome: draw(GenerationId(part.id.0), part.index) });
+                sampled.push(Sampled { id: part.id, outcome: self.draw(GenerationId(part.id.0), part.index) });
             }
         }
         self.running = Some((step, sampled));
@@ -133,14 +145,14 @@ impl Stage {
     }
 
     /// Ends the step that was begun.
-    pub(crate) fn end_step(&mut self, now_us: u64) {
+    pub(crate) fn end_step(&mut self, now_us: u64, said: &mut Said) {
         if let Some((step, sampled)) = self.running.take() {
             self.scheduler.complete(now_us, &step, &sampled);
-            self.drain();
+            self.drain(said);
         }
     }
 
-    fn compute(&mut self, part: &Part, step: &Step) {
+    fn compute(&mut self, part: &Part, step: &Step, said: &mut Said) {
         let generation = GenerationId(part.id.0);
         let (Some(live), Some(memory)) = (self.live.get(&part.id), self.slots.get_mut(&part.slot)) else {
             return self.violations.push(format!("{generation} got rows without being held in slot {}", part.slot));
@@ -157,9 +169,10 @@ impl Stage {
         for row in &step.rows[part.first..part.first + part.count] {
             let at = row.position as usize;
             let known = live.prompt.get(at).copied();
-            let expected = known.unwrap_or_else(|| script::token(generation, (at - live.prompt.len()) as u32));
-            if at != memory.tokens.len() || row.token != expected {
-                self.violations.push(format!("{generation}: row {row:?}, expected {expected}"));
+            let of_answer = || said.current(generation)?.tokens.get(at - live.prompt.len()).copied();
+            let expected = known.or_else(of_answer);
+            if at != memory.tokens.len() || Some(row.token) != expected {
+                self.violations.push(format!("{generation}: row {row:?}, expected {expected:?}"));
             }
             memory.tokens.push(row.token);
         }
@@ -168,7 +181,7 @@ impl Stage {
         }
     }
 
-    fn drain(&mut self) {
+    fn drain(&mut self, said: &mut Said) {
         while let Some(output) = self.scheduler.poll() {
             match output {
                 Output::Admitted { id, slot, tokens, .. } => {
@@ -179,12 +192,18 @@ impl Stage {
                 Output::Released { slot } => {
                     self.slots.remove(&slot);
                 }
-                Output::Token { id, index, .. } => {
+                Output::Token { id, index, token, .. } => {
                     let generation = GenerationId(id.0);
                     let Some(live) = self.live.get_mut(&id) else { continue };
+                    if index != live.produced {
+                        self.violations.push(format!("{generation}: token {index} follows {}", live.produced));
+                    }
                     live.produced = index + 1;
-                    let text = Bytes::from(script::text(generation, index));
-                    self.events.push((live.core, InferenceEvent::Token { generation, index, text }));
+                    if let Some(version) = said.current(generation) {
+                        version.push(token);
+                    }
+                    let text = Bytes::from(script::text(token));
+                    self.events.push((live.core, InferenceEvent::Token { generation, index, id: token, text }));
                 }
                 Output::Finished { id, end, produced } => self.finished(id, end, produced),
                 Output::Busy { id, retry_after_ms } => {
@@ -205,7 +224,6 @@ impl Stage {
         if live.produced != produced {
             self.violations.push(format!("{:?} ended at {produced}, told {}", GenerationId(id.0), live.produced));
         }
-        self.ended.insert(GenerationId(id.0), produced);
         let (reason, message) = match end {
             End::Stop => (FinishReason::Stop, ""),
             End::Length => (FinishReason::Length, ""),
@@ -222,14 +240,15 @@ impl Stage {
             self.events.push((live.core, InferenceEvent::Refused { generation: GenerationId(id.0), reject }));
         }
     }
-}
 
-fn draw(generation: GenerationId, index: u32) -> Outcome {
-    let (tokens, close) = (script::tokens(generation), script::close(generation));
-    match close {
-        script::Close::Last if index + 1 >= tokens => Outcome::Last(script::token(generation, index)),
-        script::Close::End if index >= tokens => Outcome::End,
-        script::Close::Failed if index >= tokens => Outcome::Failed,
-        _ => Outcome::Token(script::token(generation, index)),
+    fn draw(&self, generation: GenerationId, index: u32) -> Outcome {
+        let (tokens, close) = (script::tokens(generation), script::close(generation));
+        let token = script::token(generation, index, self.life.variant);
+        match close {
+            script::Close::Last if index + 1 >= tokens => Outcome::Last(token),
+            script::Close::End if index >= tokens => Outcome::End,
+            script::Close::Failed if index >= tokens => Outcome::Failed,
+            _ => Outcome::Token(token),
+        }
     }
 }

@@ -2,18 +2,11 @@
 
 use std::fmt;
 
-/// FNV-1a with 64 bits over all that went into and out of the node.
+/// A hash over all that went into and out of the node, and when.
 #[derive(Debug)]
 pub(crate) struct Trace {
     hash: u64,
     print: bool,
-}
-
-impl fmt::Write for Trace {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        self.bytes(text.as_bytes());
-        Ok(())
-    }
 }
 
 impl Trace {
@@ -25,17 +18,31 @@ impl Trace {
         self.hash
     }
 
-    /// Takes bytes in without a line of their own.
-    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.hash = (self.hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-        }
+    /// Whether somebody reads what happens.
+    pub(crate) fn prints(&self) -> bool {
+        self.print
     }
 
-    /// Takes an event in, and prints it if it is asked to.
+    /// Takes bytes in without a line of their own, eight at a time.
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
+        let words = bytes.chunks_exact(8);
+        let rest = words.remainder();
+        for word in words {
+            self.word(u64::from_le_bytes(word.try_into().expect("chunks of eight")));
+        }
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        self.word(u64::from_le_bytes(last) ^ (rest.len() as u64) << 56);
+    }
+
+    /// Takes a number in.
+    pub(crate) fn word(&mut self, word: u64) {
+        self.hash = (self.hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    }
+
+    /// Takes in that something happened, and prints it if it is asked to: making the text takes longer than the event.
     pub(crate) fn line(&mut self, now_us: u64, event: fmt::Arguments<'_>) {
-        use fmt::Write as _;
-        writeln!(self, "{now_us} {event}").expect("a hash takes any text");
+        self.word(now_us);
         if self.print {
             println!("{now_us:>9} {event}");
         }

@@ -9,13 +9,17 @@ use thalweg_protocol::ids::{CoreId, GenerationId, Watch};
 use thalweg_shard::{InferenceCommand, Input, Link};
 use thalweg_workload::auditor::Auditor;
 
-use crate::client::Client;
+use crate::client::{Client, DOOMED, MEMORY};
+use crate::disk::{FakeDisk, Rot};
 use crate::faults::{Fault, Faults};
 use crate::node::{Node, Wire};
+use crate::script::Said;
+use crate::storage::Reading;
+use crate::truth::Truth;
 use crate::trace::Trace;
 
 /// Simulated time that everything has to end in once clients do nothing new, in microseconds.
-const SETTLE_US: u64 = 60_000_000;
+const SETTLE_US: u64 = 120_000_000;
 /// Events of a run, after which it is taken for one that never ends.
 const EVENTS_MAX: u64 = 5_000_000;
 
@@ -34,10 +38,49 @@ pub enum Plant {
     DoubleTokens,
     /// A watcher gets another text than the model's.
     ChangeText,
+    /// A reader that comes back asks for the position after its cursor.
+    CursorOffByOne,
+    /// A write is answered when it is written, before it is synced.
+    AnswerBeforeSync,
+    /// A restarted node does not know which commands were carried out.
+    ForgetCommands,
+    /// A restarted node does not know that channels were deleted.
+    LoseTombstone,
+    /// A restarted node goes on with a generation one token late.
+    ResumeLate,
+    /// Recovery loses the last batch of each file.
+    LoseLastBatch,
+    /// Recovery takes what a recycled file held before for what it holds.
+    ResurrectRecycled,
+    /// Recovery takes a torn batch for a whole one.
+    BelieveTorn,
+    /// Nobody makes names of files durable.
+    ForgetDirectory,
+    /// Segments are read in the wrong order after a merge.
+    SwapSegments,
+}
+
+/// How a node ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Crash {
+    /// What was not synced may be lost.
+    Power,
+    /// What was written is there.
+    Process,
+}
+
+/// What is done to the node at a moment that was chosen beforehand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    Crash,
+    Drain,
+    FailSync,
+    FillDisk,
+    StepClock,
 }
 
 /// How to run a seed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     /// Things that clients do in all.
     pub operations: u64,
@@ -49,7 +92,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { operations: 400, print: false, plant: None }
+        Self { operations: 2_000, print: false, plant: None }
     }
 }
 
@@ -66,6 +109,8 @@ pub struct Report {
     pub events: u64,
     /// Simulated time, in microseconds.
     pub us: u64,
+    /// Lives of the node that ended before the run did.
+    pub crashes: u64,
 }
 
 /// Where the bytes of a node go.
@@ -93,8 +138,20 @@ pub(crate) enum Event {
     Input { core: CoreId, input: Input },
     /// A core runs a turn.
     Turn { core: CoreId },
-    /// A core's log has made everything up to its mark durable.
-    Flushed { core: CoreId },
+    /// The sync of a core's batch is through.
+    Synced { core: CoreId },
+    /// The next file of a core's log is prepared.
+    Prepare { core: CoreId },
+    /// Something is sealed or merged.
+    Archive,
+    /// Messages are read back from disk.
+    Reads { core: CoreId, reading: Reading },
+    /// The disk has room again.
+    Unfill,
+    /// A client learns that the node is gone.
+    Noticed { link: Link },
+    /// The node starts.
+    Boot,
     /// A transport takes bytes.
     Pump { link: Link },
     /// A transport takes bytes again.
@@ -125,7 +182,27 @@ pub(crate) struct World {
     pub(crate) now_us: u64,
     pub(crate) rng: StdRng,
     pub(crate) options: Options,
+    pub(crate) disk: FakeDisk,
     pub(crate) node: Node,
+    /// The node takes connections.
+    pub(crate) up: bool,
+    /// The node has stopped, and is gone when this event is through.
+    pub(crate) crashing: Option<Crash>,
+    pub(crate) crashes: u64,
+    /// The newest life of the node.
+    pub(crate) epoch: u64,
+    pub(crate) last_cores: u16,
+    /// How far the wall clock is from where it began, beside the time that passed.
+    pub(crate) clock_us: i64,
+    pub(crate) truth: Truth,
+    pub(crate) said: Said,
+    pub(crate) rots: Vec<Rot>,
+    pub(crate) syncs_failed: u64,
+    /// The disk was limited at some time.
+    pub(crate) was_full: bool,
+    /// Nothing can be said any more.
+    pub(crate) broken: bool,
+    pub(crate) next_link: u64,
     pub(crate) wires: BTreeMap<Link, Wire>,
     pub(crate) clients: Vec<Client>,
     pub(crate) auditor: Auditor,
@@ -137,33 +214,74 @@ pub(crate) struct World {
     pub(crate) operations_left: u64,
     /// Clients do nothing new; everything is to come to its end.
     pub(crate) settling: bool,
-    pub(crate) drain_at: Option<u64>,
+    /// What is to happen when so many operations are left, the first last.
+    pub(crate) troubles: Vec<(u64, Trouble)>,
     pub(crate) draining: bool,
     /// Bodies are large, so that queues fill.
     pub(crate) large: bool,
-    pub(crate) channels: u32,
+    /// The model says the same again.
+    pub(crate) repeatable: bool,
+    pub(crate) channels: Vec<u32>,
     /// The first channel keeps little history.
     pub(crate) trimmed: bool,
     pub(crate) planted: u32,
-    queue: BTreeMap<(u64, u64), Event>,
+    pub(crate) queue: BTreeMap<(u64, u64), Event>,
     queued: u64,
-    arrivals: BTreeMap<Route, u64>,
+    pub(crate) arrivals: BTreeMap<Route, u64>,
     next_reader: u64,
+}
+
+/// What is done to a node over a run of so many operations.
+fn troubles(rng: &mut StdRng, operations: u64) -> Vec<(u64, Trouble)> {
+    let mut troubles = Vec::new();
+    let mut some = |rng: &mut StdRng, trouble, count: u64| {
+        for n in 0..count {
+            // Spread, so that no two of a kind fall together, and none at the very end.
+            let part = (operations * 9 / 10) / count.max(1);
+            troubles.push((operations - part * n - rng.random_range(0..=part / 2), trouble));
+        }
+    };
+    let crashes = rng.random_range(4..=6);
+    some(rng, Trouble::Crash, crashes);
+    let (drain, fail, fill) = (rng.random_bool(0.1), rng.random_bool(0.3), rng.random_bool(0.4));
+    some(rng, Trouble::Drain, drain.into());
+    some(rng, Trouble::FailSync, fail.into());
+    some(rng, Trouble::FillDisk, fill.into());
+    let steps = rng.random_range(0..4);
+    some(rng, Trouble::StepClock, steps);
+    troubles.sort_by_key(|&(at, trouble)| (at, trouble as u8));
+    troubles
 }
 
 /// Runs a seed.
 pub fn simulate(seed: u64, options: Options) -> Report {
     let mut rng = StdRng::seed_from_u64(seed);
-    let node = Node::new(&mut rng);
-    let clients = (0..rng.random_range(2..=6)).map(Client::new).collect();
-    let drains = rng.random_bool(0.25);
+    let count = rng.random_range(2..=6);
+    let mut channels: Vec<u32> = (0..rng.random_range(1..=4)).collect();
+    channels.extend(rng.random_bool(0.4).then_some(MEMORY));
+    channels.extend(rng.random_bool(0.4).then_some(DOOMED));
     let world = World {
         now_us: 1,
-        node,
-        clients,
-        drain_at: drains.then(|| rng.random_range(0..=options.operations / 3)),
+        disk: FakeDisk::new(rng.random()),
+        node: Node::down(),
+        up: false,
+        crashing: None,
+        crashes: 0,
+        epoch: 0,
+        last_cores: 0,
+        clock_us: 0,
+        truth: Truth::default(),
+        said: Said::default(),
+        rots: Vec::new(),
+        syncs_failed: 0,
+        was_full: false,
+        broken: false,
+        next_link: 0,
+        clients: (0..=count).map(|number| Client::new(number, number == count)).collect(),
+        troubles: troubles(&mut rng, options.operations),
         large: rng.random_bool(0.3),
-        channels: rng.random_range(1..=5),
+        repeatable: rng.random_bool(0.5),
+        channels,
         trimmed: rng.random_bool(0.3),
         rng,
         options,
@@ -229,6 +347,7 @@ impl World {
     }
 
     fn run(mut self) -> Report {
+        self.at(1, Event::Boot);
         for client in 0..self.clients.len() {
             self.within(1_000, Event::Act { client });
         }
@@ -245,6 +364,12 @@ impl World {
             }
             self.now_us = at;
             self.happen(event);
+            if let Some(crash) = self.crashing.take() {
+                self.crash(crash);
+            }
+            if self.broken {
+                break;
+            }
             if self.operations_left == 0 && !self.settling {
                 self.settling = true;
                 settle_until = self.now_us + SETTLE_US;
@@ -263,7 +388,13 @@ impl World {
             Event::Closed { link } => self.closed_by_node(link),
             Event::Input { core, input } => self.input(core, input),
             Event::Turn { core } => self.turn(core),
-            Event::Flushed { core } => self.flushed(core),
+            Event::Synced { core } => self.synced(core),
+            Event::Prepare { core } => self.prepare(core),
+            Event::Archive => self.archive(),
+            Event::Reads { core, reading } => self.read_back(core, reading),
+            Event::Unfill => self.disk.unlimit(),
+            Event::Noticed { link } => self.noticed(link),
+            Event::Boot => self.boot(),
             Event::Pump { link } => self.pump(link),
             Event::Unstall { link } => self.unstall(link),
             Event::Command { core, command } => self.command(core, command),
@@ -276,6 +407,8 @@ impl World {
     /// Clients stop making trouble: everybody comes back, reads, and gives credit.
     fn settle(&mut self) {
         self.note(format_args!("settle"));
+        self.disk.calm();
+        self.repair();
         let links: Vec<Link> = self.wires.keys().copied().collect();
         links.into_iter().for_each(|link| self.unstall(link));
         for client in 0..self.clients.len() {
@@ -284,17 +417,16 @@ impl World {
     }
 
     fn judge(mut self, events: u64) -> Report {
-        self.judge_node();
-        for client in 0..self.clients.len() {
-            self.judge_client(client);
+        if !self.broken {
+            self.judge_node();
+            for client in 0..self.clients.len() {
+                self.judge_client(client);
+            }
+            self.harvest();
+            self.recover_at_last();
         }
-        let stage = self.node.stage.counters();
-        self.faults.add(Fault::Parked, stage.parks);
-        self.faults.add(Fault::Evicted, stage.evictions);
-        for core in &self.node.cores {
-            self.faults.add(Fault::HistoryRead, core.shard.counters().history_reads);
-        }
-        let (found, count) = self.auditor.finish(true);
+        self.count_disk();
+        let (found, count) = self.auditor.finish(!self.broken);
         let mut violations = self.violations;
         violations.extend(found.iter().map(|violation| format!("{violation:?}")));
         if count > found.len() as u64 {
@@ -303,6 +435,25 @@ impl World {
         for violation in &violations {
             self.trace.line(self.now_us, format_args!("judged: {violation}"));
         }
-        Report { hash: self.trace.hash(), faults: self.faults, violations, events, us: self.now_us }
+        let (hash, faults, us, crashes) = (self.trace.hash(), self.faults, self.now_us, self.crashes);
+        Report { hash, faults, violations, events, us, crashes }
+    }
+
+    fn count_disk(&mut self) {
+        let counts = self.disk.counts();
+        for (fault, count) in [
+            (Fault::WriteKept, counts.writes_kept),
+            (Fault::WriteLost, counts.writes_lost),
+            (Fault::WriteTorn, counts.writes_torn),
+            (Fault::LengthLost, counts.lengths_lost),
+            (Fault::NameLost, counts.changes_undone),
+            (Fault::CrashedInWrite, counts.crashed_in_write),
+            (Fault::CrashedInSync, counts.crashed_in_sync),
+            (Fault::CrashedInRename, counts.crashed_in_change),
+            (Fault::WriteRefusedFull, counts.refused_full),
+            (Fault::SyncFailed, counts.syncs_failed),
+        ] {
+            self.faults.add(fault, count);
+        }
     }
 }

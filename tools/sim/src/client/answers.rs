@@ -2,16 +2,15 @@
 
 use bytes::Bytes;
 use thalweg_protocol::frame::Splitter;
-use thalweg_protocol::generation::FinishReason;
-use thalweg_protocol::ids::{Position, Sequence, Subscription, Watch};
+use thalweg_protocol::ids::{Position, Sequence, SessionId, Subscription};
 use thalweg_protocol::op::{ClientOp, Delivery, DeliveryKind, Policy, ServerOp};
 use thalweg_protocol::reject::{Reject, RejectCode};
 use thalweg_shard::Link;
-use thalweg_workload::auditor::{BodyHash, ChannelIndex, Event as Seen};
+use thalweg_workload::auditor::{BodyHash, Event as Seen, ReaderId};
 
+use super::channels::{Kind, index, kind};
 use super::Asked;
 use crate::faults::Fault;
-use crate::script;
 use crate::world::{Lane, Plant, World};
 
 impl World {
@@ -29,7 +28,7 @@ impl World {
             };
             match ServerOp::decode(&frame.payload) {
                 Ok(op) => {
-                    if !matches!(op, ServerOp::Delivery(_)) {
+                    if self.trace.prints() && !matches!(op, ServerOp::Delivery(_)) {
                         self.note(format_args!("client {client} {lane:?} {}: {op:?}", frame.subject));
                     }
                     self.said(client, lane, frame.subject, op);
@@ -61,9 +60,7 @@ impl World {
             (Asked::Publish(sequence), ServerOp::Reject(reject)) => self.refused(client, sequence, &reject),
             (Asked::Subscribe, ServerOp::Subscribed { next, .. }) => self.subscribed(client, request, next),
             (Asked::Subscribe, ServerOp::Reject(reject)) => {
-                if self.clients[client].readers.contains_key(&request) {
-                    self.violation(format!("client {client}: subscription {request} was refused: {reject}"));
-                }
+                self.subscription_refused(client, request, &reject);
             }
             (Asked::Generation, ServerOp::Asked { generation, .. }) => {
                 self.heard.entry(generation).or_insert(0);
@@ -72,12 +69,9 @@ impl World {
                 }
             }
             (Asked::Generation, ServerOp::Reject(reject)) => {
-                self.faults.add(Fault::DrainingRefused, u64::from(reject.code == RejectCode::Draining));
-                let watching = self.clients[client].watches.remove(&request);
-                if watching.is_some_and(|watching| watching.greeted) {
-                    self.violation(format!("client {client}: a watch could not be taken up again: {reject}"));
-                }
+                self.generation_refused(client, request, &reject);
             }
+            (Asked::Page(channel, from), op) => self.page(client, channel, from, op),
             (Asked::Publish(_) | Asked::Subscribe | Asked::Generation, op) => {
                 self.violation(format!("client {client}: request {request} was answered by {op:?}"));
             }
@@ -86,10 +80,18 @@ impl World {
     }
 
     fn refused(&mut self, client: usize, sequence: Sequence, reject: &Reject) {
-        if reject.code != RejectCode::Draining {
-            return self.violation(format!("client {client}: write {sequence} was refused: {reject}"));
+        let Some(write) = self.clients[client].unacked.get(&sequence) else { return };
+        let channel = write.channel;
+        match reject.code {
+            RejectCode::Draining => self.faults.count(Fault::DrainingRefused),
+            RejectCode::StorageFull if self.was_full => self.faults.count(Fault::FullRefused),
+            RejectCode::ChannelUnknown | RejectCode::ChannelDeleted if kind(channel) != Kind::Disk => {
+                if self.chance(0.5) {
+                    self.create(client, channel);
+                }
+            }
+            _ => return self.violation(format!("client {client}: write {sequence} was refused: {reject}")),
         }
-        self.faults.count(Fault::DrainingRefused);
         let own = &mut self.clients[client];
         let session = own.session;
         // One that was sent over two connections may have been carried out by the first.
@@ -99,17 +101,35 @@ impl World {
         }
     }
 
+    fn subscription_refused(&mut self, client: usize, request: u32, reject: &Reject) {
+        let Some(reader) = self.clients[client].readers.get(&request) else { return };
+        let (channel, again) = (reader.channel, reader.accepted.1);
+        let lawful = match reject.code {
+            RejectCode::ChannelUnknown | RejectCode::ChannelDeleted => kind(channel) != Kind::Disk,
+            RejectCode::StorageFull => self.was_full && !again,
+            _ => false,
+        };
+        if !lawful {
+            return self.violation(format!("client {client}: subscription {request} was refused: {reject}"));
+        }
+        self.end_reader(client, request);
+        if kind(channel) != Kind::Disk && self.chance(0.5) && !self.settling {
+            self.create(client, channel);
+        }
+    }
+
     fn subscribed(&mut self, client: usize, request: u32, next: Position) {
+        let (epoch, session) = (self.clients[client].epoch, self.clients[client].session);
         let Some(reader) = self.clients[client].readers.get_mut(&request) else { return };
-        let (id, channel) = (reader.id, ChannelIndex(reader.channel));
-        let first = !std::mem::replace(&mut reader.accepted, (true, true)).1;
-        let early = std::mem::take(&mut reader.early);
-        if first {
-            reader.cursor = next;
-            let session = self.clients[client].session;
+        reader.accepted = (true, true);
+        // Of a channel that is deleted and made again, the first message tells which one it is.
+        if kind(reader.channel) != Kind::Doomed && reader.index.is_none() {
+            let (id, channel) = (reader.id, index(reader.channel, epoch));
+            (reader.cursor, reader.index) = (next, Some(channel));
             self.auditor.record(Seen::Subscribed { reader: id, session, channel, next });
         }
-        for op in early {
+        let Some(reader) = self.clients[client].readers.get_mut(&request) else { return };
+        for op in std::mem::take(&mut reader.early) {
             self.delivered(client, request, op);
         }
     }
@@ -120,19 +140,30 @@ impl World {
             return reader.early.push(op);
         }
         let (id, policy, channel) = (reader.id, reader.policy, reader.channel);
+        let known = reader.index.is_some();
         match op {
             ServerOp::Delivery(delivery) => self.take(client, number, delivery),
             ServerOp::Missed { from, to } => {
                 reader.cursor = to.next();
                 self.faults.count(Fault::Missed);
-                self.auditor.record(Seen::Missed { reader: id, from, to });
+                if known {
+                    self.auditor.record(Seen::Missed { reader: id, from, to });
+                }
                 if policy == Policy::Replay && !(channel == 0 && self.trimmed) {
                     self.violation(format!("client {client}: reader {number} with replay missed {from} to {to}"));
                 }
             }
             ServerOp::Ended(reject) => {
                 self.faults.add(Fault::SlowReaderEnded, u64::from(reject.code == RejectCode::SlowReader));
-                if policy != Policy::Disconnect {
+                let lawful = match reject.code {
+                    RejectCode::SlowReader => policy == Policy::Disconnect,
+                    RejectCode::ChannelDeleted => kind(channel) == Kind::Doomed,
+                    RejectCode::StorageDamaged => self.rotten(),
+                    _ => false,
+                };
+                self.faults.add(Fault::RotRefusedRead, u64::from(reject.code == RejectCode::StorageDamaged));
+                self.faults.add(Fault::ReaderOfDeleted, u64::from(reject.code == RejectCode::ChannelDeleted));
+                if !lawful {
                     self.violation(format!("client {client}: reader {number} was ended: {reject}"));
                 }
                 self.end_reader(client, number);
@@ -143,7 +174,12 @@ impl World {
 
     /// Takes a record, or does with it what a planted defect says.
     fn take(&mut self, client: usize, number: u32, delivery: Delivery) {
-        let planted = delivery.generation.is_none() && self.planted == 0;
+        let Some(reader) = self.clients[client].readers.get(&number) else { return };
+        let doomed = kind(reader.channel) == Kind::Doomed;
+        if doomed && !self.learn_life(client, number, &delivery) {
+            return;
+        }
+        let planted = delivery.generation.is_none() && self.planted == 0 && !doomed;
         let Some(reader) = self.clients[client].readers.get_mut(&number) else { return };
         match self.options.plant {
             Some(Plant::LoseDelivery) if planted && reader.policy == Policy::Replay => {
@@ -171,6 +207,33 @@ impl World {
         self.see(client, number, delivery);
     }
 
+    /// The first message of a channel that is deleted and made again tells which of those channels is read.
+    fn learn_life(&mut self, client: usize, number: u32, delivery: &Delivery) -> bool {
+        let text = String::from_utf8_lossy(&delivery.body);
+        let mut words = text.split(' ').map(str::parse::<u128>);
+        let (Some(Ok(session)), Some(Ok(sequence))) = (words.next(), words.next()) else {
+            self.violation(format!("client {client}: nobody wrote {text:?}"));
+            return false;
+        };
+        let life = self.truth.life_of(SessionId(session), Sequence(sequence as u64));
+        let fresh = ReaderId(self.fresh_number());
+        let (session, next) = (self.clients[client].session, delivery.position);
+        let Some(reader) = self.clients[client].readers.get_mut(&number) else { return false };
+        match (reader.index, life) {
+            (None, Some(channel)) => {
+                (reader.id, reader.index) = (fresh, Some(channel));
+                self.auditor.record(Seen::Subscribed { reader: fresh, session, channel, next });
+                true
+            }
+            (Some(known), Some(life)) if known == life => true,
+            (known, life) => {
+                let text = format!("{} of {life:?} was delivered to a reader of {known:?}", delivery.position);
+                self.violation(format!("client {client}: {text}"));
+                false
+            }
+        }
+    }
+
     fn see(&mut self, client: usize, number: u32, delivery: Delivery) {
         let Delivery { position, kind, generation, body, .. } = delivery;
         let slow = self.clients[client].slow;
@@ -184,13 +247,11 @@ impl World {
         if let Some(generation) = generation {
             self.auditor.record(Seen::DeliveredGenerated { reader, position, body: body_hash });
             self.heard.entry(generation).or_insert(0);
-            let full = script::range(generation, 0, script::tokens(generation));
+            let said = self.said.version(generation, self.clients[client].epoch);
+            let said = said.map_or("", |version| version.all());
             let sound = match kind {
-                DeliveryKind::Message => {
-                    let tokens = self.node.stage.tokens(generation);
-                    tokens.is_some_and(|tokens| script::range(generation, 0, tokens).as_bytes() == body)
-                }
-                DeliveryKind::Tokens => full.contains(&*String::from_utf8_lossy(&body)),
+                DeliveryKind::Message => said.as_bytes() == body,
+                DeliveryKind::Tokens => said.contains(&*String::from_utf8_lossy(&body)),
                 DeliveryKind::GenerationStarted | DeliveryKind::GenerationEnded => true,
             };
             if !sound {
@@ -203,75 +264,6 @@ impl World {
             self.faults.count(Fault::CreditWithheld);
         } else {
             self.say(client, 0, &ClientOp::Consumed { subscription: Subscription(number), position });
-        }
-    }
-
-    fn generated(&mut self, client: usize, number: u32, op: ServerOp) {
-        let Some(watching) = self.clients[client].watches.get_mut(&number) else { return };
-        match op {
-            ServerOp::Asked { generation, .. } => {
-                watching.generation = Some(generation);
-                let (watch, from) = (watching.id, watching.next);
-                if !std::mem::replace(&mut watching.greeted, true) {
-                    self.auditor.record(Seen::Watched { watch, from });
-                }
-            }
-            ServerOp::Tokens { index, count, text } => self.tokens(client, number, (index, count), &text),
-            ServerOp::Finished { reason, usage, .. } => {
-                let watch = watching.id;
-                self.clients[client].watches.remove(&number);
-                self.faults.add(Fault::Cancelled, u64::from(reason == FinishReason::Cancelled));
-                self.faults.add(Fault::Failed, u64::from(reason == FinishReason::Failed));
-                self.auditor.record(Seen::Finished { watch, tokens: usage.completion_tokens });
-            }
-            ServerOp::Ended(reject) => {
-                let watch = watching.id;
-                self.clients[client].watches.remove(&number);
-                self.faults.add(Fault::Busy, u64::from(reject.code == RejectCode::Busy));
-                self.faults.add(Fault::PromptTooLong, u64::from(reject.code == RejectCode::PromptTooLong));
-                self.auditor.record(Seen::Finished { watch, tokens: 0 });
-            }
-            op => self.violation(format!("client {client}: {op:?} on a generation's lane")),
-        }
-    }
-
-    fn tokens(&mut self, client: usize, number: u32, (index, count): (u32, u32), text: &Bytes) {
-        let own = &mut self.clients[client];
-        let Some(watching) = own.watches.get_mut(&number) else { return };
-        let watch = watching.id;
-        watching.next = index + count;
-        let Some(generation) = watching.generation else {
-            return self.violation(format!("client {client}: tokens before their generation was named"));
-        };
-        let mut expected = script::range(generation, index, index + count);
-        let known = self.heard.entry(generation).or_insert(0);
-        *known = (*known).max(index + count);
-        let mut times = 1;
-        if self.planted == 0 {
-            match self.options.plant {
-                Some(Plant::LoseTokens) => (times, self.planted) = (0, 1),
-                Some(Plant::DoubleTokens) => (times, self.planted) = (2, 1),
-                Some(Plant::ChangeText) => {
-                    expected.push('!');
-                    self.planted = 1;
-                }
-                _ => {}
-            }
-        }
-        if expected.as_bytes() != text {
-            self.violation(format!("client {client}: tokens {index} of {generation} are {text:?}, not {expected:?}"));
-        }
-        for _ in 0..times {
-            self.auditor.record(Seen::Tokens { watch, index, count });
-        }
-        let own = &mut self.clients[client];
-        if own.slow {
-            if let Some(watching) = own.watches.get_mut(&number) {
-                watching.owed = true;
-            }
-            self.faults.count(Fault::CreditWithheld);
-        } else {
-            self.say(client, 0, &ClientOp::TokensConsumed { watch: Watch(number), index: index + count });
         }
     }
 
