@@ -272,6 +272,12 @@ impl<'a> Append<'a> {
         Ok(())
     }
 
+    /// Messages that a schedule wanted sent and that never left: the node did not make room for them in time.
+    fn unsent(&self) -> u64 {
+        let behind_ns = self.next_ns.map_or(0, |next| self.measured.end.saturating_sub(next));
+        (behind_ns as f64 * self.args.rate.unwrap_or(0.0) / 1e9).ceil() as u64
+    }
+
     fn has_room(&self, link: LinkId) -> bool {
         let writer = &self.writers[link];
         // The span is bounded too: one answer may stay out while those after it overtake it.
@@ -349,6 +355,7 @@ impl<'a> Append<'a> {
             .with("refused_storage_full", self.storage_full)
             .with("duplicates", self.duplicates)
             .with("unanswered", self.unanswered() as u64)
+            .with("unsent", self.unsent())
             .with_known("server_cpu_s", cpu)
             .with_known("appends_per_cpu_s", per_cpu_second(appended, cpu))
             .with("generator_cpu_s", round(after.own_cpu_s - before.own_cpu_s))
@@ -440,6 +447,21 @@ mod tests {
         check(256, 2, None, &[128, 128]);
         check(8, 3, None, &[3, 3, 2]);
         check(8, 3, Some(1.0), &[UNANSWERED_MAX; 3]);
+    }
+
+    #[test]
+    fn what_never_left_is_counted() {
+        let (args, context) = (AppendArgs { rate: Some(1_000.0), ..args() }, context());
+        let mut append = Append::new(&args, &context);
+        append.measured = 0..2_000_000_000;
+        let mut check = |next_ns: Option<u64>, expected: u64| {
+            append.next_ns = next_ns;
+            assert_eq!(append.unsent(), expected, "{next_ns:?}");
+        };
+        check(Some(2_000_000_000), 0);
+        check(Some(1_999_000_000), 1);
+        check(Some(1_500_000_000), 500);
+        check(None, 0);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What the peers' programs share: certificates that nobody checks, and results in the form of `thalweg bench --json`.
 
+pub mod link;
+
 use std::sync::Arc;
 
 use hdrhistogram::Histogram;

@@ -3,24 +3,15 @@
 //! The twin of `thalweg bench fanout`: one thread, one loop over epoll, the same schedule and window, latencies from the
 //! intended time in the body, the server's processor time from `/proc`. Protocols are spoken in plain, without an SDK.
 
-use std::io::{self, Read, Write};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clap::{Parser, ValueEnum};
-use mio::net::TcpStream;
+use clap::Parser;
 use mio::{Events, Interest, Poll, Token};
+use thalweg_peers::link::{Link, Outcome, Protocol};
 use thalweg_peers::{client_tls, cpu_seconds, latencies, row};
-
-type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
-
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Protocol {
-    Nats,
-    NatsTls,
-    Redis,
-}
 
 #[derive(Parser)]
 struct Cli {
@@ -48,103 +39,12 @@ struct Cli {
     warmup: f64,
 }
 
-/// One connection: bytes in, bytes out, through TLS or not.
-struct Link {
-    socket: TcpStream,
-    tls: Option<rustls::ClientConnection>,
-    input: Vec<u8>,
-    output: Vec<u8>,
-}
-
-impl Link {
-    /// Connects, and for NATS with TLS reads the greeting that comes before the handshake.
-    fn connect(cli: &Cli, tls: &Arc<rustls::ClientConfig>) -> Outcome<Self> {
-        let mut socket = std::net::TcpStream::connect(cli.server)?;
-        socket.set_nodelay(true)?;
-        let mut input = Vec::new();
-        if cli.protocol != Protocol::Redis {
-            let mut byte = [0];
-            while input.last() != Some(&b'\n') {
-                socket.read_exact(&mut byte)?;
-                input.push(byte[0]);
-            }
-            input.clear();
-        }
-        let mut session = None;
-        if cli.protocol == Protocol::NatsTls {
-            let mut connection = rustls::ClientConnection::new(Arc::clone(tls), "localhost".try_into()?)?;
-            while connection.is_handshaking() {
-                connection.complete_io(&mut socket)?;
-            }
-            session = Some(connection);
-        }
-        socket.set_nonblocking(true)?;
-        Ok(Self { socket: TcpStream::from_std(socket), tls: session, input, output: Vec::new() })
-    }
-
-    /// Reads all there is.
-    fn receive(&mut self) -> io::Result<()> {
-        let mut buffer = [0; 16 << 10];
-        loop {
-            let result = match &mut self.tls {
-                Some(tls) => match tls.read_tls(&mut self.socket) {
-                    Ok(0) => Ok(0),
-                    Ok(count) => {
-                        let state = tls.process_new_packets().map_err(io::Error::other)?;
-                        let before = self.input.len();
-                        self.input.resize(before + state.plaintext_bytes_to_read(), 0);
-                        tls.reader().read_exact(&mut self.input[before..])?;
-                        Ok(count)
-                    }
-                    Err(error) => Err(error),
-                },
-                None => self.socket.read(&mut buffer).inspect(|&count| self.input.extend_from_slice(&buffer[..count])),
-            };
-            match result {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                // A short read of a stream socket has emptied it; the next event says when there is more. TLS reads in
-                // pieces of its own choice, so it looks once more.
-                Ok(count) if self.tls.is_none() && count < buffer.len() => return Ok(()),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Writes what is queued, as far as it goes.
-    fn send(&mut self) -> io::Result<()> {
-        let wrote = match &mut self.tls {
-            Some(tls) => {
-                tls.writer().write_all(&self.output)?;
-                self.output.clear();
-                while tls.wants_write() {
-                    match tls.write_tls(&mut self.socket) {
-                        Ok(_) => {}
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                        Err(error) => return Err(error),
-                    }
-                }
-                return Ok(());
-            }
-            None if self.output.is_empty() => return Ok(()),
-            None => self.socket.write(&self.output),
-        };
-        match wrote {
-            Ok(count) => drop(self.output.drain(..count)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-        Ok(())
-    }
-}
-
 /// Cuts the messages off `input`, hands their bodies out, and answers pings into `output`.
 fn cut(protocol: Protocol, input: &mut Vec<u8>, output: &mut Vec<u8>, mut body: impl FnMut(&[u8])) -> Outcome {
     let mut at = 0;
     while let Some(end) = input[at..].windows(2).position(|pair| pair == b"\r\n").map(|end| at + end) {
         let line = &input[at..end];
-        let (length, start) = if protocol == Protocol::Redis {
+        let (length, start) = if !protocol.is_nats() {
             // `*3`, then three times `$LENGTH` and the text: "message", the channel, the body.
             let Some((length, start, next)) = redis_third(&input[at..])? else { break };
             if let Some(start) = start {
@@ -210,10 +110,10 @@ fn main() -> Outcome {
     // The publisher is the last.
     let mut links = Vec::with_capacity(cli.subscribers + 1);
     for at in 0..=cli.subscribers {
-        let mut link = Link::connect(&cli, &tls)?;
+        let mut link = Link::connect(cli.protocol, cli.server, &tls)?;
         poll.registry().register(&mut link.socket, Token(at), Interest::READABLE | Interest::WRITABLE)?;
         let publisher = at == cli.subscribers;
-        if cli.protocol != Protocol::Redis {
+        if cli.protocol.is_nats() {
             link.output.extend_from_slice(b"CONNECT {\"verbose\":false,\"pedantic\":false,\"echo\":false}\r\n");
         }
         match cli.protocol {
