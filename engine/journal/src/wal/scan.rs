@@ -144,17 +144,21 @@ pub fn scan(
 }
 
 /// The same, for what can be saved of a file that is damaged: from the batch at `offset` on, which is not asked whether it
-/// follows the one before it.
+/// follows the one before it. If the header of the file is damaged too, what it said is taken from the name of the file and
+/// from that batch; the first stands after one block.
 ///
 /// # Errors
-/// See [`scan`].
+/// See [`scan`]; a damaged header is one only if the file has not the name of a file of the log.
 pub fn scan_from(
     disk: &dyn Disk,
     path: &str,
     offset: u64,
     visit: &mut dyn FnMut(RawRecord<'_>) -> Result<(), LogError>,
 ) -> Result<Scan, LogError> {
-    let mut scanner = Scanner::open(disk, path)?;
+    let mut scanner = match Scanner::open(disk, path) {
+        Err(error @ LogError::Damaged { .. }) => Scanner::guess(disk, path, offset)?.ok_or(error)?,
+        opened => opened?,
+    };
     (scanner.at, scanner.before) = (offset, Before::Unknown);
     scanner.run(visit)
 }
@@ -233,9 +237,23 @@ impl Scanner {
             return Err(damaged("the file is shorter than its header says"));
         }
         let window = Window { file, end: header.bytes, start: 0, bytes: Bytes::new() };
-        let at = FILE_HEADER_BYTES as u64;
-        let (path, before) = (path.to_owned(), Before::Header);
-        Ok(Self { path, header, window, known_end: None, at, before, crc, batches: 0, records: 0 })
+        Ok(Self::new(path, header, crc, window))
+    }
+
+    /// The same for a file whose header is damaged, from what its name and the batch at an offset say; none if they do not.
+    fn guess(disk: &dyn Disk, path: &str, offset: u64) -> Result<Option<Self>, LogError> {
+        let Some((core, generation)) = parse_wal_path(path) else { return Ok(None) };
+        let file = disk.open(path)?;
+        let bytes = file.bytes()?;
+        let mut window = Window { file, end: bytes, start: 0, bytes: Bytes::new() };
+        let Some(batch) = window.read(offset, BATCH_HEADER_BYTES)? else { return Ok(None) };
+        let salt = BatchHeader::read(&batch).salt;
+        Ok(Some(Self::new(path, FileHeader { core, generation, epoch: Epoch(0), salt, bytes }, 0, window)))
+    }
+
+    fn new(path: &str, header: FileHeader, crc: u32, window: Window) -> Self {
+        let (at, before) = (FILE_HEADER_BYTES as u64, Before::Header);
+        Self { path: path.to_owned(), header, window, known_end: None, at, before, crc, batches: 0, records: 0 }
     }
 
     fn run(mut self, visit: &mut dyn FnMut(RawRecord<'_>) -> Result<(), LogError>) -> Result<Scan, LogError> {

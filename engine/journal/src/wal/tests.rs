@@ -387,8 +387,14 @@ fn what_follows_damage_can_be_saved() {
     assert_eq!((offset, next), (2 * BLOCK, 3 * BLOCK));
     let rest = scan_from(&bench.disk, &path, next, &mut visit).expect("a header");
     assert_eq!((rest.batches, rest.end), (2, End::Clean));
+    // And without the header of the file as well.
+    flip(&bench.disk, &path, 41, 3);
+    scan(&bench.disk, &path, None, &mut visit).expect_err("no header");
+    let rest = scan_from(&bench.disk, &path, BLOCK, &mut visit).expect("a name");
+    assert!(matches!(rest.end, End::Damaged { offset, next: Some(_), .. } if offset == 2 * BLOCK));
+    assert_eq!((rest.core, rest.generation, rest.batches), (CORE, 1, 1));
     let lsns: Vec<u64> = records.iter().map(|record| record.lsn.0).collect();
-    assert_eq!(lsns, [1, 3, 4]);
+    assert_eq!(lsns, [1, 3, 4, 1]);
 }
 
 /// A client that puts what looks like a batch into a message, at every place where it could stand, does not know the salt.
