@@ -20,10 +20,23 @@
 //! | 6 | generation finished | generation `u64`, ending, optional posting |
 //! | 7 | generation deleted | generation `u64` |
 //!
-//! A *posting* is channel id `u64`, position `u64`, session `u128`, sequence `u64`, key, and the encoded delivery as it goes
-//! to readers, after its length `u32`. What else is known of the message is read from the delivery. Names are one byte of
-//! length and UTF-8, texts four; lists are a count `u32` and their entries; what is optional is a byte 0, or 1 and the value.
-//! The rest stands in [`parts`]. A layout that changes gets another version; the golden file holds one record of each kind.
+//! Names are one byte of length and UTF-8, texts four; lists are a count `u32` and their entries; what is optional is a byte
+//! 0, or 1 and the value. Of these are made:
+//!
+//! | piece | fields |
+//! |---|---|
+//! | key | tenant name, channel name |
+//! | settings | messages `u32`, bytes `u64`, age `u64` in microseconds, durability `u8` |
+//! | posting | channel id `u64`, position `u64`, session `u128`, sequence `u64`, key, payload |
+//! | request | tenant, user and model name, optional key and id `u64`, list of messages, sampling, what happens when readers go |
+//! | message | role `u8`, text |
+//! | sampling | temperature `f32`, top p `f32`, top k `u32`, seed `u64`, most tokens `u32`, list of stop texts |
+//! | when readers go | 0, or 1 and milliseconds `u64` |
+//! | tokens | list of id `u32` and bytes of text `u32` |
+//! | ending | reason `u8`, prompt tokens `u32`, completion tokens `u32`, text |
+//!
+//! The *payload* of a posting is its encoded delivery as it goes to readers, after its length `u32`; what else is known of
+//! the message is read from it. A layout that changes gets another version; the golden file holds one record of each kind.
 
 pub(crate) mod fields;
 pub(crate) mod parts;

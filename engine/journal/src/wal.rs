@@ -30,7 +30,7 @@
 //! | 40 | payload bytes | `u32`, of the records |
 //! | 44 | chain | `u32`, checksum of the batch before it; of the file's header, if there is none |
 //! | 48 | follows | `u64`, 0 but in the first batch of a file: where the file before it ended, if it was of the same life |
-//! | 56 | records | see [`record`](crate::record) |
+//! | 56 | records | see [`record`] |
 //!
 //! What holds them together:
 //!
