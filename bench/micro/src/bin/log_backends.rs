@@ -116,14 +116,16 @@ fn measure(directory: &Path, backend: LogBackend, kind: File, bytes: usize, dela
         }
         let begin = Instant::now();
         writer.begin(&file, offset, batch);
-        while !writer.is_ready() {
+        let written = loop {
+            if let Some(written) = writer.poll() {
+                break written;
+            }
             bell.prepare_nap();
             if !writer.is_ready() {
                 bell.nap(writer.wake_fds().map_or(bell.fd(), |fds| fds.poll), Duration::from_secs(1));
             }
             bell.awake();
-        }
-        let written = writer.poll().expect("ready");
+        };
         written.result.expect("written");
         took.push(begin.elapsed().as_nanos() as u32);
         batch = written.bytes;

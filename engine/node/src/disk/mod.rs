@@ -26,6 +26,8 @@ mod recovery;
 mod retention;
 mod ring;
 mod shelves;
+#[cfg(test)]
+mod tests;
 mod thread;
 mod writer;
 
