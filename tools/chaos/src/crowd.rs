@@ -257,6 +257,7 @@ pub(crate) async fn visit(place: Place, person: u64) {
         let items = rng.random_range(1..5_000);
         // Leaving in the middle of a sentence is what visitors do.
         let _ = timeout(VISIT, read(&place, &client, reader, session, channel, from, items)).await;
+        place.ledger.left(reader);
         client.close().await;
     }
 }

@@ -1,6 +1,6 @@
 //! What everybody saw: the auditor's book, and counts for people.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use thalweg_protocol::ids::Position;
@@ -38,6 +38,8 @@ struct Book {
     heads: BTreeMap<ChannelIndex, Position>,
     /// Where the readers that stay to the end are.
     cursors: BTreeMap<ReaderId, (ChannelIndex, Position)>,
+    /// Readers that began and did not end.
+    readers: BTreeSet<ReaderId>,
     /// Writes that were not answered yet.
     open: u64,
 }
@@ -72,7 +74,10 @@ impl Ledger {
                         *cursor = to;
                     }
                 }
-                Event::Subscribed { .. } => counts.readers += 1,
+                Event::Subscribed { reader, .. } => {
+                    counts.readers += 1;
+                    book.readers.insert(reader);
+                }
                 Event::Watched { .. } => counts.answers += 1,
                 Event::Tokens { count, .. } => counts.tokens += u64::from(count),
                 Event::Rewound { .. } => counts.rewound += 1,
@@ -91,6 +96,15 @@ impl Ledger {
             let head = book.heads.entry(channel).or_default();
             *head = (*head).max(position);
             book.auditor.record(event);
+        });
+    }
+
+    /// Takes down that a reader went, if it ever began.
+    pub(crate) fn left(&self, reader: ReaderId) {
+        self.with(|book| {
+            if book.readers.remove(&reader) {
+                book.auditor.record(Event::Ended { reader });
+            }
         });
     }
 

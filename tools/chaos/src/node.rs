@@ -16,6 +16,8 @@ const READY_PATIENCE: Duration = Duration::from_secs(60);
 const DRAIN_PATIENCE: Duration = Duration::from_secs(40);
 /// How often it is looked whether a node ended.
 const LOOK: Duration = Duration::from_millis(2);
+/// Size of a file of the write-ahead log.
+const LOG_FILE_BYTES: &str = "2MiB";
 /// Lines of a node's log that are shown if it ended by itself.
 const LOG_LINES: usize = 20;
 
@@ -43,6 +45,8 @@ impl Node {
             Some(model) => command.args(["--model", model]),
             None => command.arg("--no-model"),
         };
+        // Small files are sealed and merged often.
+        command.args(["--log-file-bytes", LOG_FILE_BYTES]);
         if options.discard {
             command.args(["--disk-shell", "discard"]);
         }

@@ -75,7 +75,7 @@ async fn lives(options: &Options, directory: &Path, ledger: &Ledger) -> Result<V
     let (mut writers, mut readers) = crowd(&place, options);
 
     let (start, mut ends) = (Instant::now(), Ends::default());
-    let mut rounds = 0;
+    let (mut rounds, mut reported) = (0, 0);
     while rounds < options.rounds && options.budget.is_none_or(|budget| start.elapsed() < budget) {
         let life_ms = if options.model.is_some() { LIFE_WITH_MODEL_MS } else { LIFE_MS };
         sleep(Duration::from_millis(rng.random_range(life_ms))).await;
@@ -96,7 +96,8 @@ async fn lives(options: &Options, directory: &Path, ledger: &Ledger) -> Result<V
             node = Node::start(options, directory, rng.random_range(1..=options.cores_max))?;
         }
         node.ready().await?;
-        if rounds % REPORT_EVERY == 0 || ledger.standing().1 > 0 {
+        if rounds / REPORT_EVERY > reported || ledger.standing().1 > 0 {
+            reported = rounds / REPORT_EVERY;
             report(ledger, rounds, node.cores, start.elapsed());
         }
         if ledger.standing().1 > 0 {

@@ -3,18 +3,20 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::ValueEnum;
 use serde::Deserialize;
 use thalweg_client::Name;
-use thalweg_node::config::{Backend, ModelSource, NodeConfig};
+use thalweg_node::config::{Backend, LogBackend, ModelSource, NodeConfig};
 use thalweg_node::{Node, run_until_signal};
 
+use crate::command::channel::Keep;
 use crate::connect::log_to_stderr;
 use crate::failure::{During as _, Failure};
 use crate::models::catalogue::Class;
 use crate::models::{Store, check_gguf};
-use crate::paths;
+use crate::{duration, paths, size};
 
 /// Run a node
 #[derive(Debug, Default, clap::Args)]
@@ -50,6 +52,18 @@ pub(crate) struct Args {
     /// How the sockets talk to the kernel
     #[arg(long, value_enum)]
     pub(crate) udp: Option<Udp>,
+    /// What an acknowledged message outlives, in channels whose maker did not choose [default: disk]
+    #[arg(long, value_enum)]
+    pub(crate) durability: Option<Keep>,
+    /// For measuring: how the log's batches are written
+    #[arg(long, value_enum, hide = true)]
+    pub(crate) log_backend: Option<LogWriter>,
+    /// For measuring: what each sync of the log takes longer than it must
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, hide = true)]
+    pub(crate) sync_delay: Option<Duration>,
+    /// For tests: how large a file of the write-ahead log is
+    #[arg(long, value_name = "BYTES", value_parser = size::parse, hide = true)]
+    pub(crate) log_file_bytes: Option<u64>,
     /// How the log on standard error is written
     #[arg(long, value_enum, default_value_t)]
     pub(crate) log: Log,
@@ -60,6 +74,7 @@ Examples:
   thalweg serve                                     with every model that was pulled
   thalweg serve --no-model --quic 0.0.0.0:4433      channels only, for other machines too
   thalweg serve --model ./my.gguf --data /tmp/node  a model of your own
+  thalweg serve --durability memory                 nothing waits for the disk, nothing outlives the node
 
 Prints one line `ready quic=ADDR http=ADDR data=DIR models=a,b` on standard output once it serves.
 Ctrl-C or SIGTERM drains it: what is in flight is finished first. A second one ends it at once.";
@@ -98,6 +113,15 @@ pub(crate) enum Udp {
     IoUring,
 }
 
+/// How the log's batches are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogWriter {
+    /// A thread beside each core, through the page cache
+    Thread,
+    /// A ring of its own, around the page cache
+    IoUring,
+}
+
 /// What a configuration file may say: the options of the command line, by the same names.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -111,6 +135,7 @@ struct ConfigFile {
     no_model: bool,
     spin_us: Option<u64>,
     udp: Option<Udp>,
+    durability: Option<Keep>,
 }
 
 /// Fills in from the configuration file what the command line left open.
@@ -130,6 +155,7 @@ fn with_file(mut args: Args) -> Result<Args, Failure> {
     args.inference_threads = args.inference_threads.or(file.inference_threads);
     args.spin_us = args.spin_us.or(file.spin_us);
     args.udp = args.udp.or(file.udp);
+    args.durability = args.durability.or(file.durability);
     if args.model.is_empty() && !args.no_model {
         (args.model, args.no_model) = (file.model, file.no_model);
     }
@@ -166,6 +192,14 @@ fn config(args: Args, models: Vec<ModelSource>) -> NodeConfig {
             Some(Udp::QuinnUdp) => Backend::QuinnUdp,
             Some(Udp::IoUring) => Backend::IoUring,
         },
+        durability: args.durability.map_or(default.durability, Keep::durability),
+        log_backend: match args.log_backend {
+            None => default.log_backend,
+            Some(LogWriter::Thread) => LogBackend::Thread,
+            Some(LogWriter::IoUring) => LogBackend::IoUring,
+        },
+        log_file_bytes: args.log_file_bytes.unwrap_or(default.log_file_bytes),
+        sync_delay: args.sync_delay.unwrap_or(default.sync_delay),
         ..default
     }
 }
@@ -286,6 +320,8 @@ mod tests {
         check("cores = 2\nno-model = true", given(), Ok("None Some(3) [\"b\"] false None"));
         check("no-model = true", Args::default(), Ok("None None [] true None"));
         check("quic = \"127.0.0.1:1\"", Args::default(), Ok("Some(127.0.0.1:1) None [] false None"));
+        check("durability = \"memory\"", Args::default(), Ok("None None [] false None"));
+        check("durability = \"replicated\"", Args::default(), Err("replicated"));
         check("coers = 2", Args::default(), Err("coers"));
         check("http = \"yes\"", Args::default(), Err("http"));
         check("no-model = true\nmodel = [\"a\"]", Args::default(), Err("exclude"));
