@@ -12,8 +12,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use thalweg_domain::partition::PartitionState;
-use thalweg_protocol::ids::{CoreId, Partition};
+use thalweg_domain::partition::{Gap, PartitionState};
+use thalweg_protocol::ids::{CoreId, Lsn, Partition};
 
 use crate::disk::{Disk, DiskError};
 use crate::error::LogError;
@@ -162,6 +162,13 @@ impl Plan {
         }
         for sealed in &sealed {
             merge_states(&mut states, &Segment::open_sealed(disk, sealed.number)?)?;
+        }
+        for (partition, state) in &states {
+            if state.first != Lsn(1) {
+                let path = segments.first().map_or_else(|| SegmentName::of(1).path(), |first| first.name().path());
+                let gap = Gap { expected: Lsn(1), found: state.first };
+                return Err(LogError::Missing { partition: *partition, path, gap });
+            }
         }
         let mut report = Report::default();
         for sealed in sealed {

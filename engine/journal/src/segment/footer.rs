@@ -40,7 +40,8 @@ impl Footer {
         bytes.extend(MAGIC.to_le_bytes());
         bytes.extend(FORMAT.to_le_bytes());
         bytes.extend(u32::from(level).to_le_bytes());
-        for number in [name.first, name.last, root.offset, self.states, self.covers.offset, self.blocks, self.messages] {
+        for number in [name.first, name.last, root.offset, self.states, self.covers.offset, self.blocks, self.messages]
+        {
             bytes.extend(number.to_le_bytes());
         }
         for number in [root.bytes, self.covers.bytes, self.partitions] {

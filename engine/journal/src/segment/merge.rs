@@ -205,7 +205,11 @@ impl Channel {
         Ok(())
     }
 
-    fn put(&mut self, entry: &Stored, write: &mut dyn FnMut(&Stored) -> Result<(), DiskError>) -> Result<(), DiskError> {
+    fn put(
+        &mut self,
+        entry: &Stored,
+        write: &mut dyn FnMut(&Stored) -> Result<(), DiskError>,
+    ) -> Result<(), DiskError> {
         if self.floor.is_some_and(|floor| entry.key.position < floor) {
             return Ok(());
         }

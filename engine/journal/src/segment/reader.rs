@@ -110,16 +110,18 @@ impl Segment {
                 return Err(self.blocks.damaged(at, format!("a block of kind {kind:?} stands among the states")));
             }
             at = place.end();
-            stream.push(&payload, &mut |partition, state| {
-                match states.last_key_value().is_some_and(|(before, _)| *before >= partition) {
+            stream
+                .push(&payload, &mut |partition, state| match states
+                    .last_key_value()
+                    .is_some_and(|(before, _)| *before >= partition)
+                {
                     true => Err(format!("partition {partition} is out of order")),
                     false => {
                         states.insert(partition, state);
                         Ok(())
                     }
-                }
-            })
-            .map_err(|wrong| self.blocks.wrong(place, wrong))?;
+                })
+                .map_err(|wrong| self.blocks.wrong(place, wrong))?;
         }
         if !stream.is_done() || states.len() != self.footer.partitions as usize {
             return Err(self.blocks.damaged(at, format!("{} partitions are there", states.len())));
@@ -302,4 +304,3 @@ pub(super) fn take_covers(payload: &[u8]) -> Result<Vec<Cover>, Wrong> {
     }
     Ok(covers)
 }
-

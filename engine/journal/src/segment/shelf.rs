@@ -50,7 +50,7 @@ impl Shelf {
             if run.messages.is_empty()
                 && let Some(key) = cursor.key()?
                 && key.position > from
-                && !self.floor(partition, channel)?.is_some_and(|floor| floor >= key.position.min(to))
+                && self.floor(partition, channel)?.is_none_or(|floor| floor < key.position.min(to))
             {
                 let what = format!(
                     "partition {partition}, channel {channel}: messages {from} to {} are missing",

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 
-use super::block::{BLOCK_HEADER_BYTES, Blocks, Kind, Place};
+use super::block::{BLOCK_HEADER_BYTES, BLOCK_MAGIC, Blocks, HEADER_BYTES, Kind, Place};
+use super::footer::FOOTER_BYTES;
 use super::reader::Segment;
 use crate::error::LogError;
 
@@ -30,9 +31,14 @@ impl<'a> Walk<'a> {
         Self { blocks, at, end }
     }
 
+    /// Through all that stands before the footer, wherever that is damaged.
+    pub(super) fn whole(blocks: &'a Blocks) -> Self {
+        Self::new(blocks, HEADER_BYTES as u64, blocks.bytes.saturating_sub(FOOTER_BYTES as u64))
+    }
+
     /// The data and the index of a segment: all that stands before its states.
     pub(super) fn entries(segment: &'a Segment) -> Self {
-        Self::new(&segment.blocks, super::block::HEADER_BYTES as u64, segment.footer.states)
+        Self::new(&segment.blocks, HEADER_BYTES as u64, segment.footer.states)
     }
 
     /// The next step; none at the end.
@@ -64,7 +70,7 @@ impl<'a> Walk<'a> {
             let mut window = vec![0; length as usize];
             self.blocks.file.read_at(from, &mut window)?;
             for (at, pair) in window.windows(2).enumerate() {
-                if pair == super::block::BLOCK_MAGIC.to_le_bytes()
+                if pair == BLOCK_MAGIC.to_le_bytes()
                     && self.blocks.bytes - (from + at as u64) > BLOCK_HEADER_BYTES as u64
                     && self.blocks.read_next(from + at as u64).is_ok()
                 {

@@ -6,9 +6,7 @@ use thalweg_domain::partition::PartitionState;
 use thalweg_protocol::ids::Partition;
 use thalweg_protocol::limits::SEGMENT_BLOCK_BYTES;
 
-use super::block::{
-    BLOCK_HEADER_BYTES, ENTRY_HEADER_BYTES, Entry, INDEX_ENTRY_BYTES, Kind, Place, header, put_key,
-};
+use super::block::{BLOCK_HEADER_BYTES, ENTRY_HEADER_BYTES, Entry, INDEX_ENTRY_BYTES, Kind, Place, header, put_key};
 use super::footer::{self, Footer};
 use super::reader::Cover;
 use super::state::encode_state;

@@ -1,4 +1,5 @@
 mod damage;
 mod faults;
+mod salvaged;
 pub(crate) mod story;
 mod whole;

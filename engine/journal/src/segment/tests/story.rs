@@ -115,7 +115,7 @@ impl Plot {
                     channel: Some((key(partition, id.0), id)),
                     messages: vec![ChatMessage { role: Role::User, content: "why?".repeat(size) }],
                     sampling: Sampling { stop: vec!["\n".into()], ..Sampling::default() },
-                    on_detach: if size % 2 == 0 { OnDetach::Cancel } else { OnDetach::Keep(size as u64) },
+                    on_detach: if size.is_multiple_of(2) { OnDetach::Cancel } else { OnDetach::Keep(size as u64) },
                 });
                 let posting = Some(self.posting(partition, id, 0, size));
                 Event::GenerationStarted { generation, request, posting }

@@ -13,6 +13,7 @@ use thalweg_protocol::limits::{LOG_FILE_BYTES, SEGMENT_MERGE_FANIN};
 use super::super::*;
 use super::story::{Step, Story, states, write_wal};
 use crate::disk::MemoryDisk;
+use crate::golden;
 use crate::recovery::{Plan, recover};
 
 /// Puts records into segments, cut into so many pieces.
@@ -245,27 +246,17 @@ fn a_format_that_is_newer_is_refused_by_name() {
 /// Changing what an existing state section means would lose data: these bytes must be read for ever.
 #[test]
 fn golden_bytes_of_states_of_format_1() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/states_v1.txt");
     let steps: Vec<Step> = (0..120_u16).map(|n| (n as u8 % 2, (n * 7 % 16) as u8, (n / 3) as u8, n % 40)).collect();
+    let encoded = |state: &PartitionState| {
+        let mut bytes = Vec::new();
+        encode_state(state, &mut bytes);
+        bytes
+    };
     let states = Story::tell(&steps).states();
-    let lines: Vec<String> = states
-        .values()
-        .map(|state| {
-            let mut bytes = Vec::new();
-            encode_state(state, &mut bytes);
-            bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-        })
-        .collect();
-    if std::env::var_os("THALWEG_BLESS").is_some() {
-        std::fs::write(path, lines.join("\n") + "\n").expect("the golden file can be written");
-    }
-    let golden = std::fs::read_to_string(path).expect("the golden file");
-    assert_eq!(golden.lines().collect::<Vec<_>>(), lines);
-    for (line, state) in golden.lines().zip(states.values()) {
-        let digits: Vec<u8> = line.bytes().collect();
-        let pairs = digits.chunks(2).map(|pair| std::str::from_utf8(pair).expect("digits"));
-        let bytes: Vec<u8> = pairs.map(|pair| u8::from_str_radix(pair, 16).expect("digits")).collect();
-        assert_eq!(decode_state(&Bytes::from(bytes)).as_ref(), Ok(state));
+    let lines: Vec<String> = states.values().map(|state| golden::hex(&encoded(state))).collect();
+    golden::check("states_v1.txt", &lines);
+    for state in states.values() {
+        assert_eq!(decode_state(&Bytes::from(encoded(state))).as_ref(), Ok(state));
     }
 }
 
