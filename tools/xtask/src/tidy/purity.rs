@@ -13,6 +13,7 @@ struct Pure {
 
 const PURE: &[Pure] = &[
     Pure { folder: "engine/domain", deterministic: true },
+    Pure { folder: "engine/journal", deterministic: true },
     Pure { folder: "engine/shard", deterministic: true },
     Pure { folder: "inference/scheduler", deterministic: true },
     Pure { folder: "bench/workload", deterministic: true },
