@@ -381,9 +381,7 @@ impl Shard {
             }
             InferenceEvent::Refused { generation, reject } if self.waits_to_resume(generation, &reject) => {}
             InferenceEvent::Refused { generation, reject } => {
-                let ending =
-                    Ending { reason: FinishReason::Failed, usage: Usage::default(), message: reject.to_string() };
-                self.finished(generation, ending, Some(reject));
+                self.finish(generation, FinishReason::Failed, reject.to_string(), Some(reject));
             }
         }
     }
@@ -393,8 +391,7 @@ impl Shard {
         match self.generations.owned.get_mut(&id).and_then(|owned| owned.resume_at.take()) {
             Some(at) => {
                 self.deadlines.remove(&(at, Deadline::Resume(id)));
-                let (reason, usage, message) = (FinishReason::Cancelled, Usage::default(), String::new());
-                self.finished(id, Ending { reason, usage, message }, None);
+                self.finish(id, FinishReason::Cancelled, String::new(), None);
             }
             None => self.output(Output::Inference(InferenceCommand::Cancel { generation: id })),
         }
@@ -445,6 +442,13 @@ impl Shard {
         if owned.channel().is_some() {
             self.grant(id, index.saturating_add(LEAD_TOKENS));
         }
+    }
+
+    /// Ends a generation that the inference stage does not have.
+    fn finish(&mut self, id: GenerationId, reason: FinishReason, message: String, refusal: Option<Reject>) {
+        let completion_tokens = self.generations.owned.get(&id).map_or(0, |owned| owned.generation.tokens());
+        let usage = Usage { prompt_tokens: 0, completion_tokens };
+        self.finished(id, Ending { reason, usage, message }, refusal);
     }
 
     fn finished(&mut self, id: GenerationId, ending: Ending, refusal: Option<Reject>) {

@@ -1,8 +1,8 @@
 //! Going on after the end of an earlier life of the node: generations that were cut off, and readers that come back.
 
-use thalweg_domain::generation::{Ending, Generation};
+use thalweg_domain::generation::Generation;
 use thalweg_domain::partition::GenerationState;
-use thalweg_protocol::generation::{FinishReason, OnDetach, Usage};
+use thalweg_protocol::generation::{FinishReason, OnDetach};
 use thalweg_protocol::ids::{Epoch, GenerationId};
 use thalweg_protocol::limits::{GENERATION_KEEP_MS, LEAD_TOKENS, RESUME_GRACE_MS};
 use thalweg_protocol::reject::{Reject, RejectCode};
@@ -113,8 +113,7 @@ impl Shard {
             return self.submit(id);
         }
         let message = format!("the node was restarted without the model {model}");
-        let ending = Ending { reason: FinishReason::Failed, usage: Usage::default(), message };
-        self.finished(id, ending, None);
+        self.finish(id, FinishReason::Failed, message, None);
     }
 
     /// Whether a generation of an earlier life was only refused for the crowd: then it is handed over again later.

@@ -294,6 +294,8 @@ fn a_generation_that_finds_no_room_at_once_goes_on_later() {
     assert_eq!(node.call(client, ClientOp::Cancel { generation }), ServerOp::Done);
     node.pass_ms(1_000);
     assert_eq!((node.commands(), node.gauge("generations_running")), (Vec::new(), 0));
+    node.call(client, watch(generation, 0, 0));
+    assert_eq!(node.watched(client), ["asked small", "0+2 0 1 ", "cancelled 2."]);
 }
 
 #[test]
