@@ -20,6 +20,9 @@ use crate::faults::Fault;
 use crate::node::frame;
 use crate::world::{Event, Plant, Route, World};
 
+/// Subscriptions of a client.
+const READERS_MAX: usize = 8;
+
 /// A write that was not answered.
 #[derive(Debug, Clone)]
 struct Write {
@@ -222,6 +225,9 @@ impl World {
     }
 
     fn subscribe(&mut self, client: usize) {
+        if self.clients[client].readers.len() >= READERS_MAX {
+            return self.unsubscribe(client);
+        }
         let channel = self.any_channel();
         let policy = [Policy::Replay, Policy::Drop, Policy::Disconnect][self.below(3) as usize];
         let from = match self.below(3) {

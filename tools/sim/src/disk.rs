@@ -44,6 +44,8 @@ struct Inode {
     /// Its length changed since the last sync.
     resized: bool,
     handles: u32,
+    /// Flipped bits that were not written over: where, and which.
+    rots: Vec<(usize, u8)>,
 }
 
 /// A change to a directory that is not durable.
@@ -401,18 +403,33 @@ impl FakeDisk {
     pub(crate) fn rot(&self, path: &str, offset: usize, bit: u8) -> Option<Rot> {
         let mut state = self.state();
         let inode = state.lookup(path)?;
-        state.inode(inode).flip(offset, bit).then(|| Rot { path: path.to_owned(), offset, inode, bit })
+        state.inode(inode).rot(offset, bit).then(|| Rot { path: path.to_owned(), offset, inode, bit })
     }
 
-    /// Flips it back. A file that is gone needs no repair.
+    /// Flips it back. A file that is gone, or was written over, needs no repair.
     pub(crate) fn repair(&self, rot: &Rot) {
         if let Some(inode) = self.state().inodes.get_mut(&rot.inode) {
-            inode.flip(rot.offset, rot.bit);
+            inode.repair(rot.offset, rot.bit);
         }
     }
 }
 
 impl Inode {
+    fn rot(&mut self, offset: usize, bit: u8) -> bool {
+        let flipped = self.flip(offset, bit);
+        if flipped {
+            self.rots.push((offset, bit));
+        }
+        flipped
+    }
+
+    fn repair(&mut self, offset: usize, bit: u8) {
+        if let Some(at) = self.rots.iter().position(|rot| *rot == (offset, bit)) {
+            self.rots.remove(at);
+            self.flip(offset, bit);
+        }
+    }
+
     fn flip(&mut self, offset: usize, bit: u8) -> bool {
         let mut flipped = false;
         for bytes in [&mut self.now, &mut self.durable] {
@@ -456,6 +473,7 @@ impl Disk for FakeDisk {
         let inode = if let Some(inode) = state.lookup(path) {
             let content = state.inode(inode);
             content.now.clear();
+            content.rots.clear();
             content.unsynced.clear();
             content.emptied = true;
             inode
@@ -549,6 +567,7 @@ impl DiskFile for FakeFile {
             inode.resized = true;
         }
         inode.now[from..to].copy_from_slice(bytes);
+        inode.rots.retain(|(offset, _)| !(from..to).contains(offset));
         inode.unsynced.push((from, bytes.to_vec()));
         if crashes { Err(failed(&self.path, "crashed")) } else { Ok(()) }
     }

@@ -92,6 +92,8 @@ faults! {
     WriteRefusedFull = "write_refused_full";
     /// A client was refused because the disk was full.
     FullRefused = "full_refused";
+    /// The node did not start because the disk was full.
+    FullRefusedStart = "full_refused_start";
     /// A sync failed.
     SyncFailed = "sync_failed";
     /// A bit flipped.
@@ -120,6 +122,8 @@ faults! {
     SubscriptionResumed = "subscription_resumed";
     /// A reader was told that its channel was deleted.
     ReaderOfDeleted = "reader_of_deleted";
+    /// A write was refused because its channel was being deleted.
+    RefusedByDeletion = "refused_by_deletion";
     /// A generation went on after its last durable token.
     GenerationResumed = "generation_resumed";
     /// A watcher was rewound.

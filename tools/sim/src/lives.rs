@@ -10,7 +10,7 @@ use thalweg_journal::wal::scan;
 use thalweg_journal::{DiskError, LogError};
 use thalweg_protocol::ids::{CoreId, Epoch, Name, Partition};
 use thalweg_protocol::op::Durability;
-use thalweg_shard::{Config, InferenceCommand, Input, Link, Shard};
+use thalweg_shard::{Config, Input, Link, Shard};
 
 use crate::faults::Fault;
 use crate::node::{Core, Node};
@@ -167,6 +167,12 @@ impl World {
         if self.disk.is_off() {
             self.faults.count(Fault::CrashedInRecovery);
             self.disk.crash();
+        } else if matches!(error, LogError::Disk(DiskError::Full { .. })) {
+            self.faults.count(Fault::FullRefusedStart);
+            self.disk.unlimit();
+        } else if self.sync_failed() {
+            // The disk may still lie about what it has.
+            self.disk.crash();
         } else if self.rotten() && !matches!(error, LogError::Disk(_)) {
             self.faults.count(Fault::RotRefused);
             self.repair();
@@ -277,6 +283,7 @@ impl World {
         self.note(format_args!("bit {bit} of {path} at {offset} rots"));
         self.faults.count(Fault::Rotted);
         self.rots.push(rot);
+        self.was_rotten = true;
         if path.ends_with(".seg") && self.is_sound(path) {
             self.violation(format!("a flipped bit of {path} at {offset} is not noticed by anybody"));
         }
@@ -345,6 +352,16 @@ impl World {
             Some(Plant::ForgetCommands) => {
                 states.values_mut().for_each(|state| state.dedupe = thalweg_domain::dedupe::Dedupe::default());
             }
+            Some(Plant::ResumeLate) => {
+                let generations = states.values_mut().flat_map(|state| state.generations.values_mut());
+                for state in generations.filter(|state| state.ending.is_none()) {
+                    if let Some(&last) = state.tokens.last() {
+                        let text = state.text[state.text.len() - last.bytes as usize..].to_vec();
+                        state.tokens.push(last);
+                        state.text.extend(text);
+                    }
+                }
+            }
             Some(Plant::LoseTombstone) => {
                 for ((partition, id), state) in self.truth.deleted_states() {
                     if let Some(of) = states.get_mut(&partition) {
@@ -354,16 +371,5 @@ impl World {
             }
             _ => {}
         }
-    }
-
-    /// What goes to the inference stage, or what a planted defect makes of it.
-    pub(crate) fn planted_command(&self, mut command: InferenceCommand) -> InferenceCommand {
-        if let InferenceCommand::Submit(submit) = &mut command
-            && self.options.plant == Some(Plant::ResumeLate)
-            && let Some(&last) = submit.produced.last()
-        {
-            submit.produced.push(last);
-        }
-        command
     }
 }

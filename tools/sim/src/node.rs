@@ -80,7 +80,7 @@ pub(crate) fn frame(subject: u32, payload: &Bytes) -> Bytes {
 
 fn principal(hello: &Hello) -> Option<Principal> {
     let all = |action| Permission { action, pattern: "*".into() };
-    let permissions = [Action::Read, Action::Write, Action::Ask].map(all).to_vec();
+    let permissions = [Action::Read, Action::Write, Action::Ask, Action::Admin].map(all).to_vec();
     let (tenant, user) = (Name::new("tenant").ok()?, Name::new(&hello.token).ok()?);
     Some(Principal { tenant, user, session: hello.session, permissions })
 }
@@ -271,7 +271,6 @@ impl World {
                 self.send(route, delay, Event::Input { core: to, input: Input::Peer(message) });
             }
             Output::Inference(command) => {
-                let command = self.planted_command(command);
                 self.note(format_args!("core {core}: {command:?}"));
                 self.send(Route::ToStage(core.0), 200, Event::Command { core, command });
             }

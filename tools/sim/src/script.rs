@@ -117,6 +117,13 @@ impl Said {
         sound
     }
 
+    /// A generation was refused after it was begun: it may be begun again.
+    pub(crate) fn refuse(&mut self, generation: GenerationId) {
+        if let Some(versions) = self.generations.get_mut(&generation) {
+            versions.pop();
+        }
+    }
+
     /// The generation as it was in a life, or the last one before.
     pub(crate) fn version(&self, generation: GenerationId, epoch: u64) -> Option<&Version> {
         self.generations.get(&generation)?.iter().rev().find(|version| version.epoch <= epoch)

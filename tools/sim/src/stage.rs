@@ -208,10 +208,11 @@ impl Stage {
                 Output::Finished { id, end, produced } => self.finished(id, end, produced),
                 Output::Busy { id, retry_after_ms } => {
                     let reject = Reject::new(RejectCode::Busy, "too much is waiting; come back later");
-                    self.refuse(id, reject.retry_after_ms(retry_after_ms));
+                    self.refuse(id, reject.retry_after_ms(retry_after_ms), said);
                 }
                 Output::TooLong { id } => {
-                    self.refuse(id, Reject::new(RejectCode::PromptTooLong, "the prompt leaves no room; shorten it"));
+                    let text = "the prompt leaves no room; shorten it";
+                    self.refuse(id, Reject::new(RejectCode::PromptTooLong, text), said);
                 }
             }
         }
@@ -235,7 +236,8 @@ impl Stage {
         self.events.push((live.core, InferenceEvent::Finished { generation, reason, usage, message }));
     }
 
-    fn refuse(&mut self, id: SequenceId, reject: Reject) {
+    fn refuse(&mut self, id: SequenceId, reject: Reject, said: &mut Said) {
+        said.refuse(GenerationId(id.0));
         if let Some(live) = self.live.remove(&id) {
             self.events.push((live.core, InferenceEvent::Refused { generation: GenerationId(id.0), reject }));
         }

@@ -252,6 +252,7 @@ impl World {
         if let Some(own) = storage.cores.get_mut(at(core)) {
             own.files.remove(&closed.generation);
         }
+        self.truth.archived(core, Ticket(closed.through));
         self.input(core, Input::Archived { ticket: Ticket(closed.through) });
         self.free_file(path)
     }
@@ -345,12 +346,17 @@ impl World {
         }
     }
 
+    /// Whether a sync failed since the last call.
+    pub(crate) fn sync_failed(&mut self) -> bool {
+        let failed = self.disk.counts().syncs_failed;
+        std::mem::replace(&mut self.syncs_failed, failed) != failed
+    }
+
     /// The disk did not do what it was asked: the node stops.
     fn disk_failed(&mut self, error: &DiskError) {
         self.note(format_args!("the node stops: {error}"));
-        let (off, syncs_failed) = (self.disk.is_off(), self.disk.counts().syncs_failed);
-        let sync_failed = std::mem::replace(&mut self.syncs_failed, syncs_failed) != syncs_failed;
-        if !off && !sync_failed {
+        let off = self.disk.is_off();
+        if !self.sync_failed() && !off {
             self.violation(format!("the disk refused: {error}"));
             self.broken = true;
         }

@@ -26,6 +26,8 @@ struct Log {
     /// Those after them.
     pending: VecDeque<Record>,
     durable: Lsn,
+    /// All records up to this one are in segments.
+    archived: Lsn,
 }
 
 type Life = (Partition, ChannelId);
@@ -35,6 +37,8 @@ type Life = (Partition, ChannelId);
 pub(crate) struct Truth {
     logs: BTreeMap<Partition, Log>,
     tickets: BTreeMap<CoreId, VecDeque<(Ticket, Partition, Lsn)>>,
+    /// Those that are durable and not archived.
+    unarchived: BTreeMap<CoreId, VecDeque<(Ticket, Partition, Lsn)>>,
     /// Messages of the channels that were not deleted, from the first on.
     messages: BTreeMap<Life, Vec<Arc<Message>>>,
     /// Below which position a merge may have dropped messages.
@@ -85,8 +89,20 @@ impl Truth {
         while let Some(&(of, partition, lsn)) = tickets.front().filter(|(of, ..)| *of <= ticket) {
             debug_assert!(of <= ticket);
             tickets.pop_front();
+            self.unarchived.entry(core).or_default().push_back((of, partition, lsn));
             if let Some(log) = self.logs.get_mut(&partition) {
                 log.durable = lsn;
+            }
+        }
+    }
+
+    /// A core was told that everything up to this append is in segments.
+    pub(crate) fn archived(&mut self, core: CoreId, ticket: Ticket) {
+        let Some(tickets) = self.unarchived.get_mut(&core) else { return };
+        while let Some(&(_, partition, lsn)) = tickets.front().filter(|(of, ..)| *of <= ticket) {
+            tickets.pop_front();
+            if let Some(log) = self.logs.get_mut(&partition) {
+                log.archived = lsn;
             }
         }
     }
@@ -123,6 +139,7 @@ impl Truth {
     /// The node is gone, and with it what it had not written.
     pub(crate) fn crash(&mut self) {
         self.tickets.clear();
+        self.unarchived.clear();
     }
 
     /// Compares what was recovered with what should have been.
@@ -140,7 +157,7 @@ impl Truth {
             let Some(log) = self.logs.get_mut(&partition) else {
                 return Err(format!("partition {partition} was recovered and never written"));
             };
-            log.durable = log.durable.max(state.last);
+            (log.durable, log.archived) = (state.last, state.last);
             for record in std::mem::take(&mut log.pending) {
                 if let Some(posting) = record.event.posting() {
                     self.lives.remove(&(posting.message.session, posting.message.sequence));
@@ -211,10 +228,10 @@ impl Truth {
         Ok(())
     }
 
-    /// What a merge at `now_us` may drop: for each channel the first position that is kept.
+    /// What a merge at `now_us` may drop: for each channel the first position that is kept, as far as segments know.
     pub(crate) fn raise_floors(&mut self, now_us: u64) -> Result<BTreeMap<Life, Position>, String> {
-        let durable: Vec<(Partition, Lsn)> = self.logs.iter().map(|(&partition, log)| (partition, log.durable)).collect();
-        for (partition, lsn) in durable {
+        let archived: Vec<(Partition, Lsn)> = self.logs.iter().map(|(&p, log)| (p, log.archived)).collect();
+        for (partition, lsn) in archived {
             self.settle(partition, lsn)?;
         }
         let mut floors = BTreeMap::new();

@@ -1,6 +1,7 @@
 //! The world around the shards: the clock, the queue of what happens next, and the judgement at the end.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
@@ -197,6 +198,8 @@ pub(crate) struct World {
     pub(crate) truth: Truth,
     pub(crate) said: Said,
     pub(crate) rots: Vec<Rot>,
+    /// There were flipped bits at some time.
+    pub(crate) was_rotten: bool,
     pub(crate) syncs_failed: u64,
     /// The disk was limited at some time.
     pub(crate) was_full: bool,
@@ -253,7 +256,7 @@ fn troubles(rng: &mut StdRng, operations: u64) -> Vec<(u64, Trouble)> {
     troubles
 }
 
-/// Runs a seed.
+/// Runs a seed. A panic is a violation too.
 pub fn simulate(seed: u64, options: Options) -> Report {
     let mut rng = StdRng::seed_from_u64(seed);
     let count = rng.random_range(2..=6);
@@ -273,6 +276,7 @@ pub fn simulate(seed: u64, options: Options) -> Report {
         truth: Truth::default(),
         said: Said::default(),
         rots: Vec::new(),
+        was_rotten: false,
         syncs_failed: 0,
         was_full: false,
         broken: false,
@@ -300,7 +304,12 @@ pub fn simulate(seed: u64, options: Options) -> Report {
         arrivals: BTreeMap::new(),
         next_reader: 0,
     };
-    world.run()
+    catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default();
+        let violations = vec![format!("panicked: {text}")];
+        Report { hash: 0, faults: Faults::default(), violations, events: 0, us: 0, crashes: 0 }
+    })
 }
 
 impl World {

@@ -85,6 +85,7 @@ impl World {
         match reject.code {
             RejectCode::Draining => self.faults.count(Fault::DrainingRefused),
             RejectCode::StorageFull if self.was_full => self.faults.count(Fault::FullRefused),
+            RejectCode::Busy if kind(channel) == Kind::Doomed => self.faults.count(Fault::RefusedByDeletion),
             RejectCode::ChannelUnknown | RejectCode::ChannelDeleted if kind(channel) != Kind::Disk => {
                 if self.chance(0.5) {
                     self.create(client, channel);
@@ -106,6 +107,7 @@ impl World {
         let (channel, again) = (reader.channel, reader.accepted.1);
         let lawful = match reject.code {
             RejectCode::ChannelUnknown | RejectCode::ChannelDeleted => kind(channel) != Kind::Disk,
+            RejectCode::Busy | RejectCode::SubscriptionInvalid => kind(channel) == Kind::Doomed,
             RejectCode::StorageFull => self.was_full && !again,
             _ => false,
         };
@@ -158,7 +160,7 @@ impl World {
                 let lawful = match reject.code {
                     RejectCode::SlowReader => policy == Policy::Disconnect,
                     RejectCode::ChannelDeleted => kind(channel) == Kind::Doomed,
-                    RejectCode::StorageDamaged => self.rotten(),
+                    RejectCode::StorageDamaged => self.was_rotten,
                     _ => false,
                 };
                 self.faults.add(Fault::RotRefusedRead, u64::from(reject.code == RejectCode::StorageDamaged));

@@ -119,7 +119,7 @@ impl World {
     fn page_refused(&mut self, client: usize, reject: &Reject) {
         match reject.code {
             RejectCode::ChannelUnknown | RejectCode::ChannelDeleted | RejectCode::Busy => {}
-            RejectCode::StorageDamaged if self.rotten() => self.faults.count(Fault::RotRefusedRead),
+            RejectCode::StorageDamaged if self.was_rotten => self.faults.count(Fault::RotRefusedRead),
             _ => self.violation(format!("client {client}: a page was refused: {reject}")),
         }
     }

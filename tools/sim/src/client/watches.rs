@@ -100,6 +100,10 @@ impl World {
         let epoch = self.clients[client].epoch;
         let Some(watching) = self.clients[client].watches.get_mut(&number) else { return };
         let (watch, from) = (watching.id, watching.next);
+        if !matches!(op, ServerOp::Tokens { .. }) {
+            self.note(format_args!("client {client} watch {number} is {watch:?}, at {from}"));
+        }
+        let Some(watching) = self.clients[client].watches.get_mut(&number) else { return };
         match op {
             ServerOp::Asked { generation, .. } => {
                 watching.generation = Some(generation);
