@@ -1,17 +1,22 @@
 //! The log of a node that does not run, as `thalweg doctor` and backups look at it. All calls of the journal are here.
 
+use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use thalweg_domain::record::{Event, Message, Record};
 use thalweg_journal::LogError;
-use thalweg_journal::segment::{SEGMENTS, Segment, SegmentName, VerifyReport, WAL_FILES, verify};
+use thalweg_journal::segment::{SEGMENTS, Salvaged, Segment, SegmentName, VerifyReport, WAL_FILES, salvage, verify};
 use thalweg_journal::wal::{End, scan};
 use thalweg_node::disk::FileDisk;
+use thalweg_node::identity::DataDir;
 use thalweg_protocol::op::DeliveryKind;
 
+use crate::command::admin::manifest::write_whole;
 use crate::failure::{Failure, output};
+use crate::keys::{KEYS, carried};
 use crate::timestamp::rfc3339;
 
 fn disk(log: &Path) -> Result<FileDisk, Failure> {
@@ -187,4 +192,36 @@ fn message_line(message: &Message, how: Show) -> Value {
         "session": message.session.to_string(), "sequence": message.sequence.0, "body_bytes": message.body.len(),
         "body": how.bodies.then(|| String::from_utf8_lossy(&message.body).into_owned()),
     })
+}
+
+/// Saves what is intact of the log of the data directory `data` into a new one, with the keys of its node; gives what to say.
+/// Nothing of `data` is changed.
+pub(crate) fn salvage_to(data: &Path, to: &Path, json: bool) -> Result<String, Failure> {
+    if fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(Failure::failed(format!("{} is not empty; name a directory to make", to.display())));
+    }
+    let _lock = DataDir::open(to).map_err(|error| Failure::failed(error.to_string()))?;
+    let new = FileDisk::open(&to.join("log"), Duration::ZERO).map_err(|error| Failure::failed(error.to_string()))?;
+    let mut salvaged = salvage(&disk(&data.join("log"))?, &new).map_err(|error| failed(data, &error))?;
+    for file in KEYS {
+        let content = fs::read(data.join(file)).map_err(|error| error.to_string());
+        match content.and_then(|content| carried(file, content)) {
+            Ok(content) => write_whole(&to.join(file), &content)?,
+            Err(why) => salvaged.lost.push(format!("{file}: {why}; a node that starts makes a new one")),
+        }
+    }
+    let Salvaged { copied, rebuilt, messages, lost } = salvaged;
+    if json {
+        let line = json!({ "data": to, "copied": copied, "rebuilt": rebuilt, "messages": messages, "lost": lost });
+        return Ok(line.to_string());
+    }
+    let mut text = format!(
+        "{}: {messages} messages; {copied} segments were intact, {rebuilt} were written anew",
+        to.display()
+    );
+    for line in &lost {
+        text.push_str("\nlost: ");
+        text.push_str(line);
+    }
+    Ok(text)
 }

@@ -7,6 +7,7 @@ mod command;
 mod connect;
 mod duration;
 mod failure;
+mod keys;
 mod lines;
 mod logs;
 mod models;

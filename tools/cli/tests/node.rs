@@ -186,12 +186,11 @@ fn pub_goes_on_over_a_restart_of_the_node() {
         stdin.write_all(b"c\nd\n").expect("it reads");
         let _node = home.serve(&format!("--no-model --quic {quic}"));
         drop(stdin);
-        // The log is in memory: the new life counts from 1.
         let rest: Vec<_> = acks.map(|ack| ack.expect("text")).collect();
-        assert_eq!(rest, ["1", "2"]);
+        assert_eq!(rest, ["3", "4"]);
         assert_eq!(end(publisher, "pub").code, Some(0));
-        let read = home.run("sub general --from start --count 2", b"");
-        assert_eq!(read.stdout, "c\nd\n");
+        let read = home.run("sub general --from start --count 4", b"");
+        assert_eq!(read.stdout, "a\nb\nc\nd\n");
     }
 }
 

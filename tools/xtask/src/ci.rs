@@ -14,7 +14,11 @@ use outcome::{Outcome, Report, TestTally};
 
 /// Seeds of the simulation in one run: about half a minute on two cores.
 const SIMULATION_SEEDS: &str = "200";
-/// The model that the demo and the tests talk to.
+/// Seconds of each kind of chaos in one run: two minutes in all.
+const CHAOS_SECONDS: &str = "40";
+/// Rounds of chaos; the time ends before.
+const CHAOS_ROUNDS: &str = "10000";
+/// The model that the demo, the tests and the chaos talk to.
 const MODEL: &str = "smollm2-135m";
 /// Locked memory below which a core cannot make its rings, in KiB.
 const LOCKED_MEMORY_KIB_MIN: u64 = 1024;
@@ -24,7 +28,7 @@ const LOCKED_MEMORY_KIB_MIN: u64 = 1024;
 pub enum Extent {
     /// Everything.
     Full,
-    /// Without the simulation and the demo.
+    /// Without the simulation, the chaos and the demo.
     Quick,
 }
 
@@ -53,6 +57,7 @@ const STEPS: &[Step] = &[
     Step { name: "models",     needs: Needs::Build,   in_quick: true,  run: models },
     Step { name: "tests",      needs: Needs::Build,   in_quick: true,  run: tests },
     Step { name: "simulation", needs: Needs::Build,   in_quick: false, run: simulation },
+    Step { name: "chaos",      needs: Needs::Build,   in_quick: false, run: chaos },
     Step { name: "demo",       needs: Needs::Build,   in_quick: false, run: demo },
 ];
 
@@ -240,6 +245,30 @@ fn simulation(root: &Path) -> Result<Outcome> {
     let mut simulation = command(root, built(root, "thalweg-sim")?);
     simulation.args(["--seeds", SIMULATION_SEEDS]);
     succeed(simulation)
+}
+
+/// Kills real nodes: as they are, with a disk that forgets, and while a model answers.
+fn chaos(root: &Path) -> Result<Outcome> {
+    for more in [&[][..], &["--discard"], &["--model", MODEL]] {
+        let mut chaos = command(root, built(root, "thalweg-chaos")?);
+        chaos.arg(built(root, "thalweg")?).args(["--rounds", CHAOS_ROUNDS, "--budget", CHAOS_SECONDS]).args(more);
+        succeed(chaos)?;
+    }
+    Ok(Outcome::passed_with(""))
+}
+
+/// Builds the simulation and runs it with these arguments; says whether it found nothing.
+pub fn run_simulation(root: &Path, arguments: &[&str]) -> Result<bool> {
+    succeed(cargo(root, &["build", "--profile", "ci", "--package", "thalweg-sim"]))?;
+    let mut simulation = command(root, built(root, "thalweg-sim")?);
+    Ok(status(simulation.args(arguments))?.success())
+}
+
+/// Builds the node and what kills it, and runs that with these arguments; says whether nothing was lost.
+pub fn run_chaos(root: &Path, arguments: &[&str]) -> Result<bool> {
+    succeed(cargo(root, &["build", "--profile", "ci", "--package", "thalweg", "--package", "thalweg-chaos"]))?;
+    let mut chaos = command(root, built(root, "thalweg-chaos")?);
+    Ok(status(chaos.arg(built(root, "thalweg")?).args(arguments))?.success())
 }
 
 fn demo(root: &Path) -> Result<Outcome> {

@@ -9,7 +9,10 @@ const USAGE: &str = "\
 cargo xtask tidy [--write]      check what no compiler checks: who imports whom, sizes, names, purity, unsafe, documents;
                                 --write lowers the numbers of tools/xtask/ratchet.txt to what the code has reached
 cargo xtask codegen [--check]   make protocol/src/generated from protocol/schema; --check only compares
-cargo xtask ci [--quick]        everything the build machine runs; --quick leaves out the simulation and the demo
+cargo xtask ci [--quick]        everything the build machine runs; --quick leaves out the simulation, the chaos and the demo
+cargo xtask sim [--seeds N] …   simulate whole nodes on disks that fail; what else it takes: cargo xtask sim --help
+cargo xtask chaos [--rounds N] [--seed S] [--discard] [--model M] …
+                                kill real nodes at random moments and audit what they lost
 cargo xtask help                this text
 ";
 
@@ -23,6 +26,8 @@ fn main() -> ExitCode {
         ["codegen", "--check"] => codegen::check(&root()),
         ["ci"] => ci::run(&root(), ci::Extent::Full),
         ["ci", "--quick"] => ci::run(&root(), ci::Extent::Quick),
+        ["sim", ref more @ ..] => ci::run_simulation(&root(), more),
+        ["chaos", ref more @ ..] => ci::run_chaos(&root(), more),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             Ok(true)

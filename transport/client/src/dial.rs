@@ -117,13 +117,13 @@ impl Dialer {
         limit: Duration,
     ) -> Result<Established, ClientError> {
         let start = Instant::now();
+        let mut left = limit;
         loop {
             let node = local::discover(data)?;
-            let left = limit.saturating_sub(start.elapsed());
             let token = token.as_deref().unwrap_or(&node.token);
             tokio::select! {
                 result = self.attempt(&node.quic, Some(node.key), None, token, left) => return result,
-                () = restarted(data, node.epoch) => {}
+                () = restarted(data, node.epoch) => left = limit.saturating_sub(start.elapsed()),
             }
         }
     }

@@ -1,7 +1,7 @@
 //! `thalweg admin`: tokens, statistics, draining, tenants, backups.
 
 mod backup;
-mod manifest;
+pub(crate) mod manifest;
 mod restore;
 mod tenant;
 

@@ -129,7 +129,7 @@ fn log_checks(data: &Path) -> Vec<Check> {
 
 fn salvage(data: &Path, to: &Path, json: bool) -> Result<(), Failure> {
     let _lock = DataDir::open(data).map_err(|error| Failure::failed(error.to_string()))?;
-    let text = logs::salvage(data, to, json)?;
+    let text = logs::salvage_to(data, to, json)?;
     writeln!(std::io::stdout(), "{text}").map_err(|error| output(&error))
 }
 

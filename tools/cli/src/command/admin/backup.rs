@@ -11,10 +11,11 @@ use serde_json::json;
 use thalweg_journal::segment::{SEGMENTS, SegmentName};
 
 use super::manifest::{
-    Entry, KEYS, LOG, LOG_FORMAT, MANIFEST_FILE, Manifest, copy, examine, hash, segment_path, sync_directory, whole,
+    Entry, LOG, LOG_FORMAT, MANIFEST_FILE, Manifest, copy, examine, hash, segment_path, sync_directory, whole,
 };
 use crate::connect::{ConnectArgs, block_on};
 use crate::failure::{During as _, Failure, output};
+use crate::keys::KEYS;
 use crate::{size, timestamp};
 
 /// How long the node may take to move what it has into segments.

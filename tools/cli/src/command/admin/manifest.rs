@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 use thalweg_journal::segment::{SEGMENTS, SegmentName};
 
 use crate::failure::{During as _, Failure};
+use crate::keys::KEYS;
 use crate::logs;
 
 /// The format of the manifest and of the layout around it.
@@ -20,10 +21,6 @@ pub(super) const MANIFEST_FILE: &str = "manifest.json";
 pub(super) const LOG: &str = "log";
 /// The file that says of what format the log is, and how many partitions it has.
 pub(super) const LOG_FORMAT: &str = "log/format";
-/// The keys by which clients know a node, and the count of its lives. Without them a restored node would be a new one.
-pub(super) const KEYS: [&str; 4] = ["certificate.key", "signing.key", "reset.key", EPOCH_FILE];
-/// The count of the node's lives.
-pub(super) const EPOCH_FILE: &str = "epoch";
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 1 << 20;
 
@@ -137,7 +134,7 @@ fn pump(input: &mut File, mut output: Option<&mut File>) -> io::Result<(u64, Str
 }
 
 /// Writes a small file that only its owner may read, whole or not at all.
-pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let draft = draft(path);
     let write = || {
         let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;

@@ -9,17 +9,14 @@ use thalweg_journal::segment::SEGMENTS;
 use thalweg_node::identity::DataDir;
 
 use super::manifest::{
-    EPOCH_FILE, Entry, KEYS, LOG, Manifest, copy, hash, sync_directory, whole, write_whole,
+    Entry, LOG, Manifest, copy, hash, sync_directory, whole, write_whole,
 };
 use crate::failure::{During as _, Failure, output};
+use crate::keys::{EPOCH_FILE, KEYS, carried};
 use crate::{logs, paths, size};
 
 /// Where the log is put together before it is one.
 const DRAFT: &str = "log.restoring";
-/// A restored node counts its lives on from so many later, so that none of them has the number of one that the first node
-/// had after the backup: readers of answers tell lives apart by their numbers.
-const EPOCHS_SKIPPED: u64 = 1 << 32;
-
 /// Make a data directory of a backup
 ///
 /// Every file is checked against the backup's manifest, and every segment by its own checks, before anything counts. The
@@ -117,11 +114,7 @@ fn key(backup: &Path, entry: &Entry, data: &Path) -> Result<(), Failure> {
     let from = backup.join(&entry.path);
     let (bytes, sha256) = hash(&from).during(from.display())?;
     judge(backup, entry, bytes, &sha256)?;
-    let mut content = fs::read(&from).during(from.display())?;
-    if entry.path == EPOCH_FILE {
-        let epoch: Option<u64> = std::str::from_utf8(&content).ok().and_then(|text| text.trim().parse().ok());
-        let epoch = epoch.ok_or_else(|| damaged(backup, "its epoch is not a number"))?;
-        content = epoch.saturating_add(EPOCHS_SKIPPED).to_string().into_bytes();
-    }
+    let content = fs::read(&from).during(from.display())?;
+    let content = carried(&entry.path, content).map_err(|what| damaged(backup, &what))?;
     write_whole(&data.join(&entry.path), &content)
 }
