@@ -24,10 +24,12 @@ use thalweg_udp::{GroupConfig, Socket, Steering, UdpError, bind_group};
 use thalweg_worker::stage::{self, CoreLink, Stage, StageConfig, StageError};
 
 use crate::clerk::{Clerk, ClerkLink};
-use crate::config::{Layout, NodeConfig, cpus};
+use crate::config::{DiskShell, Layout, LogBackend, NodeConfig, cpus};
 use crate::connection::Reception;
 use crate::core_loop::{Core, Shared};
-use crate::disk::{Alarm, FileDisk, LOG_DIRECTORY, LogParts, Storage, StorageConfig, StorageError, recover};
+use crate::disk::{
+    Alarm, FileDisk, ForgetfulDisk, LOG_DIRECTORY, LogParts, Storage, StorageConfig, StorageError, recover,
+};
 use crate::gatekeeper::{Action, Claims, Keys, Permission};
 use crate::identity::{Certificate, DataDir, IdentityError, TOKEN_FILE, write_secret};
 use crate::log::CoreLog;
@@ -80,6 +82,9 @@ pub enum StartError {
     /// Messages cannot be as durable as asked.
     #[error("durability {} needs other nodes; choose disk or memory", .0.as_str())]
     Durability(Durability),
+    /// Two settings contradict each other.
+    #[error("the io_uring back end of the log writes around any disk shell; choose the thread back end")]
+    ShellBypassed,
     /// A number in the configuration makes no sense.
     #[error("{what} is {value}; give {least} to {most}")]
     Config {
@@ -150,18 +155,15 @@ impl Node {
     /// # Errors
     /// [`StartError`], each with what to do about it. Nothing is left running.
     pub fn start(config: NodeConfig) -> Result<Self, StartError> {
-        Self::start_on(config, |disk| disk)
+        let shell = config.disk_shell;
+        Self::start_on(config, |disk| match shell {
+            DiskShell::Plain => disk,
+            DiskShell::Discard => Arc::new(ForgetfulDisk::new(disk)),
+        })
     }
 
-    /// Starts a node whose log reaches its files through what `wrap` makes of them: to see what a disk does, or to have it
-    /// fail. Only with [`LogBackend::Thread`](crate::config::LogBackend::Thread) all writes go that way.
-    ///
-    /// # Errors
-    /// See [`start`](Self::start).
-    pub fn start_on(
-        config: NodeConfig,
-        wrap: impl FnOnce(Arc<dyn Disk>) -> Arc<dyn Disk>,
-    ) -> Result<Self, StartError> {
+    /// Starts a node whose log reaches its files through what `wrap` makes of them.
+    fn start_on(config: NodeConfig, wrap: impl FnOnce(Arc<dyn Disk>) -> Arc<dyn Disk>) -> Result<Self, StartError> {
         let began = Instant::now();
         check_config(&config)?;
         let data = DataDir::open(&config.data)?;
@@ -210,8 +212,7 @@ impl Node {
         let quic = QuicSetup { reset_key, retry_key: rand::random(), certificate: &certificate };
         let logs = logs.into_iter().zip(share_out(&mut recovered, layout.cores.len())).collect();
         let partitions = recovered.partitions;
-        let parts =
-            assemble(&config, &layout, &shared, sockets, &quic, models, links, clerk_links, logs, partitions);
+        let parts = assemble(&config, &layout, &shared, sockets, &quic, models, links, clerk_links, logs, partitions);
         let cores = match start_cores(parts, &layout) {
             Ok(cores) => cores,
             Err(error) => {
@@ -313,6 +314,9 @@ fn check_config(config: &NodeConfig) -> Result<(), StartError> {
     // A file has a header, and room for the largest record with what stands before it.
     let least = LOG_RECORD_BYTES_MAX + 3 * LOG_BLOCK_BYTES;
     check("bytes of a file of the log", config.log_file_bytes as usize, least, 32 * LOG_FILE_BYTES as usize)?;
+    if config.disk_shell != DiskShell::Plain && config.log_backend != LogBackend::Thread {
+        return Err(StartError::ShellBypassed);
+    }
     match config.durability {
         Durability::Replicated => Err(StartError::Durability(config.durability)),
         Durability::Memory | Durability::Disk => Ok(()),
@@ -584,4 +588,45 @@ pub fn default_data_dir() -> PathBuf {
     let home = || std::env::var_os("HOME").map_or_else(|| PathBuf::from("."), PathBuf::from);
     let state = std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty());
     state.map_or_else(|| home().join(".local/state"), PathBuf::from).join("thalweg")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::fault::{Fault, FaultyDisk};
+    use crate::identity::tests::TempDir;
+
+    fn config(data: &TempDir) -> NodeConfig {
+        let quic = SocketAddr::from(([127, 0, 0, 1], 0));
+        NodeConfig { data: data.path().to_owned(), quic, cores: Some(2), ..NodeConfig::default() }
+    }
+
+    #[test]
+    fn a_failed_sync_ends_the_node_with_its_cause() {
+        let data = TempDir::new();
+        // Each core's first file is synced before the node serves; then come the spares.
+        let fault = Fault::Sync { of: ".new", after: 3 };
+        let node = Node::start_on(config(&data), |disk| Arc::new(FaultyDisk::new(disk, fault))).expect("starts");
+        let error = node.wait().expect_err("the log fails").to_string();
+        let says = |what: &str| assert!(error.contains(what), "{error}");
+        says("syncing it failed: Input/output error");
+        says("wal/00");
+        says(&data.path().join(LOG_DIRECTORY).display().to_string());
+        let again = Node::start(config(&data)).expect("starts on a disk that works");
+        again.drain();
+        again.wait().expect("drains");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let data = TempDir::new();
+        let check = |config: NodeConfig, says: &str| match Node::start(config) {
+            Ok(_) => panic!("started, instead of saying {says:?}"),
+            Err(error) => assert!(error.to_string().contains(says), "{error}"),
+        };
+        check(NodeConfig { durability: Durability::Replicated, ..config(&data) }, "needs other nodes");
+        check(NodeConfig { log_file_bytes: 4_096, ..config(&data) }, "bytes of a file of the log is 4096");
+        let (disk_shell, log_backend) = (DiskShell::Discard, LogBackend::IoUring);
+        check(NodeConfig { disk_shell, log_backend, ..config(&data) }, "choose the thread back end");
+    }
 }

@@ -37,10 +37,23 @@ pub struct NodeConfig {
     pub log_backend: LogBackend,
     /// Bytes of one file of the write-ahead log; each core has two or three.
     pub log_file_bytes: u64,
+    /// What stands between the log and the disk.
+    pub disk_shell: DiskShell,
     /// What each sync of the log takes longer than it must: for measuring what slower disks would do.
     pub sync_delay: Duration,
     /// Size asked of the kernel for each socket's receive and send buffers, in bytes.
     pub socket_buffer_bytes: usize,
+}
+
+/// What stands between the log and the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DiskShell {
+    /// Nothing.
+    #[default]
+    Plain,
+    /// What was not synced is lost when the process dies, as if the power had failed: for tests with real processes. Not
+    /// with [`LogBackend::IoUring`].
+    Discard,
 }
 
 /// How long an idle core that has its CPU to itself looks for work before it parks, in microseconds: longer than the
@@ -61,6 +74,7 @@ impl Default for NodeConfig {
             durability: Durability::Disk,
             log_backend: LogBackend::default(),
             log_file_bytes: LOG_FILE_BYTES,
+            disk_shell: DiskShell::default(),
             sync_delay: Duration::ZERO,
             socket_buffer_bytes: 8 << 20,
         }

@@ -2,8 +2,12 @@
 
 use std::fs::{self, OpenOptions};
 use std::net::{SocketAddr, UdpSocket};
-use std::path::PathBuf;
-use std::time::Duration;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use thalweg_protocol::limits::{LOG_BLOCK_BYTES, LOG_FILE_BYTES};
 
 use crate::config::cpus;
 
@@ -13,6 +17,10 @@ const LOCKED_BYTES_PER_CORE: u64 = 1 << 20;
 const OPEN_FILES: u64 = 4_096;
 /// Kernel buffer below which bursts of datagrams are lost, in bytes.
 const UDP_BUFFER_BYTES: u64 = 2 << 20;
+/// Free space below which the log of a node soon has no room, in bytes.
+const DISK_FREE_BYTES: u64 = 32 * LOG_FILE_BYTES;
+/// Length of the file on which the disk is tried.
+const PROBE_BYTES: i64 = 1 << 20;
 /// How long a try-out of io_uring may take.
 const TRY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -60,6 +68,7 @@ pub fn checks(options: &DoctorOptions) -> Vec<Check> {
         cpu_features(),
         port(options.quic),
         data_directory(&options.data),
+        log_disk(&options.data),
     ]
 }
 
@@ -179,11 +188,11 @@ fn port(addr: SocketAddr) -> Check {
     }
 }
 
-fn data_directory(data: &std::path::Path) -> Check {
+fn data_directory(data: &Path) -> Check {
     let name = "data directory";
     let shown = data.display();
     // A directory that is not there yet is made by the node; what matters is whether it could be.
-    let existing = data.ancestors().find(|path| path.exists()).unwrap_or(data);
+    let existing = nearest(data);
     let probe = existing.join(format!(".thalweg-doctor-{}", std::process::id()));
     match OpenOptions::new().write(true).create_new(true).open(&probe) {
         Ok(_) => {
@@ -204,6 +213,76 @@ fn data_directory(data: &std::path::Path) -> Check {
     }
 }
 
+/// The directory itself, or the nearest above it that exists.
+fn nearest(data: &Path) -> &Path {
+    data.ancestors().find(|path| path.exists()).unwrap_or(data)
+}
+
+/// Tries on the disk of the data directory what the log does there.
+fn log_disk(data: &Path) -> Check {
+    let name = "disk of the log";
+    let probe = nearest(data).join(format!(".thalweg-doctor-log-{}", std::process::id()));
+    let tried = try_disk(&probe);
+    let removed = fs::remove_file(&probe);
+    match (tried, removed) {
+        (Err((what, error)), _) => check(
+            name,
+            Outcome::Fail,
+            format!("{what} failed: {error}"),
+            "choose a directory on another disk with --data DIR",
+        ),
+        (Ok(_), Err(error)) => check(name, Outcome::Warn, format!("{}: {error}", probe.display()), "remove it by hand"),
+        (Ok(disk), Ok(())) => {
+            let found = format!(
+                "{} MiB free; a sync takes about {} us{}",
+                disk.free_bytes >> 20,
+                disk.sync_us,
+                if disk.direct { "" } else { "; it cannot be written around the page cache" }
+            );
+            let outcome = if disk.free_bytes < DISK_FREE_BYTES { Outcome::Warn } else { Outcome::Pass };
+            check(name, outcome, found, "free some space; without room nothing can be written to channels on disk")
+        }
+    }
+}
+
+/// What a disk can do.
+struct DiskProbe {
+    free_bytes: u64,
+    sync_us: u128,
+    /// Whether files can be written around the page cache, as the io_uring back end of the log does.
+    direct: bool,
+}
+
+fn try_disk(probe: &Path) -> Result<DiskProbe, (&'static str, std::io::Error)> {
+    let made = OpenOptions::new().read(true).write(true).create_new(true).open(probe);
+    let file = made.map_err(|error| ("making a file", error))?;
+    // SAFETY: takes an open descriptor and three numbers.
+    if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, PROBE_BYTES) } != 0 {
+        let error = std::io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::EOPNOTSUPP) {
+            return Err(("setting room aside", error));
+        }
+    }
+    let mut took: Vec<u128> = Vec::new();
+    for n in 0..9 {
+        let began = Instant::now();
+        file.write_all_at(&[1; LOG_BLOCK_BYTES], n * LOG_BLOCK_BYTES as u64).map_err(|error| ("writing", error))?;
+        file.sync_data().map_err(|error| ("syncing", error))?;
+        took.push(began.elapsed().as_micros());
+    }
+    took.sort_unstable();
+    let direct = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(probe).is_ok();
+    // SAFETY: zeros are a valid statvfs, which is filled through an open descriptor.
+    let free_bytes = unsafe {
+        let mut stat: libc::statvfs = std::mem::zeroed();
+        if libc::fstatvfs(file.as_raw_fd(), &raw mut stat) != 0 {
+            return Err(("asking for free space", std::io::Error::last_os_error()));
+        }
+        stat.f_bavail * stat.f_frsize
+    };
+    Ok(DiskProbe { free_bytes, sync_us: took[took.len() / 2], direct })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,6 +297,8 @@ mod tests {
         let outcome = |name| all.iter().find(|check| check.name == name).map(|check| check.outcome);
         assert_eq!(outcome("QUIC address"), Some(Outcome::Warn));
         assert_eq!(outcome("data directory"), Some(Outcome::Pass));
+        assert!(matches!(outcome("disk of the log"), Some(Outcome::Pass | Outcome::Warn)), "{all:#?}");
+        assert_eq!(log_disk(Path::new("/proc/nowhere")).outcome, Outcome::Fail);
         let nowhere = PathBuf::from("/proc/nowhere");
         assert_eq!(data_directory(&nowhere).outcome, Outcome::Fail);
     }

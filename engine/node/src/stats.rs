@@ -50,7 +50,8 @@ fn histogram() -> Histogram<u64> {
 
 /// Tells sizes apart, up to those of the largest batch of the log.
 pub(crate) fn sizes() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 2 * LOG_BATCH_BYTES_MAX as u64, 2).expect("the bounds are valid: 1 to 8 MiB, 2 digits")
+    Histogram::new_with_bounds(1, 2 * LOG_BATCH_BYTES_MAX as u64, 2)
+        .expect("the bounds are valid: 1 to 8 MiB, 2 digits")
 }
 
 impl Default for CoreStats {

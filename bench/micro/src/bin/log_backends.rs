@@ -85,7 +85,14 @@ fn print(delay_ms: u64, file: File, bytes: usize, backend: LogBackend, results: 
     );
 }
 
-fn measure(directory: &Path, backend: LogBackend, kind: File, bytes: usize, delay: Duration, time: Duration) -> Figures {
+fn measure(
+    directory: &Path,
+    backend: LogBackend,
+    kind: File,
+    bytes: usize,
+    delay: Duration,
+    time: Duration,
+) -> Figures {
     pin(0);
     let disk = FileDisk::open(directory, delay).expect("a directory");
     let path = "wal/bench";

@@ -12,6 +12,7 @@ use thalweg_journal::segment::{publish, seal};
 use thalweg_journal::wal::{Closed, NewFile, WalFile, prepare, wal_path};
 use thalweg_journal::{Disk, DiskError, LogError};
 use thalweg_protocol::ids::{CoreId, Epoch};
+use thalweg_protocol::limits::LOG_BLOCK_BYTES;
 use thalweg_ring::{Bell, Consumer, Producer, ring};
 
 use super::alarm::Alarm;
@@ -25,6 +26,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const UNSEALED_MAX: usize = 3;
 /// Slots of the rings between a core and the archive: more than a core can have files.
 const SLOTS: usize = 16;
+/// Bytes of zeros that are written at a time.
+const ZEROS: usize = 1 << 20;
 /// Files per core that are kept to be used again.
 const FREE_PER_CORE: usize = 2;
 
@@ -144,11 +147,15 @@ impl Archive {
                 wanted: false,
                 closed: VecDeque::new(),
             });
-            let (file, opened) = work.prepare(usize::from(core.0)).map_err(ArchiveError::Prepare)?;
+            // The first is wanted now, so it is not filled with zeros.
+            let (file, opened) = work.prepare(usize::from(core.0), false).map_err(ArchiveError::Prepare)?;
             links.push((ArchiveLink { told, heard, bell: Arc::clone(&bell) }, file, opened));
         }
         let (own_bell, own_stop) = (Arc::clone(&bell), Arc::clone(&stop));
-        let run = move || work.run(&own_bell, &own_stop);
+        let run = move || {
+            let _guard = Guard(Arc::clone(&work.config.alarm));
+            work.run(&own_bell, &own_stop);
+        };
         let thread = std::thread::Builder::new().name("thalweg-archive".into()).spawn(run);
         Ok((Self { bell, stop, thread: thread.map_err(ArchiveError::Start)? }, links))
     }
@@ -161,6 +168,30 @@ impl Archive {
             tracing::error!("the archive's thread panicked");
         }
     }
+}
+
+/// Stops the node if the thread panics: its cores would wait for files for ever.
+struct Guard(Arc<Alarm>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.raise("the archive's thread panicked".into());
+        }
+    }
+}
+
+/// Writes zeros to a file of the log, behind its header.
+fn fill(disk: &dyn Disk, path: &str, bytes: u64) -> Result<(), DiskError> {
+    let file = disk.open(path)?;
+    let zeros = vec![0; ZEROS];
+    let mut at = LOG_BLOCK_BYTES as u64;
+    while at < bytes {
+        let count = ZEROS.min((bytes - at) as usize);
+        file.write_at(at, &zeros[..count])?;
+        at += count as u64;
+    }
+    file.sync()
 }
 
 /// Why the archive did not start.
@@ -259,7 +290,7 @@ impl Work {
     /// Does one thing, the most urgent first; false if there is nothing to do.
     fn step(&mut self) -> Result<bool, LogError> {
         if let Some(at) = self.desks.iter().position(Desk::can_have_file) {
-            let (file, opened) = self.prepare(at)?;
+            let (file, opened) = self.prepare(at, true)?;
             self.desks[at].wanted = false;
             self.desks[at].say(FromArchive::Spare(file, opened));
             return Ok(true);
@@ -291,14 +322,20 @@ impl Work {
         self.full = full;
     }
 
-    fn prepare(&mut self, at: usize) -> Result<(WalFile, Arc<LogFile>), DiskError> {
+    /// Gets a core's next file ready. What was never written before is filled with zeros, if there is `time`: a sync of such
+    /// a file takes half as long, since the file system need not note what is written for the first time.
+    fn prepare(&mut self, at: usize, time: bool) -> Result<(WalFile, Arc<LogFile>), DiskError> {
         let ArchiveConfig { disk, root, backend, epoch, file_bytes, free, .. } = &mut self.config;
         let desk = &mut self.desks[at];
         let (core, generation) = (desk.core, desk.next_generation);
         let recycle = free.pop();
         let new = NewFile { core, generation, epoch: *epoch, salt: rand::random(), bytes: *file_bytes };
         let file = prepare(&**disk, new, recycle.as_deref())?;
-        let opened = LogFile::open(&**disk, root, &wal_path(core, generation), *backend)?;
+        let path = wal_path(core, generation);
+        if time && recycle.is_none() {
+            fill(&**disk, &path, *file_bytes)?;
+        }
+        let opened = LogFile::open(&**disk, root, &path, *backend)?;
         desk.next_generation += 1;
         Ok((file, opened))
     }

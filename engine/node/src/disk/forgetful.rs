@@ -1,201 +1,244 @@
-//! A disk that forgets what was not synced.
-//!
-//! A process that is killed does not lose what it wrote: the kernel still has it. This shell around a [`Disk`] keeps what
-//! is written in the process's own memory and hands it over when it is synced, so that a kill loses what a loss of power
-//! would. For tests (`thalweg serve --disk-shell discard`); which names are in a directory is not forgotten, the simulation
-//! does that.
+//! A disk that loses what was not synced, even if only the process dies.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thalweg_journal::{Disk, DiskError, DiskFile};
 
-/// What was written to a file and not synced.
-#[derive(Debug, Default)]
-struct Unsynced {
-    /// By offset; ranges do not overlap.
-    writes: BTreeMap<u64, Vec<u8>>,
-    /// The length that was asked for.
-    allocated: Option<u64>,
+/// Keeps in memory what was written and not synced, and passes it on to another disk when it is.
+///
+/// The system keeps what a process wrote, synced or not, when the process is killed; only the loss of power takes it away.
+/// With this between a node and its disk, a killed node has lost power: for tests with real processes. Renames and removals
+/// wait for their directory's sync as well. A file that was made is there at once, empty; a real disk may do so, too.
+pub struct ForgetfulDisk {
+    disk: Arc<dyn Disk>,
+    state: Mutex<State>,
 }
 
-impl Unsynced {
-    /// Takes a write in, over what it covers of earlier ones.
-    fn write(&mut self, offset: u64, bytes: &[u8]) {
-        let end = offset + bytes.len() as u64;
-        let before = self.writes.range(..offset).next_back().map(|(at, _)| *at);
-        let within: Vec<u64> = self.writes.range(offset..end).map(|(at, _)| *at).collect();
-        for at in before.into_iter().chain(within) {
-            let Some(mut old) = self.writes.remove(&at) else { continue };
-            let old_end = at + old.len() as u64;
-            if old_end > end {
-                self.writes.insert(end, old.split_off((end.max(at) - at) as usize));
-            }
-            if at < offset {
-                old.truncate((offset - at) as usize);
-                self.writes.insert(at, old);
-            }
-        }
-        self.writes.insert(offset, bytes.to_vec());
-    }
+#[derive(Default)]
+struct State {
+    /// What happened to names and is not synced, in order.
+    changes: Vec<Change>,
+    /// What is open or has unsynced bytes, by its present name.
+    files: BTreeMap<String, Arc<FileState>>,
+}
 
-    /// Lays what was written over what was read.
-    fn overlay(&self, offset: u64, into: &mut [u8]) {
-        let end = offset + into.len() as u64;
-        for (&at, bytes) in self.writes.range(..end) {
-            let (from, to) = (at.max(offset), (at + bytes.len() as u64).min(end));
-            if from < to {
-                let source = &bytes[(from - at) as usize..(to - at) as usize];
-                into[(from - offset) as usize..(to - offset) as usize].copy_from_slice(source);
-            }
-        }
-    }
+enum Change {
+    Renamed { from: String, to: String },
+    Removed(String),
+}
 
-    fn bytes(&self, on_disk: u64) -> u64 {
-        let written = self.writes.last_key_value().map_or(0, |(at, bytes)| at + bytes.len() as u64);
-        on_disk.max(written).max(self.allocated.unwrap_or(0))
+impl Change {
+    fn is_in(&self, directory: &str) -> bool {
+        let (Self::Renamed { from: path, .. } | Self::Removed(path)) = self;
+        path.rsplit_once('/').map_or("", |(directory, _)| directory) == directory
     }
 }
 
-type Files = Arc<Mutex<BTreeMap<String, Arc<Mutex<Unsynced>>>>>;
-
-/// See the module.
-pub struct Forgetful<D> {
-    disk: D,
-    files: Files,
+struct FileState {
+    file: Box<dyn DiskFile>,
+    unsynced: Mutex<Vec<(u64, Vec<u8>)>>,
 }
 
-impl<D: Disk> Forgetful<D> {
-    /// A forgetful shell around `disk`.
-    pub fn new(disk: D) -> Self {
-        Self { disk, files: Files::default() }
-    }
-
-    fn file(&self, path: &str, file: Box<dyn DiskFile>) -> Box<dyn DiskFile> {
-        let unsynced = Arc::clone(locked(&self.files).entry(path.to_owned()).or_default());
-        Box::new(ForgetfulFile { path: path.to_owned(), file, unsynced })
-    }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is behind these locks is consistent between any two statements.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<D: Disk> Disk for Forgetful<D> {
+impl ForgetfulDisk {
+    /// What loses what `disk` did not get yet.
+    pub fn new(disk: Arc<dyn Disk>) -> Self {
+        Self { disk, state: Mutex::default() }
+    }
+}
+
+impl State {
+    /// The name on the disk of what has this name now; none if it was removed.
+    fn name_on_disk(&self, path: &str) -> Option<String> {
+        let mut name = path.to_owned();
+        for change in self.changes.iter().rev() {
+            match change {
+                Change::Renamed { from, to } if *to == name => name.clone_from(from),
+                Change::Renamed { from: gone, .. } | Change::Removed(gone) if *gone == name => return None,
+                _ => {}
+            }
+        }
+        Some(name)
+    }
+
+    /// Makes the disk take what happened to the names of a directory.
+    fn flush(&mut self, disk: &dyn Disk, directory: &str) -> Result<(), DiskError> {
+        let (of_it, others) = std::mem::take(&mut self.changes).into_iter().partition(|c: &Change| c.is_in(directory));
+        self.changes = others;
+        let of_it: Vec<Change> = of_it;
+        for change in of_it {
+            match change {
+                Change::Renamed { from, to } => disk.rename(&from, &to)?,
+                Change::Removed(path) => disk.remove(&path)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Disk for ForgetfulDisk {
     fn list(&self, directory: &str) -> Result<Vec<String>, DiskError> {
-        self.disk.list(directory)
+        let state = lock(&self.state);
+        let mut names = self.disk.list(directory)?;
+        let name = |path: &str| path.rsplit_once('/').map_or(path, |(_, name)| name).to_owned();
+        for change in state.changes.iter().filter(|change| change.is_in(directory)) {
+            let (Change::Renamed { from: gone, .. } | Change::Removed(gone)) = change;
+            names.retain(|other| *other != name(gone));
+            if let Change::Renamed { to, .. } = change
+                && !names.contains(&name(to))
+            {
+                names.push(name(to));
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
     }
 
     fn open(&self, path: &str) -> Result<Box<dyn DiskFile>, DiskError> {
-        Ok(self.file(path, self.disk.open(path)?))
+        let mut state = lock(&self.state);
+        if let Some(open) = state.files.get(path) {
+            return Ok(Box::new(ForgetfulFile(Arc::clone(open))));
+        }
+        let missing = || DiskError::Missing { path: path.to_owned() };
+        let file = self.disk.open(&state.name_on_disk(path).ok_or_else(missing)?)?;
+        let opened = Arc::new(FileState { file, unsynced: Mutex::default() });
+        state.files.insert(path.to_owned(), Arc::clone(&opened));
+        Ok(Box::new(ForgetfulFile(opened)))
     }
 
     fn create(&self, path: &str) -> Result<Box<dyn DiskFile>, DiskError> {
-        // Whoever has the file open under this name goes on with what it had.
-        locked(&self.files).remove(path);
-        Ok(self.file(path, self.disk.create(path)?))
+        let mut state = lock(&self.state);
+        // A disk may take what happened to names at any time. Here it must, or the new file would get an old one's place.
+        let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
+        state.flush(&*self.disk, directory)?;
+        let made = Arc::new(FileState { file: self.disk.create(path)?, unsynced: Mutex::default() });
+        state.files.insert(path.to_owned(), Arc::clone(&made));
+        Ok(Box::new(ForgetfulFile(made)))
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
-        self.disk.rename(from, to)?;
-        let mut files = locked(&self.files);
-        let unsynced = files.remove(from);
-        match unsynced {
-            Some(unsynced) => files.insert(to.to_owned(), unsynced),
-            None => files.remove(to),
+        let mut state = lock(&self.state);
+        let missing = || DiskError::Missing { path: from.to_owned() };
+        self.disk.open(&state.name_on_disk(from).ok_or_else(missing)?)?;
+        state.changes.push(Change::Renamed { from: from.to_owned(), to: to.to_owned() });
+        match state.files.remove(from) {
+            Some(open) => state.files.insert(to.to_owned(), open),
+            None => state.files.remove(to),
         };
         Ok(())
     }
 
     fn remove(&self, path: &str) -> Result<(), DiskError> {
-        locked(&self.files).remove(path);
-        self.disk.remove(path)
+        let mut state = lock(&self.state);
+        let missing = || DiskError::Missing { path: path.to_owned() };
+        self.disk.open(&state.name_on_disk(path).ok_or_else(missing)?)?;
+        state.changes.push(Change::Removed(path.to_owned()));
+        state.files.remove(path);
+        Ok(())
     }
 
     fn sync_dir(&self, directory: &str) -> Result<(), DiskError> {
+        let mut state = lock(&self.state);
+        state.flush(&*self.disk, directory)?;
+        state.files.retain(|_, open| Arc::strong_count(open) > 1 || !lock(&open.unsynced).is_empty());
         self.disk.sync_dir(directory)
     }
 }
 
-struct ForgetfulFile {
-    path: String,
-    file: Box<dyn DiskFile>,
-    unsynced: Arc<Mutex<Unsynced>>,
-}
+struct ForgetfulFile(Arc<FileState>);
 
 impl DiskFile for ForgetfulFile {
     fn bytes(&self) -> Result<u64, DiskError> {
-        let on_disk = self.file.bytes()?;
-        Ok(locked(&self.unsynced).bytes(on_disk))
+        let unsynced = lock(&self.0.unsynced);
+        let written = unsynced.iter().map(|(offset, bytes)| offset + bytes.len() as u64).max();
+        Ok(self.0.file.bytes()?.max(written.unwrap_or(0)))
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), DiskError> {
-        let on_disk = self.file.bytes()?;
-        let unsynced = locked(&self.unsynced);
-        if offset + into.len() as u64 > unsynced.bytes(on_disk) {
-            let what = format!("reading {} bytes at {offset}: the file ends before", into.len());
-            return Err(DiskError::Failed { path: self.path.clone(), what });
+        let bytes = self.bytes()?;
+        let unsynced = lock(&self.0.unsynced);
+        let on_disk = self.0.file.bytes()?.saturating_sub(offset).min(into.len() as u64) as usize;
+        if offset + into.len() as u64 <= bytes {
+            self.0.file.read_at(offset, &mut into[..on_disk])?;
+            into[on_disk..].fill(0);
+        } else {
+            self.0.file.read_at(offset, into)?;
         }
-        let there = (on_disk.saturating_sub(offset) as usize).min(into.len());
-        into.fill(0);
-        if there > 0 {
-            self.file.read_at(offset, &mut into[..there])?;
+        let end = offset + into.len() as u64;
+        for (at, written) in unsynced.iter() {
+            let (from, to) = ((*at).max(offset), (at + written.len() as u64).min(end));
+            if from < to {
+                let source = &written[(from - at) as usize..(to - at) as usize];
+                into[(from - offset) as usize..(to - offset) as usize].copy_from_slice(source);
+            }
         }
-        unsynced.overlay(offset, into);
         Ok(())
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
-        locked(&self.unsynced).write(offset, bytes);
+        lock(&self.0.unsynced).push((offset, bytes.to_vec()));
         Ok(())
     }
 
     fn allocate(&self, bytes: u64) -> Result<(), DiskError> {
-        locked(&self.unsynced).allocated = Some(bytes);
-        Ok(())
+        self.0.file.allocate(bytes)
     }
 
     fn sync(&self) -> Result<(), DiskError> {
-        let mut unsynced = locked(&self.unsynced);
-        if let Some(bytes) = unsynced.allocated.take() {
-            self.file.allocate(bytes)?;
+        // Held all the while, so that a write that comes meanwhile is not taken for synced.
+        let mut unsynced = lock(&self.0.unsynced);
+        for (offset, bytes) in unsynced.iter() {
+            self.0.file.write_at(*offset, bytes)?;
         }
-        for (offset, bytes) in std::mem::take(&mut unsynced.writes) {
-            self.file.write_at(offset, &bytes)?;
-        }
-        self.file.sync()
+        self.0.file.sync()?;
+        unsynced.clear();
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use thalweg_journal::MemoryDisk;
+    use std::time::Duration;
 
     use super::*;
+    use crate::disk::FileDisk;
+    use crate::identity::tests::TempDir;
 
     #[test]
-    fn what_was_written_is_read_and_handed_over_when_it_is_synced() {
-        let disk = Forgetful::new(MemoryDisk::new());
-        let file = disk.create("wal/a").expect("made");
-        let same = disk.open("wal/a").expect("there");
-        let read = |file: &dyn DiskFile, bytes: usize| {
-            let mut into = vec![9; bytes];
-            file.read_at(0, &mut into).map(|()| into)
+    fn what_was_not_synced_is_only_seen_until_it_dies() {
+        let dir = TempDir::new();
+        let files: Arc<dyn Disk> = Arc::new(FileDisk::open(dir.path(), Duration::ZERO).expect("a directory"));
+        let disk = ForgetfulDisk::new(Arc::clone(&files));
+        let read = |disk: &dyn Disk, path: &str| {
+            let file = disk.open(path).ok()?;
+            let mut bytes = vec![0; file.bytes().ok()? as usize];
+            file.read_at(0, &mut bytes).ok()?;
+            Some(bytes)
         };
-        file.write_at(0, b"aaaaaaaaaa").expect("kept");
-        file.write_at(3, b"bbb").expect("kept");
-        file.write_at(8, b"cccc").expect("kept");
-        assert_eq!(read(&*same, 12).expect("read"), b"aaabbbaacccc");
-        assert!(read(&*same, 13).is_err());
-        assert_eq!(disk.disk.open("wal/a").and_then(|file| file.bytes()), Ok(0), "nothing was synced");
-        file.allocate(20).expect("remembered");
-        assert_eq!(file.bytes(), Ok(20));
-        same.sync().expect("synced");
-        assert_eq!(read(&*disk.disk.open("wal/a").expect("there"), 12).expect("read"), b"aaabbbaacccc");
-        file.write_at(2, b"dddd").expect("kept");
+        let file = disk.create("wal/a.new").expect("made");
+        file.allocate(6).expect("room");
+        file.write_at(0, b"one").expect("written");
+        file.sync().expect("synced");
+        file.write_at(2, b"two").expect("written");
+        disk.rename("wal/a.new", "wal/a").expect("renamed");
+        assert_eq!((read(&disk, "wal/a"), read(&disk, "wal/a.new")), (Some(b"ontwo\0".to_vec()), None));
+        assert_eq!(disk.list("wal"), Ok(vec!["a".into()]));
+        assert_eq!(read(&*files, "wal/a.new"), Some(b"one\0\0\0".to_vec()), "this is what a crash leaves");
+        disk.sync_dir("wal").expect("synced");
+        assert_eq!(read(&*files, "wal/a"), Some(b"one\0\0\0".to_vec()));
+        file.sync().expect("synced");
+        assert_eq!(read(&*files, "wal/a"), Some(b"ontwo\0".to_vec()));
         disk.rename("wal/a", "wal/b").expect("renamed");
-        assert_eq!(read(&*disk.open("wal/b").expect("there"), 7).expect("read"), b"aadddda");
-        assert_eq!(read(&*disk.disk.open("wal/b").expect("there"), 7).expect("read"), b"aaabbba");
+        disk.rename("wal/b", "wal/c").expect("renamed");
+        assert_eq!((read(&disk, "wal/c"), read(&disk, "wal/b")), (Some(b"ontwo\0".to_vec()), None));
+        disk.remove("wal/c").expect("removed");
+        assert_eq!((disk.list("wal"), files.list("wal")), (Ok(vec![]), Ok(vec!["a".into()])));
+        disk.sync_dir("wal").expect("synced");
+        assert_eq!(files.list("wal"), Ok(vec![]));
+        assert_eq!(disk.remove("wal/c"), Err(DiskError::Missing { path: "wal/c".into() }));
     }
 }

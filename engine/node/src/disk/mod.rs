@@ -19,6 +19,7 @@ mod archive;
 #[cfg(test)]
 pub(crate) mod fault;
 mod file;
+mod forgetful;
 mod gentle;
 mod merger;
 mod reader;
@@ -45,6 +46,7 @@ use thalweg_ring::Bell;
 pub(crate) use alarm::Alarm;
 pub(crate) use archive::{ArchiveCounters, ArchiveLink, FromArchive};
 pub use file::FileDisk;
+pub use forgetful::ForgetfulDisk;
 pub(crate) use reader::{ReadDone, ReadJob, ReaderLink};
 pub(crate) use recovery::recover;
 pub use writer::{LogBackend, LogFile, LogWriter, WakeFds, Written, writer};

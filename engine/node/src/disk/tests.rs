@@ -16,7 +16,7 @@ use thalweg_ring::Bell;
 use thalweg_shard::{Config, Input, Link, Now, Output, Shard};
 
 use super::fault::{Fault, FaultyDisk};
-use super::{Alarm, FileDisk, LogBackend, ReadJob, Storage, StorageConfig, recover};
+use super::{Alarm, FileDisk, ForgetfulDisk, LogBackend, ReadJob, Storage, StorageConfig, recover};
 use crate::identity::tests::TempDir;
 use crate::log::{CoreLog, LogNews};
 use crate::stats::CoreStats;
@@ -225,12 +225,14 @@ fn body(n: u64) -> Bytes {
 
 #[test]
 fn what_was_acknowledged_is_there_after_a_restart_with_other_cores() {
-    for backend in [LogBackend::Thread, LogBackend::IoUring] {
+    for (backend, forgets) in [(LogBackend::Thread, false), (LogBackend::Thread, true), (LogBackend::IoUring, false)] {
         let dir = TempDir::new();
         let mut expected: BTreeMap<String, Vec<Bytes>> = BTreeMap::new();
         let mut written = 0;
         for (cores, checkpoint) in [(1, false), (3, true), (2, false), (2, false)] {
-            let mut machine = Machine::start(dir.path(), cores, backend);
+            let files = Arc::new(FileDisk::open(dir.path(), Duration::ZERO).expect("a directory"));
+            let disk: Arc<dyn Disk> = if forgets { Arc::new(ForgetfulDisk::new(files)) } else { files };
+            let mut machine = Machine::start_on(dir.path(), cores, backend, disk);
             for (channel, bodies) in &expected {
                 assert!(machine.read_all(channel) == *bodies, "{backend:?}, {cores} cores: {channel}");
             }
