@@ -19,21 +19,22 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 WORK = ROOT / "target" / "peers"
 BUILD = WORK / "build"
-THALWEG = ROOT / "target" / "release" / "thalweg"
+THALWEG = pathlib.Path(os.environ.get("THALWEG", ROOT / "target" / "release" / "thalweg"))
 GENERATOR = ROOT / "target" / "release" / "examples" / "bench"
 NATS_VERSION = "2.15.1"
 READY_S = 20
 
 
-def build_peers():
+def build_peers(what):
     manifest = ROOT / "bench/peers/quinn-echo/Cargo.toml"
     command = ["cargo", "build", "--release", "--quiet", "--manifest-path", str(manifest)]
     subprocess.run(command, check=True, env={**os.environ, "CARGO_TARGET_DIR": str(BUILD)})
-    # The generator by itself: the command looks for a node of ours, which the echo is not.
-    own = ["cargo", "build", "--release", "--quiet", "-p", "thalweg-load", "--example", "bench"]
-    subprocess.run(own, check=True, cwd=ROOT)
+    if what == "ping":
+        # The generator by itself: the command looks for a node of ours, which the echo is not.
+        own = ["cargo", "build", "--release", "--quiet", "-p", "thalweg-load", "--example", "bench"]
+        subprocess.run(own, check=True, cwd=ROOT)
     if not THALWEG.exists():
-        sys.exit("target/release/thalweg is missing: run `cargo build --release` first")
+        sys.exit(f"{THALWEG} is missing: run `cargo build --release` first")
 
 
 def peer(name):
@@ -389,7 +390,7 @@ def main():
     parser.add_argument("--delays-us", type=int, nargs="+", default=[0, 1000, 5000], help="append: syncs take longer by")
     arguments = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
-    build_peers()
+    build_peers(arguments.what)
     if arguments.what == "append":
         append(arguments.rounds, arguments.seconds, arguments.delays_us)
     else:

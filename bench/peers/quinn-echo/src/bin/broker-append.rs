@@ -300,7 +300,9 @@ fn run(cli: &Cli, poll: &mut Poll, events: &mut Events, writers: &mut [Writer]) 
     }
     let (before, after) = before.zip(after).ok_or("the run ended too early")?;
     let unanswered: usize = writers.iter().map(|writer| writer.unanswered).sum();
-    report(cli, &seen, &late, (&before, &after), (errors, unanswered as u64));
+    let wanted = cli.rate.map_or(0, |rate| (rate * (cli.warmup + cli.duration)) as u64);
+    let counts = [("errors", errors), ("unanswered", unanswered as u64), ("unsent", wanted.saturating_sub(published))];
+    report(cli, &seen, &late, (&before, &after), &counts);
     Ok(())
 }
 
@@ -309,15 +311,16 @@ fn report(
     seen: &Histogram<u64>,
     late: &Histogram<u64>,
     (before, after): (&Sample, &Sample),
-    (errors, unanswered): (u64, u64),
+    counts: &[(&str, u64)],
 ) {
     let seconds = (after.at_ns - before.at_ns) as f64 / 1e9;
     let count = (after.appended - before.appended) as f64;
     let cpu = after.server_cpu_s - before.server_cpu_s;
     let mut result = row(if cli.rate.is_some() { "append_open" } else { "append_saturated" }, seen, seconds);
     result.insert("appends_per_s".into(), (count / seconds).into());
-    result.insert("errors".into(), errors.into());
-    result.insert("unanswered".into(), unanswered.into());
+    for &(name, count) in counts {
+        result.insert(name.into(), count.into());
+    }
     result.insert("server_cpu_s".into(), cpu.into());
     result.insert("appends_per_cpu_s".into(), (count / cpu.max(0.01)).into());
     result.insert("generator_cpu_s".into(), (after.own_cpu_s - before.own_cpu_s).into());
