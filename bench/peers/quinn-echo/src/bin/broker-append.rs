@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -207,7 +208,7 @@ fn main() -> Outcome {
     run(&cli, &mut poll, &mut events, &mut writers)
 }
 
-/// Counts, latencies and cost so far, at one moment.
+/// Counts and cost so far, at one moment.
 struct Sample {
     appended: u64,
     at_ns: u64,
@@ -215,117 +216,150 @@ struct Sample {
     own_cpu_s: f64,
 }
 
+/// The state of a run.
+struct Run<'a> {
+    cli: &'a Cli,
+    start: Instant,
+    /// Only messages intended in this time count, ns.
+    measured: Range<u64>,
+    published: u64,
+    appended: u64,
+    errors: u64,
+    seen: Histogram<u64>,
+    /// How much later than intended they were sent.
+    late: Histogram<u64>,
+    body: Vec<u8>,
+}
+
 fn run(cli: &Cli, poll: &mut Poll, events: &mut Events, writers: &mut [Writer]) -> Outcome {
-    let start = Instant::now();
-    let clock = || start.elapsed().as_nanos() as u64;
-    let measured = (cli.warmup * 1e9) as u64..((cli.warmup + cli.duration) * 1e9) as u64;
-    let (mut published, mut appended, mut errors) = (0_u64, 0_u64, 0_u64);
-    let (mut seen, mut late, mut answers) = (latencies(), latencies(), Vec::new());
+    let mut run = Run {
+        cli,
+        start: Instant::now(),
+        measured: (cli.warmup * 1e9) as u64..((cli.warmup + cli.duration) * 1e9) as u64,
+        published: 0,
+        appended: 0,
+        errors: 0,
+        seen: latencies(),
+        late: latencies(),
+        body: vec![b'x'; cli.body],
+    };
     let (mut before, mut after) = (None, None);
-    let mut body = vec![b'x'; cli.body];
     loop {
-        let now = clock();
-        let sample = || -> Outcome<Sample> {
-            let (server_cpu_s, own_cpu_s) = (cpu_seconds(cli.server_pid)?, cpu_seconds(std::process::id())?);
-            Ok(Sample { appended, at_ns: now, server_cpu_s, own_cpu_s })
-        };
-        if before.is_none() && now >= measured.start {
-            before = Some(sample()?);
+        let now = run.now();
+        if before.is_none() && now >= run.measured.start {
+            before = Some(run.sample(now)?);
         }
-        if after.is_none() && now >= measured.end {
-            after = Some(sample()?);
+        if after.is_none() && now >= run.measured.end {
+            after = Some(run.sample(now)?);
         }
         let unanswered: usize = writers.iter().map(|writer| writer.unanswered).sum();
-        if now >= measured.end + GRACE_NS || (now >= measured.end && unanswered == 0) {
-            break;
+        if now >= run.measured.end + GRACE_NS || (now >= run.measured.end && unanswered == 0) {
+            let (before, after) = before.zip(after).ok_or("the run ended too early")?;
+            run.report(&before, &after, unanswered as u64);
+            return Ok(());
         }
-        // When the schedule wants its next; in a closed loop only answers bring something to do.
-        let mut due = measured.end;
-        let mut link = 0;
-        while now < measured.end {
-            let intended = match cli.rate {
-                Some(rate) => (published as f64 * 1e9 / rate) as u64,
-                None => clock(),
-            };
-            if cli.rate.is_some() {
-                link = published as usize % writers.len();
-                if intended > now {
-                    due = intended;
-                    break;
-                }
-            } else if let Some(at) = (link..writers.len()).find(|&at| writers[at].has_room()) {
-                link = at;
-            }
-            let writer = &mut writers[link];
-            if !writer.has_room() {
-                break;
-            }
-            if cli.rate.is_some() && measured.contains(&intended) {
-                late.saturating_record(clock().saturating_sub(intended).max(1));
-            }
-            body[..8].copy_from_slice(&intended.to_le_bytes());
-            let number = writer.push(intended);
-            let channel = published as usize % cli.channels;
-            request(cli.protocol, &mut writer.link.output, link, channel, number, &body)?;
-            published += 1;
-        }
+        let due = if now < run.measured.end { run.publish_due(writers, now)? } else { run.measured.end };
         for writer in &mut *writers {
             writer.link.send()?;
         }
         // mio sleeps whole milliseconds, rounded up: the last one is looked away instead.
         let left = Duration::from_nanos(due.max(now) - now);
         let sleep = if left > Duration::from_millis(2) { left - Duration::from_millis(1) } else { Duration::ZERO };
-        let idle = now >= measured.end || cli.rate.is_none();
+        let idle = now >= run.measured.end || cli.rate.is_none();
         poll.poll(events, Some(if idle { Duration::from_millis(5) } else { sleep }))?;
         for event in &*events {
             let writer = &mut writers[event.token().0];
             if event.is_readable() {
-                writer.link.receive()?;
-                cut(cli.protocol, &mut writer.link.input, &mut writer.link.output, &mut answers)?;
-                let at = clock();
-                for Answer { number, accepted } in answers.drain(..) {
-                    let intended = writer.take(number)?;
-                    if !accepted {
-                        errors += 1;
-                        continue;
-                    }
-                    appended += 1;
-                    if measured.contains(&intended) {
-                        seen.saturating_record(at.saturating_sub(intended).max(1));
-                    }
-                }
+                run.receive(writer)?;
             }
             writer.link.send()?;
         }
     }
-    let (before, after) = before.zip(after).ok_or("the run ended too early")?;
-    let unanswered: usize = writers.iter().map(|writer| writer.unanswered).sum();
-    let wanted = cli.rate.map_or(0, |rate| (rate * (cli.warmup + cli.duration)) as u64);
-    let counts = [("errors", errors), ("unanswered", unanswered as u64), ("unsent", wanted.saturating_sub(published))];
-    report(cli, &seen, &late, (&before, &after), &counts);
-    Ok(())
 }
 
-fn report(
-    cli: &Cli,
-    seen: &Histogram<u64>,
-    late: &Histogram<u64>,
-    (before, after): (&Sample, &Sample),
-    counts: &[(&str, u64)],
-) {
-    let seconds = (after.at_ns - before.at_ns) as f64 / 1e9;
-    let count = (after.appended - before.appended) as f64;
-    let cpu = after.server_cpu_s - before.server_cpu_s;
-    let mut result = row(if cli.rate.is_some() { "append_open" } else { "append_saturated" }, seen, seconds);
-    result.insert("appends_per_s".into(), (count / seconds).into());
-    for &(name, count) in counts {
-        result.insert(name.into(), count.into());
+impl Run<'_> {
+    fn now(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
     }
-    result.insert("server_cpu_s".into(), cpu.into());
-    result.insert("appends_per_cpu_s".into(), (count / cpu.max(0.01)).into());
-    result.insert("generator_cpu_s".into(), (after.own_cpu_s - before.own_cpu_s).into());
-    if cli.rate.is_some() {
-        result.insert("sent_late_p99_us".into(), (late.value_at_percentile(99.0) as f64 / 1e3).into());
+
+    fn sample(&self, at_ns: u64) -> Outcome<Sample> {
+        let (server_cpu_s, own_cpu_s) = (cpu_seconds(self.cli.server_pid)?, cpu_seconds(std::process::id())?);
+        Ok(Sample { appended: self.appended, at_ns, server_cpu_s, own_cpu_s })
     }
-    println!("{}", serde_json::Value::from(result));
+
+    /// Queues all that is due; says when there is more to do, if no answer brings it earlier.
+    fn publish_due(&mut self, writers: &mut [Writer], now: u64) -> Outcome<u64> {
+        let Some(rate) = self.cli.rate else {
+            for (at, writer) in writers.iter_mut().enumerate() {
+                while writer.has_room() {
+                    let intended = self.now();
+                    self.publish(writer, at, intended)?;
+                }
+            }
+            return Ok(self.measured.end);
+        };
+        loop {
+            let intended = (self.published as f64 * 1e9 / rate) as u64;
+            let at = self.published as usize % writers.len();
+            if intended > now {
+                return Ok(intended.min(self.measured.end));
+            }
+            if !writers[at].has_room() {
+                return Ok(self.measured.end);
+            }
+            if self.measured.contains(&intended) {
+                self.late.saturating_record(self.now().saturating_sub(intended).max(1));
+            }
+            self.publish(&mut writers[at], at, intended)?;
+        }
+    }
+
+    fn publish(&mut self, writer: &mut Writer, at: usize, intended: u64) -> Outcome {
+        self.body[..8].copy_from_slice(&intended.to_le_bytes());
+        let number = writer.push(intended);
+        let channel = self.published as usize % self.cli.channels;
+        self.published += 1;
+        request(self.cli.protocol, &mut writer.link.output, at, channel, number, &self.body)
+    }
+
+    /// Takes the answers that came.
+    fn receive(&mut self, writer: &mut Writer) -> Outcome {
+        let mut answers = Vec::new();
+        writer.link.receive()?;
+        cut(self.cli.protocol, &mut writer.link.input, &mut writer.link.output, &mut answers)?;
+        let at = self.now();
+        for Answer { number, accepted } in answers {
+            let intended = writer.take(number)?;
+            if !accepted {
+                self.errors += 1;
+                continue;
+            }
+            self.appended += 1;
+            if self.measured.contains(&intended) {
+                self.seen.saturating_record(at.saturating_sub(intended).max(1));
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&self, before: &Sample, after: &Sample, unanswered: u64) {
+        let (cli, seconds) = (self.cli, (after.at_ns - before.at_ns) as f64 / 1e9);
+        let count = (after.appended - before.appended) as f64;
+        let cpu = after.server_cpu_s - before.server_cpu_s;
+        let wanted = cli.rate.map_or(0, |rate| (rate * (cli.warmup + cli.duration)) as u64);
+        let unsent = wanted.saturating_sub(self.published);
+        let name = if cli.rate.is_some() { "append_open" } else { "append_saturated" };
+        let mut result = row(name, &self.seen, seconds);
+        result.insert("appends_per_s".into(), (count / seconds).into());
+        for (name, count) in [("errors", self.errors), ("unanswered", unanswered), ("unsent", unsent)] {
+            result.insert(name.into(), count.into());
+        }
+        result.insert("server_cpu_s".into(), cpu.into());
+        result.insert("appends_per_cpu_s".into(), (count / cpu.max(0.01)).into());
+        result.insert("generator_cpu_s".into(), (after.own_cpu_s - before.own_cpu_s).into());
+        if cli.rate.is_some() {
+            result.insert("sent_late_p99_us".into(), (self.late.value_at_percentile(99.0) as f64 / 1e3).into());
+        }
+        println!("{}", serde_json::Value::from(result));
+    }
 }
