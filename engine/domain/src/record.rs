@@ -42,13 +42,7 @@ pub enum Event {
     /// A model was asked.
     GenerationStarted { generation: GenerationId, request: Arc<GenerationRequest>, posting: Option<Posting> },
     /// A model answered tokens from `index` on; `text` is theirs, one after the other.
-    GenerationTokens {
-        generation: GenerationId,
-        index: u32,
-        tokens: Vec<Token>,
-        text: Bytes,
-        posting: Option<Posting>,
-    },
+    GenerationTokens { generation: GenerationId, index: u32, tokens: Vec<Token>, text: Bytes, posting: Option<Posting> },
     /// A model's answer ended.
     GenerationFinished { generation: GenerationId, ending: Ending, posting: Option<Posting> },
     /// A generation was deleted.

@@ -97,7 +97,8 @@ pub enum Input {
         /// The newest such append.
         ticket: Ticket,
     },
-    /// The answer to [`Output::Read`]: messages from the first that was asked for on, without gaps, as many as fit.
+    /// The answer to [`Output::Read`]: messages from the first on that is still kept of those that were asked for, without
+    /// gaps, as many as fit; none if none is kept. A message that should be there and is not is damage, and so refused.
     Read {
         /// Which read.
         read: ReadId,

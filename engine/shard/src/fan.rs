@@ -247,7 +247,8 @@ impl Shard {
         }
         let index = self.sessions.get(link).and_then(|session| session.subscriptions.get(&request.0).copied());
         let Some(index) = index else {
-            let reject = Reject::new(RejectCode::SubscriptionInvalid, "the subscription was ended before it began");
+            let text = "the subscription was ended before it began: by its client, or because the channel was deleted";
+            let reject = Reject::new(RejectCode::SubscriptionInvalid, text);
             self.reply(link, request, ServerOp::Reject(reject));
             return;
         };

@@ -75,7 +75,8 @@ pub(crate) struct LogEnd {
     /// Messages at hand, in the order of the log.
     resident: VecDeque<Resident>,
     resident_bytes: usize,
-    reads: BTreeMap<ReadId, (Purpose, Position)>,
+    /// Reads under way, with the positions they are for.
+    reads: BTreeMap<ReadId, (Purpose, Position, Position)>,
     reads_made: u64,
     /// Reads beyond those that may be under way. A reader, a request and a mention have one each, so they are bounded.
     reads_waiting: VecDeque<(Purpose, Wanted)>,
@@ -229,24 +230,24 @@ impl Shard {
         self.log.reads_made += 1;
         let read = ReadId(self.log.reads_made);
         let Wanted { partition, channel, from, to } = wanted;
-        self.log.reads.insert(read, (purpose, from));
+        self.log.reads.insert(read, (purpose, from, to));
         self.output(Output::Read { read, partition, channel, from, to });
     }
 
     pub(crate) fn read_done(&mut self, read: ReadId, result: Result<Vec<Arc<Message>>, Reject>) {
-        let Some((purpose, from)) = self.log.reads.remove(&read) else { return };
+        let Some((purpose, from, to)) = self.log.reads.remove(&read) else { return };
         if let Some((purpose, wanted)) = self.log.reads_waiting.pop_front() {
             self.begin_read(purpose, wanted);
         }
-        // What was read must be what was asked for: a hole would be skipped in silence by everybody after this.
-        let result = result.and_then(|messages| match messages.first() {
-            Some(message) if message.position == from => Ok(messages),
-            found => {
-                let found = found.map_or("nothing".to_owned(), |message| format!("position {}", message.position));
-                let text = format!("position {from} of the channel is not where it was written; found {found}");
-                Err(Reject::new(RejectCode::StorageDamaged, text))
+        if let Ok(messages) = &result
+            && let Purpose::History { channel, .. } | Purpose::Page { channel, .. } = &purpose
+        {
+            // What is missing at the beginning was let go of while the read was under way.
+            let kept = messages.first().map_or(to, |message| message.position);
+            if kept > from {
+                self.let_go_before(channel, kept);
             }
-        });
+        }
         match purpose {
             Purpose::History { core, channel, reader } => {
                 let first = self.first_of(&channel);

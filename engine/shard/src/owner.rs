@@ -376,6 +376,13 @@ impl Shard {
         self.owner.channels.get(channel).map_or(Position(1), first)
     }
 
+    /// Notes that a channel keeps nothing before a position.
+    pub(crate) fn let_go_before(&mut self, channel: &ChannelKey, position: Position) {
+        if let Some(owned) = self.owner.channels.get_mut(channel) {
+            owned.channel.let_go_before(position);
+        }
+    }
+
     pub(crate) fn head_of(&self, channel: &ChannelKey) -> Position {
         self.owner.channels.get(channel).map_or(Position(0), |owned| owned.channel.head())
     }

@@ -42,6 +42,8 @@ pub struct Channel {
     bytes: u64,
     /// Measures of what is kept, to say how far back that goes.
     marks: VecDeque<Mark>,
+    /// Nothing before this is kept, whatever the measures say.
+    floor: Position,
 }
 
 /// Where the messages from a position on are to be had.
@@ -92,7 +94,7 @@ impl Channel {
     pub fn new(id: ChannelId, settings: ChannelSettings) -> Self {
         let (head, decided) = (Position(0), Position(0));
         let (history, marks) = (VecDeque::new(), VecDeque::new());
-        Self { id, settings, history, history_bytes: 0, head, decided, bytes: 0, marks }
+        Self { id, settings, history, history_bytes: 0, head, decided, bytes: 0, marks, floor: Position(1) }
     }
 
     /// The channel that the log left behind; its messages are on disk.
@@ -159,7 +161,13 @@ impl Channel {
         if self.head == Position(0) {
             return Position(1);
         }
-        first_kept(&self.settings, self.head, self.bytes, self.marks.iter(), now_us)
+        first_kept(&self.settings, self.head, self.bytes, self.marks.iter(), now_us).max(self.floor)
+    }
+
+    /// Notes that nothing before `position` is kept, which the disk knows first: what goes by age goes by the wall clock,
+    /// and that may have been stepped back since.
+    pub fn let_go_before(&mut self, position: Position) {
+        self.floor = self.floor.max(position);
     }
 
     /// Where the kept messages from `from` on are.

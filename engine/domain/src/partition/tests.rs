@@ -75,8 +75,7 @@ impl Story {
             }
             (6, _, Some(generation)) => {
                 self.tokens.remove(&generation);
-                let ending =
-                    Ending { reason: FinishReason::Stop, usage: Usage::default(), message: String::new() };
+                let ending = Ending { reason: FinishReason::Stop, usage: Usage::default(), message: String::new() };
                 Event::GenerationFinished { generation, ending, posting: None }
             }
             (7, _, Some(generation)) => {

@@ -15,7 +15,7 @@ use thalweg_protocol::limits::FRAME_HEADER_BYTES;
 use thalweg_protocol::op::{
     ClientOp, CreateChannel, Durability, From, Policy, Publish, ServerOp, Subscribe, WatchRequest,
 };
-use thalweg_protocol::reject::RejectCode;
+use thalweg_protocol::reject::{Reject, RejectCode};
 
 use crate::{Config, InferenceCommand, InferenceEvent, Input, Link, Now, Output, PeerMessage, Shard, Ticket};
 
@@ -53,8 +53,10 @@ pub(super) struct Node {
     /// What is durable, in the order in which it became so.
     pub(super) records: Vec<Record>,
     epoch: u64,
-    /// What reads from disk get instead of what was written.
+    /// Whether reads from disk fail.
     pub(super) rotten: bool,
+    /// Messages before this position are gone from the disk.
+    pub(super) let_go: u64,
     closed: Vec<(Client, RejectCode)>,
     /// Messages handed over between cores.
     pub(super) crossings: usize,
@@ -99,6 +101,7 @@ impl Node {
             records: Vec::new(),
             epoch,
             rotten: false,
+            let_go: 0,
             partitions,
             now: Now { mono_us: 0, wall_us: WALL_US },
             late: false,
@@ -397,11 +400,10 @@ impl Node {
                     self.written[usize::from(core)].push(record);
                 }
                 Output::Read { read, partition, channel, from, to } => {
-                    let mut messages = self.read(partition, channel, from.0..to.0);
-                    if self.rotten {
-                        messages.remove(0);
-                    }
-                    self.feed(core, Input::Read { read, result: Ok(messages) });
+                    let messages = self.read(partition, channel, from.0.max(self.let_go)..to.0);
+                    let damaged = Reject::new(RejectCode::StorageDamaged, "rotten");
+                    let result = if self.rotten { Err(damaged) } else { Ok(messages) };
+                    self.feed(core, Input::Read { read, result });
                 }
                 Output::Reply { request, op, .. } => {
                     assert!(self.replies.insert(request, op).is_none(), "request {request} was answered twice");

@@ -120,6 +120,20 @@ fn what_cannot_be_read_back_ends_its_reader_with_a_reason() {
 }
 
 #[test]
+fn what_a_merge_let_go_of_is_missed_and_not_damaged() {
+    for (let_go, expected) in [(3, &["missed 1..=2", "3 ada: hello", "4 ada: hello"][..]), (9, &["missed 1..=4"])] {
+        let mut node = Node::new(1);
+        let client = node.open(0, "ada", 1);
+        (1..=4).for_each(|n| assert_eq!(node.publish(client, "room", n, "hello"), n));
+        node.restart(1);
+        node.let_go = let_go;
+        let reader = node.open(0, "bob", 2);
+        node.subscribe(reader, "room", From::Start);
+        assert_eq!(node.heard(reader), expected);
+    }
+}
+
+#[test]
 fn a_full_disk_refuses_writes_and_nothing_else() {
     let mut node = Node::new(1);
     let client = node.open(0, "ada", 1);
