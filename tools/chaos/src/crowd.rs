@@ -8,8 +8,8 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use thalweg_client::{
-    Ack, AskRequest, Client, ClientError, ConnectionState, From, Generation, GenerationId, Item, Message, OnDetach, Part,
-    Position, RejectCode, Sampling, SessionId, SubscribeOptions, Text,
+    Ack, AskRequest, Client, ClientError, ConnectionState, From, Generation, GenerationId, Item, Message, OnDetach,
+    Part, Position, RejectCode, Sampling, SessionId, SubscribeOptions, Text,
 };
 use thalweg_protocol::ids::Sequence;
 use thalweg_workload::auditor::{BodyHash, ChannelIndex, Event, ReaderId, WatchId};
@@ -234,7 +234,11 @@ async fn read(
             },
             Ok(None) => return,
             Err(error) => {
-                return place.ledger.complain(format!("reader {} of {} ended: {error}", reader.0, channel_name(channel)));
+                return place.ledger.complain(format!(
+                    "reader {} of {} ended: {error}",
+                    reader.0,
+                    channel_name(channel)
+                ));
             }
         }
     }
@@ -330,8 +334,7 @@ pub(crate) async fn ask(place: Place, person: u64) {
         return;
     };
     while !place.is_over() {
-        let sampling =
-            Sampling { seed: rng.random(), temperature: 0.8, max_tokens: TOKENS, ..Sampling::default() };
+        let sampling = Sampling { seed: rng.random(), temperature: 0.8, max_tokens: TOKENS, ..Sampling::default() };
         let on_detach = OnDetach::Keep(600_000);
         let question = format!("Write about {}.", prompt(4, &mut rng));
         let request = AskRequest { sampling, has_seed: true, on_detach, ..AskRequest::prompt(question) };
@@ -355,7 +358,10 @@ pub(crate) async fn ask(place: Place, person: u64) {
             (Ok(first), Ok(second)) if first == second => {}
             (Ok(first), Ok(second)) => place.ledger.complain(format!("{id} reads {first:?} and {second:?}")),
             (first, second) => {
-                [first.err(), second.err()].into_iter().flatten().for_each(|complaint| place.ledger.complain(complaint));
+                [first.err(), second.err()]
+                    .into_iter()
+                    .flatten()
+                    .for_each(|complaint| place.ledger.complain(complaint));
             }
         }
         check_again(&place, &other, id).await;

@@ -12,7 +12,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-const USAGE: &str = "usage: thalweg-chaos PROGRAM [--rounds N] [--seed S] [--budget SECONDS] [--model NAME|PATH] [--cores N]
+const USAGE: &str =
+    "usage: thalweg-chaos PROGRAM [--rounds N] [--seed S] [--budget SECONDS] [--model NAME|PATH] [--cores N]
                      [--discard] [--keep]
 
   PROGRAM              the binary thalweg

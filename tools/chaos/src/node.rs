@@ -98,7 +98,9 @@ impl Node {
         while tokio::time::Instant::now() < end {
             match self.ended()? {
                 Some(status) if status.success() => return Ok(()),
-                Some(status) => return Err(format!("the node was asked to end, and failed with {status}:\n{}", self.tail())),
+                Some(status) => {
+                    return Err(format!("the node was asked to end, and failed with {status}:\n{}", self.tail()));
+                }
                 None => tokio::time::sleep(LOOK).await,
             }
         }

@@ -12,10 +12,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::Options;
 use crate::crowd::{self, CHANNELS, Place, SHORT_MESSAGES, channel_name};
 use crate::ledger::Ledger;
 use crate::node::{self, Node};
-use crate::Options;
 
 /// Rounds between two lines of progress.
 const REPORT_EVERY: u64 = 10;
@@ -120,12 +120,8 @@ async fn make_channels(place: &Place) -> Result<(), String> {
     let client = place.connect(SessionId(rand::random())).await.ok_or("the node lets nobody in")?;
     for channel in (0..CHANNELS).map(ChannelIndex) {
         let keep_messages = if channel.0 + 1 == CHANNELS { SHORT_MESSAGES } else { KEEP_ALL };
-        let options = ChannelOptions {
-            keep_messages,
-            keep_bytes: 1 << 36,
-            keep_age: None,
-            durability: Some(Durability::Disk),
-        };
+        let options =
+            ChannelOptions { keep_messages, keep_bytes: 1 << 36, keep_age: None, durability: Some(Durability::Disk) };
         let made = client.create_channel(channel_name(channel), options).await;
         made.map_err(|error| format!("making {}: {error}", channel_name(channel)))?;
     }
@@ -136,7 +132,9 @@ async fn make_channels(place: &Place) -> Result<(), String> {
 /// Those who begin things, and those who stay to the end.
 fn crowd(place: &Place, options: &Options) -> (JoinSet<()>, JoinSet<()>) {
     let (mut writers, mut readers) = (JoinSet::new(), JoinSet::new());
-    for person in 1..=4 {
+    // A model needs what is left of the machine.
+    let writing = if options.model.is_some() { 1 } else { 4 };
+    for person in 1..=writing {
         writers.spawn_local(crowd::write(place.clone(), person));
     }
     for person in 11..=12 {

@@ -215,10 +215,8 @@ pub(crate) fn salvage_to(data: &Path, to: &Path, json: bool) -> Result<String, F
         let line = json!({ "data": to, "copied": copied, "rebuilt": rebuilt, "messages": messages, "lost": lost });
         return Ok(line.to_string());
     }
-    let mut text = format!(
-        "{}: {messages} messages; {copied} segments were intact, {rebuilt} were written anew",
-        to.display()
-    );
+    let mut text =
+        format!("{}: {messages} messages; {copied} segments were intact, {rebuilt} were written anew", to.display());
     for line in &lost {
         text.push_str("\nlost: ");
         text.push_str(line);

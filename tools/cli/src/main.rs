@@ -125,6 +125,7 @@ mod tests {
         check("serve --data d --quic 127.0.0.1:0 --http off --cores 2 --model a --model b.gguf --log json", true);
         check("serve --no-model", true);
         check("serve --durability memory --log-backend io-uring --sync-delay 5ms --log-file-bytes 1MiB", true);
+        check("serve --disk-shell discard", true);
         check("serve --durability replicated", false);
         check("serve --no-model --model a", false);
         check("serve --quic nowhere", false);

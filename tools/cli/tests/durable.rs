@@ -143,7 +143,7 @@ fn a_dead_node_is_not_waited_for_longer_than_asked() {
     let home = Home::new();
     home.serve("--no-model --quic 127.0.0.1:0").kill();
     let ended = home.run("pub general --timeout 300ms", b"hello\n");
-    assert!(ended.code == Some(3) && ended.stderr.contains("within 300ms"), "{ended:?}");
+    assert!(ended.code == Some(3) && ended.stderr.contains("no answer within 300ms"), "{ended:?}");
 }
 
 fn backup(home: &Home, backup: &Path) -> Value {
@@ -190,7 +190,8 @@ fn a_backup_of_a_node_at_work_is_a_node_as_it_was() {
     assert_eq!(restore(&late).code, Some(0));
     assert!(history_of(&home, &late, "general") == all);
     let node = home.serve(&format!("--no-model --quic 127.0.0.1:0 --data {}", late.display()));
-    let same: Value = serde_json::from_str(&std::fs::read_to_string(late.join("node.json")).expect("there")).expect("JSON");
+    let same: Value =
+        serde_json::from_str(&std::fs::read_to_string(late.join("node.json")).expect("there")).expect("JSON");
     assert!(key.contains(same["key_sha256"].as_str().expect("a key")), "clients trust it");
     drop(node);
 
@@ -204,7 +205,8 @@ fn a_backup_of_a_node_at_work_is_a_node_as_it_was() {
 }
 
 fn segments(directory: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<_> = std::fs::read_dir(directory).expect("there").map(|entry| entry.expect("read").path()).collect();
+    let mut files: Vec<_> =
+        std::fs::read_dir(directory).expect("there").map(|entry| entry.expect("read").path()).collect();
     files.retain(|file| file.extension().is_some_and(|end| end == "seg"));
     files.sort();
     files
@@ -256,7 +258,10 @@ fn damage_is_found_shown_and_what_is_intact_is_salvaged() {
     assert!(!salvaged["lost"].as_array().expect("a list").is_empty(), "{salvaged}");
     let again = home.run(&format!("doctor --salvage {}", to.display()), b"");
     assert!(again.code == Some(1) && again.stderr.contains("not empty"), "{again:?}");
-    let rest = history_of(&home, &to, "general");
+    let data = format!("--data {}", to.display());
+    let node = home.serve(&format!("--no-model --quic 127.0.0.1:0 {data}"));
+    let rest = history(&home, "general", &format!("--from 500 {data}"));
+    assert_eq!(node.terminate(), Some(0));
     let texts: Vec<_> = rest.iter().filter_map(|line| line["body"].as_str()).collect();
     assert!(texts.len() > 2_000, "{} are left", texts.len());
     let numbers: Vec<u64> =
@@ -283,9 +288,7 @@ fn answer(lines: &[Value]) -> (String, String) {
 fn an_answer_goes_on_over_kills_of_its_node_and_is_the_same() {
     let Some(model) = model() else { return };
     let home = Home::new();
-    let serve = |cores: u32| {
-        home.serve(&format!("--quic 127.0.0.1:0 --cores {cores} --model {}", model.display()))
-    };
+    let serve = |cores: u32| home.serve(&format!("--quic 127.0.0.1:0 --cores {cores} --model {}", model.display()));
     let mut node = serve(1);
     let line = "ask - --json --seed 7 --temperature 0.8 --max-tokens 160 --keep 300s";
     let whole = home.run(line, b"Tell a long story about a river.");

@@ -101,12 +101,7 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Refused`] if there is no such channel, reading it is forbidden, or that part of the disk is damaged.
-    pub async fn read_history(
-        &self,
-        channel: impl AsName,
-        from: Position,
-        limit: u32,
-    ) -> Result<Page, ClientError> {
+    pub async fn read_history(&self, channel: impl AsName, from: Position, limit: u32) -> Result<Page, ClientError> {
         let channel = channel.as_name("channel")?;
         match self.call(ClientOp::ReadHistory { channel, from, limit }, Repeat::Again).await? {
             ServerOp::Page { first, next, head, deliveries } => {

@@ -193,7 +193,11 @@ mod tests {
             }
             assert_eq!(seen.rewind(to, Epoch(2)), expected.0);
             let hash = expected.1.map(|text| TextHash::of(text.as_bytes()));
-            assert_eq!((seen.next(), seen.epoch(), seen.fingerprint()), (expected.0, Epoch(2), hash), "{pieces:?} {to}");
+            assert_eq!(
+                (seen.next(), seen.epoch(), seen.fingerprint()),
+                (expected.0, Epoch(2), hash),
+                "{pieces:?} {to}"
+            );
         }
         check((0, None), &[], 0, (0, Some("")));
         check((0, None), &[(1, "a"), (2, "b")], 2, (2, Some("ab")));

@@ -419,7 +419,9 @@ impl State {
                 let deleted = call.retried && matches!(call.op, ClientOp::DeleteChannel { .. });
                 let _ = call.reply.send(match op {
                     // It was deleted before the connection was lost.
-                    ServerOp::Reject(reject) if deleted && reject.code == RejectCode::ChannelUnknown => Ok(ServerOp::Done),
+                    ServerOp::Reject(reject) if deleted && reject.code == RejectCode::ChannelUnknown => {
+                        Ok(ServerOp::Done)
+                    }
                     ServerOp::Reject(reject) => Err(ClientError::refused(reject)),
                     other => Ok(other),
                 });

@@ -133,11 +133,9 @@ async fn another_process_says_what_it_has_of_an_answer() {
     within(async {
         let node = Node::start();
         let (client, mut session) = connect(&node).await;
-        for (from, text, seen) in [
-            (0, None, Some(TextHash::of(b""))),
-            (2, Some("Hello"), Some(TextHash::of(b"Hello"))),
-            (2, None, None),
-        ] {
+        for (from, text, seen) in
+            [(0, None, Some(TextHash::of(b""))), (2, Some("Hello"), Some(TextHash::of(b"Hello"))), (2, None, None)]
+        {
             let (answer, (number, watch)) = tokio::join!(client.watch(GENERATION, from, text), async {
                 let (number, watch) = expect_watch(&mut session).await;
                 session.send(number, &asked()).await;

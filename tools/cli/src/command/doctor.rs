@@ -111,9 +111,10 @@ fn log_checks(data: &Path) -> Vec<Check> {
         })
         .collect();
     checks.extend(report.notes.iter().map(|note| check(Outcome::Pass, note.as_str(), None)));
-    let (messages, bytes) = report.segments.iter().fold((0, 0), |(messages, bytes), (_, verified)| {
-        (messages + verified.messages, bytes + verified.bytes)
-    });
+    let (messages, bytes) = report
+        .segments
+        .iter()
+        .fold((0, 0), |(messages, bytes), (_, verified)| (messages + verified.messages, bytes + verified.bytes));
     let records: u64 = report.wal.iter().map(|(_, records, _)| records).sum();
     let text = format!(
         "{} segments with {messages} messages in {}; {records} records in {} files of the write-ahead log, {} free ones",

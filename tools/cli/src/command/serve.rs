@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::Deserialize;
 use thalweg_client::Name;
-use thalweg_node::config::{Backend, LogBackend, ModelSource, NodeConfig};
+use thalweg_node::config::{Backend, DiskShell, LogBackend, ModelSource, NodeConfig};
 use thalweg_node::{Node, run_until_signal};
 
 use crate::command::channel::Keep;
@@ -64,6 +64,9 @@ pub(crate) struct Args {
     /// For tests: how large a file of the write-ahead log is
     #[arg(long, value_name = "BYTES", value_parser = size::parse, hide = true)]
     pub(crate) log_file_bytes: Option<u64>,
+    /// For tests: which disk stands behind the log
+    #[arg(long, value_enum, hide = true)]
+    pub(crate) disk_shell: Option<Shell>,
     /// How the log on standard error is written
     #[arg(long, value_enum, default_value_t)]
     pub(crate) log: Log,
@@ -120,6 +123,15 @@ pub(crate) enum LogWriter {
     Thread,
     /// A ring of its own, around the page cache
     IoUring,
+}
+
+/// The disk behind the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Shell {
+    /// As it is
+    Plain,
+    /// Forgets with the process what was not synced, as a disk does when the power goes
+    Discard,
 }
 
 /// What a configuration file may say: the options of the command line, by the same names.
@@ -200,6 +212,11 @@ fn config(args: Args, models: Vec<ModelSource>) -> NodeConfig {
         },
         log_file_bytes: args.log_file_bytes.unwrap_or(default.log_file_bytes),
         sync_delay: args.sync_delay.unwrap_or(default.sync_delay),
+        disk_shell: match args.disk_shell {
+            None => default.disk_shell,
+            Some(Shell::Plain) => DiskShell::Plain,
+            Some(Shell::Discard) => DiskShell::Discard,
+        },
         ..default
     }
 }

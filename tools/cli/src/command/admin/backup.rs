@@ -57,7 +57,11 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     // The files are read here, so the node must be one of this machine.
     let node = thalweg_client::discover(&data)?;
     if let Some(server) = args.connect.server.as_ref().filter(|server| **server != node.quic) {
-        let text = format!("{} is of the node at {}, not {server}; give the data directory of that node", data.display(), node.quic);
+        let text = format!(
+            "{} is of the node at {}, not {server}; give the data directory of that node",
+            data.display(),
+            node.quic
+        );
         return Err(Failure::usage(text));
     }
     let made = timestamp::rfc3339(micros_now());
@@ -68,7 +72,11 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         client.close().await;
         Ok(())
     })?;
-    DirBuilder::new().recursive(true).mode(0o700).create(args.backup.join(LOG).join(SEGMENTS)).during(args.backup.display())?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(args.backup.join(LOG).join(SEGMENTS))
+        .during(args.backup.display())?;
     let _lock = lock(&args.backup)?;
     same_node(&data, &args.backup)?;
     let mut summary = Summary::default();
@@ -99,7 +107,9 @@ fn lock(backup: &Path) -> Result<File, Failure> {
     let file = File::options().write(true).create(true).truncate(false).open(&path).during(path.display())?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(error) => Err(Failure::failed(format!("another backup is being written to {} ({error})", backup.display()))),
+        Err(error) => {
+            Err(Failure::failed(format!("another backup is being written to {} ({error})", backup.display())))
+        }
     }
 }
 
@@ -110,7 +120,10 @@ fn same_node(data: &Path, backup: &Path) -> Result<(), Failure> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Failure::failed(format!("{}: {error}", backup.join(KEYS[0]).display()))),
         Ok(theirs) if theirs == key(data).during(data.join(KEYS[0]).display())? => Ok(()),
-        Ok(_) => Err(Failure::failed(format!("{} is the backup of another node; choose another directory", backup.display()))),
+        Ok(_) => Err(Failure::failed(format!(
+            "{} is the backup of another node; choose another directory",
+            backup.display()
+        ))),
     }
 }
 
@@ -141,7 +154,9 @@ fn segments(data: &Path, backup: &Path, summary: &mut Summary) -> Result<Vec<Ent
         }
         return Ok(names.iter().filter_map(|name| done.remove(name)).collect());
     }
-    Err(Failure::failed(format!("the segments changed {LISTINGS_MAX} times while they were copied; the last time {why}")))
+    Err(Failure::failed(format!(
+        "the segments changed {LISTINGS_MAX} times while they were copied; the last time {why}"
+    )))
 }
 
 /// The segments there are. They can change while a directory is listed, so two listings must agree; the inner error says
@@ -206,7 +221,8 @@ fn remove_leftovers(backup: &Path, manifest: &Manifest) -> Result<u64, Failure> 
 }
 
 fn print(args: &Args, manifest: &Manifest, summary: &Summary, took: Duration) -> Result<(), Failure> {
-    let (_, manifest_sha256) = hash(&args.backup.join(MANIFEST_FILE)).during(args.backup.join(MANIFEST_FILE).display())?;
+    let (_, manifest_sha256) =
+        hash(&args.backup.join(MANIFEST_FILE)).during(args.backup.join(MANIFEST_FILE).display())?;
     let (mut segments, mut messages, mut bytes) = (0_u64, 0, 0);
     for (_, entry) in manifest.segments() {
         segments += 1;

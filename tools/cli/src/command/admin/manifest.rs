@@ -213,7 +213,9 @@ mod tests {
             let read = Manifest::read(directory.path()).err().map(|failure| failure.message);
             match expected {
                 None => assert_eq!(read, None, "{path}"),
-                Some(expected) => assert!(read.as_ref().is_some_and(|text| text.contains(expected)), "{path}: {read:?}"),
+                Some(expected) => {
+                    assert!(read.as_ref().is_some_and(|text| text.contains(expected)), "{path}: {read:?}")
+                }
             }
         };
         check("signing.key", None);

@@ -8,9 +8,7 @@ use std::path::{Path, PathBuf};
 use thalweg_journal::segment::SEGMENTS;
 use thalweg_node::identity::DataDir;
 
-use super::manifest::{
-    Entry, LOG, Manifest, copy, hash, sync_directory, whole, write_whole,
-};
+use super::manifest::{Entry, LOG, Manifest, copy, hash, sync_directory, whole, write_whole};
 use crate::failure::{During as _, Failure, output};
 use crate::keys::{EPOCH_FILE, KEYS, carried};
 use crate::{logs, paths, size};
@@ -106,7 +104,10 @@ fn judge(backup: &Path, entry: &Entry, bytes: u64, sha256: &str) -> Result<(), F
     if (bytes, sha256) == (entry.bytes, &*entry.sha256) {
         return Ok(());
     }
-    let what = format!("{} has {bytes} bytes with sha256 {sha256}, expected {} with {}", entry.path, entry.bytes, entry.sha256);
+    let what = format!(
+        "{} has {bytes} bytes with sha256 {sha256}, expected {} with {}",
+        entry.path, entry.bytes, entry.sha256
+    );
     Err(damaged(backup, &what))
 }
 
