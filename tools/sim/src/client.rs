@@ -350,6 +350,9 @@ impl World {
         let own = &mut self.clients[client];
         own.link = None;
         own.asked.clear();
+        if self.settling {
+            self.within(20_000, Event::Act { client });
+        }
     }
 
     /// The client learns that the node has died.
@@ -428,11 +431,13 @@ impl World {
         self.give_credit(client);
     }
 
+    /// The node closed a connection. If it is the newest, the hello of an older one came late and took the session.
     pub(crate) fn closed_by_node(&mut self, link: Link) {
         let Some(wire) = self.wires.get_mut(&link) else { return };
         let (client, in_use) = (wire.client, std::mem::replace(&mut wire.in_use, false));
         if in_use && self.clients[client].link == Some(link) {
-            self.violation(format!("the node closed {link:?}, the newest of client {client}"));
+            self.faults.count(Fault::TakenByOlder);
+            self.forget_connection(client);
         }
     }
 }

@@ -399,7 +399,7 @@ impl FakeDisk {
         Some(state.inode(inode).now.clone())
     }
 
-    /// Flips a bit of a file, on the disk and in memory.
+    /// Flips a bit of a file that is synced, on the disk and in memory.
     pub(crate) fn rot(&self, path: &str, offset: usize, bit: u8) -> Option<Rot> {
         let mut state = self.state();
         let inode = state.lookup(path)?;
@@ -416,7 +416,8 @@ impl FakeDisk {
 
 impl Inode {
     fn rot(&mut self, offset: usize, bit: u8) -> bool {
-        let flipped = self.flip(offset, bit);
+        let synced = self.unsynced.is_empty() && !self.resized && !self.emptied;
+        let flipped = synced && self.flip(offset, bit);
         if flipped {
             self.rots.push((offset, bit));
         }

@@ -62,7 +62,9 @@ impl World {
     }
 
     fn plan_crash(&mut self) {
-        match self.below(4) {
+        // A node that drains may write nothing any more.
+        let ways = if self.draining { 2 } else { 4 };
+        match self.below(ways) {
             0 => self.crashing = Some(Crash::Process),
             1 => self.crashing = Some(Crash::Power),
             _ => {
@@ -253,6 +255,7 @@ impl World {
         }
         if let Err(text) = result {
             self.violation(format!("recovered is not what was durable: {text}"));
+            self.broken = true;
         }
     }
 

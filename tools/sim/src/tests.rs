@@ -42,7 +42,7 @@ fn defects_of_a_node_and_its_log_are_found() {
     check(Plant::ForgetCommands, 8, 3, &["ExecutedTwice", "and again to", "AckMoved"]);
     check(Plant::LoseTombstone, 24, 3, &["was deleted and is written to"]);
     check(Plant::ResumeLate, 8, 4, &["that were not its own"]);
-    check(Plant::LoseLastBatch, 6, 4, &["durable to"]);
+    check(Plant::LoseLastBatch, 12, 4, &["durable to"]);
     check(Plant::ResurrectRecycled, 12, 4, &["nobody damaged", "recovered is not what was durable"]);
     check(Plant::BelieveTorn, 24, 3, &["nobody damaged", "recovered is not what was durable"]);
     check(Plant::ForgetDirectory, 6, 4, &["nobody damaged", "durable to"]);

@@ -86,6 +86,8 @@ impl World {
             RejectCode::Draining => self.faults.count(Fault::DrainingRefused),
             RejectCode::StorageFull if self.was_full => self.faults.count(Fault::FullRefused),
             RejectCode::Busy if kind(channel) == Kind::Doomed => self.faults.count(Fault::RefusedByDeletion),
+            // Refused before, which was never heard, and later writes were carried out; or carried out in a memory that is gone.
+            RejectCode::SequenceInvalid if kind(channel) != Kind::Disk || self.was_full => {}
             RejectCode::ChannelUnknown | RejectCode::ChannelDeleted if kind(channel) != Kind::Disk => {
                 if self.chance(0.5) {
                     self.create(client, channel);
