@@ -6,7 +6,8 @@
 //!
 //! - `p50`, `p99`: from handing a batch over until the core knows that it is durable, in µs;
 //! - `batches/s` and `MB/s`: what that comes to;
-//! - `cpu us`: CPU time of the whole process per batch (its threads and those the kernel runs for it).
+//! - `core us`: CPU time per batch of the thread that is the core, its sleeps and wake-ups included;
+//! - `cpu us`: that of the whole process, with its threads and those the kernel runs for it.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -34,6 +35,7 @@ struct Figures {
     rate: f64,
     p50_us: f64,
     p99_us: f64,
+    core_us: f64,
     cpu_us: f64,
 }
 
@@ -43,7 +45,7 @@ fn main() {
     let (rounds, time) = (number(5), Duration::from_millis(number(500)));
     let directory = arguments.next().map_or_else(std::env::temp_dir, PathBuf::from);
     let directory = directory.join(format!("log-backends-{}", std::process::id()));
-    println!("delay_ms file      batch_KiB backend      p50_us   p99_us batches/s     MB/s  cpu_us");
+    println!("delay_ms file      batch_KiB backend      p50_us   p99_us batches/s     MB/s core_us  cpu_us");
     for delay_ms in DELAYS_MS {
         for file in [File::Allocated, File::Written] {
             if delay_ms > 0 && matches!(file, File::Allocated) {
@@ -73,7 +75,7 @@ fn print(delay_ms: u64, file: File, bytes: usize, backend: LogBackend, results: 
         values[values.len() / 2]
     };
     println!(
-        "{delay_ms:>8} {:<9} {:>9} {:<12} {:>6.1} {:>8.1} {:>9.0} {:>8.1} {:>7.1}",
+        "{delay_ms:>8} {:<9} {:>9} {:<12} {:>6.1} {:>8.1} {:>9.0} {:>8.1} {:>7.1} {:>7.1}",
         format!("{file:?}"),
         bytes >> 10,
         format!("{backend:?}"),
@@ -81,6 +83,7 @@ fn print(delay_ms: u64, file: File, bytes: usize, backend: LogBackend, results: 
         median(|f| f.p99_us),
         median(|f| f.rate),
         median(|f| f.rate) * bytes as f64 / 1e6,
+        median(|f| f.core_us),
         median(|f| f.cpu_us),
     );
 }
@@ -112,7 +115,8 @@ fn measure(
     pin(0);
     let mut batch: Vec<u8> = (0..bytes).map(|n| (n * 31 + 7) as u8 | 1).collect();
     let (mut offset, mut took) = (0, Vec::with_capacity(1 << 20));
-    let (cpu, began) = (cpu_time(), Instant::now());
+    let clocks = [libc::CLOCK_THREAD_CPUTIME_ID, libc::CLOCK_PROCESS_CPUTIME_ID];
+    let ([core, cpu], began) = (clocks.map(cpu_time), Instant::now());
     while began.elapsed() < time {
         if offset + bytes as u64 > FILE_BYTES {
             // A file that is full is followed by another like it; a core gets it ready beforehand.
@@ -138,7 +142,8 @@ fn measure(
         batch = written.bytes;
         offset += bytes as u64;
     }
-    let (cpu, elapsed) = (cpu_time() - cpu, began.elapsed());
+    let ([core_now, cpu_now], elapsed) = (clocks.map(cpu_time), began.elapsed());
+    let (core, cpu) = (core_now - core, cpu_now - cpu);
     let count = took.len() as f64;
     took.sort_unstable();
     let at = |share: f64| took.get((count * share) as usize).map_or(0.0, |&ns| f64::from(ns) / 1e3);
@@ -146,6 +151,7 @@ fn measure(
         rate: count / elapsed.as_secs_f64(),
         p50_us: at(0.5),
         p99_us: at(0.99),
+        core_us: core.as_secs_f64() * 1e6 / count,
         cpu_us: cpu.as_secs_f64() * 1e6 / count,
     }
 }
@@ -167,9 +173,9 @@ fn affinity(allowed: impl Fn(usize) -> bool) {
     }
 }
 
-fn cpu_time() -> Duration {
+fn cpu_time(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: fills the timespec it is given.
-    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

@@ -84,6 +84,9 @@ impl ArchiveLink {
     }
 }
 
+/// One core's end: its link, and the first file of its log.
+pub(super) type CoreEnd = (ArchiveLink, WalFile, Arc<LogFile>);
+
 /// What the threads behind the cores have done.
 #[derive(Debug, Default)]
 pub(crate) struct ArchiveCounters {
@@ -126,10 +129,7 @@ impl Archive {
     ///
     /// # Errors
     /// If a file cannot be prepared, or the thread cannot be started.
-    pub(super) fn start(
-        config: ArchiveConfig,
-        bells: &[Arc<Bell>],
-    ) -> Result<(Self, Vec<(ArchiveLink, WalFile, Arc<LogFile>)>), ArchiveError> {
+    pub(super) fn start(config: ArchiveConfig, bells: &[Arc<Bell>]) -> Result<(Self, Vec<CoreEnd>), ArchiveError> {
         let (bell, stop) = (Bell::new().map_err(ArchiveError::Start)?, Arc::new(AtomicBool::new(false)));
         let mut work = Work { config, desks: Vec::new(), full: None };
         let mut links = Vec::new();
