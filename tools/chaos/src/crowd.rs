@@ -89,9 +89,8 @@ async fn count_reconnects(mut connection: watch::Receiver<ConnectionState>, ledg
     loop {
         match &*connection.borrow_and_update() {
             ConnectionState::Connected { epoch } => {
-                if last.replace(*epoch).is_some_and(|last| last != *epoch) {
-                    ledger.count(|counts| counts.reconnects += 1);
-                }
+                let again = last.replace(*epoch).is_some_and(|last| last != *epoch);
+                ledger.count(|counts| counts.reconnects += u64::from(again));
             }
             ConnectionState::Closed { .. } => return,
             _ => {}

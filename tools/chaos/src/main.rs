@@ -2,6 +2,7 @@
 //!
 //! Everything is seen from outside: the clients are the SDK's, and the auditor knows nothing but what they sent and got.
 //! One life of the node is one round.
+#![forbid(unsafe_code)]
 
 mod crowd;
 mod ledger;

@@ -89,10 +89,9 @@ impl Node {
         if let Some(status) = self.ended()? {
             return Err(format!("the node ended by itself with {status}:\n{}", self.tail()));
         }
-        let process = i32::try_from(self.child.id()).map_err(|error| format!("the node's process: {error}"))?;
-        // SAFETY: a signal to a child of ours that was not waited for, so that its number is still its.
-        if unsafe { libc::kill(process, libc::SIGTERM) } != 0 {
-            return Err(format!("asking the node to end: {}", std::io::Error::last_os_error()));
+        let kill = Command::new("kill").args(["-s", "TERM", &self.child.id().to_string()]).status();
+        if !kill.as_ref().is_ok_and(ExitStatus::success) {
+            return Err(format!("asking the node to end: {kill:?}"));
         }
         let end = tokio::time::Instant::now() + DRAIN_PATIENCE;
         while tokio::time::Instant::now() < end {

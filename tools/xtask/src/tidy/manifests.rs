@@ -36,7 +36,7 @@ const TABLE: &[Row] = &[
     row("worker",    &["protocol", "ring", "scheduler"], &[]),
     row("workload",  &["protocol"], &[]),
     row("load",      &["protocol", "workload", "client"], &["node"]),
-    row("micro",     &["protocol", "ring", "domain", "journal", "shard", "quic", "udp", "scheduler", "worker"], &["client", "workload"]),
+    row("micro",     &["protocol", "ring", "domain", "journal", "shard", "node", "quic", "udp", "scheduler", "worker"], &["client", "workload"]),
     row("sim",       &["protocol", "domain", "journal", "shard", "scheduler", "workload"], &[]),
     row("chaos",     &["protocol", "workload", "client"], &[]),
     row("cli",       &["protocol", "domain", "journal", "client", "node", "load", "worker"], &["workload"]),

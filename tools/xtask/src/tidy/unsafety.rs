@@ -9,6 +9,7 @@ use super::source::Source;
 const MAY: &[(&str, &str)] = &[
     ("bench/load/src/process.rs",     "clock ticks and page size of this machine"),
     ("bench/load/src/swarm",          "timer slack, ppoll"),
+    ("bench/micro/src/bin/log_backends.rs", "pinning, CPU time of a thread"),
     ("bench/micro/src/bin/udp_backends.rs", "pinning, CPU time of a thread"),
     ("bench/peers/",                  "programs to compare with: system calls that read CPU time"),
     ("engine/ring/src/",              "slots shared by two threads; eventfd"),
