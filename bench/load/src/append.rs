@@ -228,7 +228,7 @@ impl<'a> Append<'a> {
                 after = Some(sample()?);
             }
             self.publish_due(swarm, now_ns)?;
-            Ok(now_ns >= self.measured.end && self.unanswered() == 0)
+            Ok(now_ns >= self.measured.end && self.unanswered() == 0 && self.unsent() == 0)
         })?;
         swarm.close();
         self.rows(before.zip(after))
@@ -241,10 +241,10 @@ impl<'a> Append<'a> {
 
     /// Sends everything whose time has come.
     fn publish_due(&mut self, swarm: &mut Swarm, now_ns: u64) -> Result<(), LoadError> {
-        if now_ns >= self.measured.end {
-            return Ok(());
-        }
         if self.schedule.is_none() {
+            if now_ns >= self.measured.end {
+                return Ok(());
+            }
             for link in 0..self.writers.len() {
                 while self.has_room(link) {
                     let now_ns = swarm.clock().now_ns();
@@ -254,7 +254,8 @@ impl<'a> Append<'a> {
             swarm.wake_at(self.measured.end);
             return Ok(());
         }
-        while let Some(intended_ns) = self.next_ns.filter(|&at| at <= now_ns) {
+        // What was intended in time is sent, however late it has become.
+        while let Some(intended_ns) = self.next_ns.filter(|&at| at <= now_ns && at < self.measured.end) {
             let link = self.published as usize % self.writers.len();
             if !self.has_room(link) {
                 // An answer, and nothing else, ends the wait.

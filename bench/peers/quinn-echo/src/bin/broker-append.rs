@@ -253,12 +253,13 @@ fn run(cli: &Cli, poll: &mut Poll, events: &mut Events, writers: &mut [Writer]) 
             after = Some(run.sample(now)?);
         }
         let unanswered: usize = writers.iter().map(|writer| writer.unanswered).sum();
-        if now >= run.measured.end + GRACE_NS || (now >= run.measured.end && unanswered == 0) {
+        let done = now >= run.measured.end && unanswered == 0 && run.unsent() == 0;
+        if done || now >= run.measured.end + GRACE_NS {
             let (before, after) = before.zip(after).ok_or("the run ended too early")?;
             run.report(&before, &after, unanswered as u64);
             return Ok(());
         }
-        let due = if now < run.measured.end { run.publish_due(writers, now)? } else { run.measured.end };
+        let due = run.publish_due(writers, now)?;
         for writer in &mut *writers {
             writer.link.send()?;
         }
@@ -282,6 +283,12 @@ impl Run<'_> {
         self.start.elapsed().as_nanos() as u64
     }
 
+    /// Messages that the schedule wanted sent and that never left.
+    fn unsent(&self) -> u64 {
+        let wanted = |rate: f64| (self.measured.end as f64 * rate / 1e9) as u64;
+        self.cli.rate.map_or(0, wanted).saturating_sub(self.published)
+    }
+
     fn sample(&self, at_ns: u64) -> Outcome<Sample> {
         let (server_cpu_s, own_cpu_s) = (cpu_seconds(self.cli.server_pid)?, cpu_seconds(std::process::id())?);
         Ok(Sample { appended: self.appended, at_ns, server_cpu_s, own_cpu_s })
@@ -291,7 +298,7 @@ impl Run<'_> {
     fn publish_due(&mut self, writers: &mut [Writer], now: u64) -> Outcome<u64> {
         let Some(rate) = self.cli.rate else {
             for (at, writer) in writers.iter_mut().enumerate() {
-                while writer.has_room() {
+                while now < self.measured.end && writer.has_room() {
                     let intended = self.now();
                     self.publish(writer, at, intended)?;
                 }
@@ -304,7 +311,8 @@ impl Run<'_> {
             if intended > now {
                 return Ok(intended.min(self.measured.end));
             }
-            if !writers[at].has_room() {
+            // What was intended in time is sent, however late it has become.
+            if intended >= self.measured.end || !writers[at].has_room() {
                 return Ok(self.measured.end);
             }
             if self.measured.contains(&intended) {
@@ -346,12 +354,10 @@ impl Run<'_> {
         let (cli, seconds) = (self.cli, (after.at_ns - before.at_ns) as f64 / 1e9);
         let count = (after.appended - before.appended) as f64;
         let cpu = after.server_cpu_s - before.server_cpu_s;
-        let wanted = cli.rate.map_or(0, |rate| (rate * (cli.warmup + cli.duration)) as u64);
-        let unsent = wanted.saturating_sub(self.published);
         let name = if cli.rate.is_some() { "append_open" } else { "append_saturated" };
         let mut result = row(name, &self.seen, seconds);
         result.insert("appends_per_s".into(), (count / seconds).into());
-        for (name, count) in [("errors", self.errors), ("unanswered", unanswered), ("unsent", unsent)] {
+        for (name, count) in [("errors", self.errors), ("unanswered", unanswered), ("unsent", self.unsent())] {
             result.insert(name.into(), count.into());
         }
         result.insert("server_cpu_s".into(), cpu.into());
