@@ -12,16 +12,16 @@ use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use thalweg_domain::partition::PartitionState;
+use thalweg_journal::Disk;
 use thalweg_journal::recovery::Recovered;
-use thalweg_journal::{Disk, LogError};
 use thalweg_protocol::ids::{CoreId, Epoch, Name, Partition};
 use thalweg_protocol::limits::{CORES_MAX, LOG_BLOCK_BYTES, LOG_FILE_BYTES, LOG_RECORD_BYTES_MAX, RING_SLOTS};
 use thalweg_protocol::op::Durability;
-use thalweg_quic::{Quic, QuicConfig, QuicError};
+use thalweg_quic::{Quic, QuicConfig};
 use thalweg_ring::Bell;
 use thalweg_shard::{Config as ShardConfig, Shard};
-use thalweg_udp::{GroupConfig, Socket, Steering, UdpError, bind_group};
-use thalweg_worker::stage::{self, CoreLink, Stage, StageConfig, StageError};
+use thalweg_udp::{GroupConfig, Socket, Steering, bind_group};
+use thalweg_worker::stage::{self, CoreLink, Stage, StageConfig};
 
 use crate::clerk::{Clerk, ClerkLink};
 use crate::config::{DiskShell, Layout, LogBackend, NodeConfig, cpus};
@@ -30,8 +30,9 @@ use crate::core_loop::{Core, Shared};
 use crate::disk::{
     Alarm, FileDisk, ForgetfulDisk, LOG_DIRECTORY, LogParts, Storage, StorageConfig, StorageError, recover,
 };
+use crate::error::StartError;
 use crate::gatekeeper::{Action, Claims, Keys, Permission};
-use crate::identity::{Certificate, DataDir, IdentityError, TOKEN_FILE, write_secret};
+use crate::identity::{Certificate, DataDir, TOKEN_FILE, write_secret};
 use crate::log::CoreLog;
 use crate::mesh::Mesh;
 use crate::park::Parker;
@@ -44,80 +45,6 @@ const LOCAL_TOKEN_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 const IO_MEMORY_BYTES: usize = 1 << 20;
 /// Entries of an executor's submission ring: a core waits for two descriptors and a timer.
 const EXECUTOR_RING_ENTRIES: usize = 64;
-
-/// Why a node did not start, and what to do about it.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// Something is wrong with the data directory or what is in it.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// The sockets could not be bound.
-    #[error(transparent)]
-    Udp(#[from] UdpError),
-    /// QUIC cannot be served.
-    #[error(transparent)]
-    Quic(#[from] QuicError),
-    /// The models could not be loaded.
-    #[error(transparent)]
-    Inference(#[from] StageError),
-    /// The log cannot be recovered or written.
-    #[error("the log in {}: {source}", path.display())]
-    Log {
-        /// The log's directory.
-        path: PathBuf,
-        /// What is wrong, where in it, and what to do.
-        source: LogError,
-    },
-    /// The log failed while the node ran.
-    #[error(
-        "the log in {} failed: {cause}. The node stopped, so that nothing is acknowledged that is not on the disk. What \
-         was acknowledged is there; see what the system says of the disk (`dmesg`), then start the node again", path.display()
-    )]
-    LogFailed {
-        /// The log's directory.
-        path: PathBuf,
-        /// Which file, and what the system said.
-        cause: String,
-    },
-    /// Messages cannot be as durable as asked.
-    #[error("durability {} needs other nodes; choose disk or memory", .0.as_str())]
-    Durability(Durability),
-    /// Two settings contradict each other.
-    #[error("the io_uring back end of the log writes around any disk shell; choose the thread back end")]
-    ShellBypassed,
-    /// A number in the configuration makes no sense.
-    #[error("{what} is {value}; give {least} to {most}")]
-    Config {
-        /// Which setting.
-        what: &'static str,
-        /// What it was.
-        value: usize,
-        /// The least it can be.
-        least: usize,
-        /// The most it can be.
-        most: usize,
-    },
-    /// The machine would not give a core what it needs.
-    #[error(
-        "core {core} did not come up: {reason}. Each core needs io_uring and about 1 MiB of locked memory: check that \
-         `sysctl kernel.io_uring_disabled` is 0 and raise `ulimit -l` (in a systemd unit: LimitMEMLOCK=64M); \
-         `thalweg doctor` tells more"
-    )]
-    Core {
-        /// Which core.
-        core: u16,
-        /// What is known.
-        reason: String,
-    },
-    /// The system refused something else.
-    #[error("cannot {action}: {source}")]
-    System {
-        /// What was tried.
-        action: &'static str,
-        /// What the system said.
-        source: io::Error,
-    },
-}
 
 /// A node that serves.
 pub struct Node {

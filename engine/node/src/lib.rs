@@ -14,6 +14,7 @@ mod core_loop;
 pub mod disk;
 pub mod doctor;
 mod drain;
+mod error;
 pub mod gatekeeper;
 pub mod identity;
 mod inference;
@@ -23,4 +24,5 @@ mod park;
 mod sessions;
 mod stats;
 
-pub use boot::{Node, StartError, default_data_dir, run_until_signal};
+pub use boot::{Node, default_data_dir, run_until_signal};
+pub use error::StartError;

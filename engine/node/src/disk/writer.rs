@@ -37,8 +37,9 @@ use super::thread::ThreadWriter;
 /// A batch takes equally long either way, since the disk is what takes the time. The ring needs less CPU in all, but what
 /// it needs is the core's: to copy the batch, to set the write up, to be told of two completions; the thread takes
 /// all that off the core. It also leaves the batches in the page cache, from where they are sealed. A single write with
-/// `RWF_DSYNC` through the ring took 4 ms here, a tick of the scheduler; the thread with `O_DIRECT` was as fast as without. Into a file that was only allocated, a sync of either takes 1.6 times as long: that is why files
-/// are used again, and new ones filled with zeros ahead.
+/// `RWF_DSYNC` through the ring took 4 ms here, a tick of the scheduler; the thread with `O_DIRECT` was as fast as
+/// without. Into a file that was only allocated, a sync of either takes 1.6 times as long: that is why files are used
+/// again, and new ones filled with zeros ahead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogBackend {
     /// A thread beside each core: `pwrite` through the page cache, then `fdatasync`.

@@ -1,0 +1,86 @@
+//! Why a node does not start, or ends.
+
+use std::io;
+use std::path::PathBuf;
+
+use thalweg_journal::LogError;
+use thalweg_protocol::op::Durability;
+use thalweg_quic::QuicError;
+use thalweg_udp::UdpError;
+use thalweg_worker::stage::StageError;
+
+use crate::identity::IdentityError;
+
+/// Why a node did not start, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Something is wrong with the data directory or what is in it.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The sockets could not be bound.
+    #[error(transparent)]
+    Udp(#[from] UdpError),
+    /// QUIC cannot be served.
+    #[error(transparent)]
+    Quic(#[from] QuicError),
+    /// The models could not be loaded.
+    #[error(transparent)]
+    Inference(#[from] StageError),
+    /// The log cannot be recovered or written.
+    #[error("the log in {}: {source}", path.display())]
+    Log {
+        /// The log's directory.
+        path: PathBuf,
+        /// What is wrong, where in it, and what to do.
+        source: LogError,
+    },
+    /// The log failed while the node ran.
+    #[error(
+        "the log in {} failed: {cause}. The node stopped, so that nothing is acknowledged that is not on the disk. What \
+         was acknowledged is there; see what the system says of the disk (`dmesg`), then start the node again", path.display()
+    )]
+    LogFailed {
+        /// The log's directory.
+        path: PathBuf,
+        /// Which file, and what the system said.
+        cause: String,
+    },
+    /// Messages cannot be as durable as asked.
+    #[error("durability {} needs other nodes; choose disk or memory", .0.as_str())]
+    Durability(Durability),
+    /// Two settings contradict each other.
+    #[error("the io_uring back end of the log writes around any disk shell; choose the thread back end")]
+    ShellBypassed,
+    /// A number in the configuration makes no sense.
+    #[error("{what} is {value}; give {least} to {most}")]
+    Config {
+        /// Which setting.
+        what: &'static str,
+        /// What it was.
+        value: usize,
+        /// The least it can be.
+        least: usize,
+        /// The most it can be.
+        most: usize,
+    },
+    /// The machine would not give a core what it needs.
+    #[error(
+        "core {core} did not come up: {reason}. Each core needs io_uring and about 1 MiB of locked memory: check that \
+         `sysctl kernel.io_uring_disabled` is 0 and raise `ulimit -l` (in a systemd unit: LimitMEMLOCK=64M); \
+         `thalweg doctor` tells more"
+    )]
+    Core {
+        /// Which core.
+        core: u16,
+        /// What is known.
+        reason: String,
+    },
+    /// The system refused something else.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
