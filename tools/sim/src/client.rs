@@ -436,7 +436,6 @@ impl World {
         let Some(wire) = self.wires.get_mut(&link) else { return };
         let (client, in_use) = (wire.client, std::mem::replace(&mut wire.in_use, false));
         if in_use && self.clients[client].link == Some(link) {
-            self.faults.count(Fault::TakenByOlder);
             self.forget_connection(client);
         }
     }

@@ -20,8 +20,6 @@ faults! {
     CameBackElsewhere = "came_back_elsewhere";
     /// A core took a session from an older connection.
     TakenOver = "taken_over";
-    /// A core took a session from a newer connection, since the hello of the older one came late.
-    TakenByOlder = "taken_by_older";
     /// A write was sent again.
     Retried = "retried";
     /// A write that was sent again had been carried out before.

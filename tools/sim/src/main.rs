@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use thalweg_sim::{Faults, Options, Report, simulate};
 
-const USAGE: &str = "usage: thalweg-sim [--seeds N] [--from SEED] [--operations N] [--threads N] [--seed S [--trace]]
+const USAGE: &str =
+    "usage: cargo xtask sim [--seeds N] [--from SEED] [--operations N] [--threads N] [--seed S [--trace]]
 
   --seeds N       how many seeds to run (100)
   --from SEED     the first of them (0)
@@ -124,6 +125,10 @@ fn run(arguments: &Arguments) -> bool {
 }
 
 fn main() -> ExitCode {
+    if std::env::args().any(|argument| argument == "--help") {
+        println!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
     match parse(std::env::args().skip(1)) {
         Ok(arguments) if run(&arguments) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,

@@ -292,9 +292,6 @@ impl World {
         self.faults.count(Fault::Merged);
         self.note(format_args!("{} segments are merged into {}", parts.len(), merged.name()));
         self.node.storage.shelf.0.splice(range, [Arc::new(merged)]);
-        if self.options.plant == Some(Plant::SwapSegments) {
-            self.node.storage.shelf.0.reverse();
-        }
         let replaced: Vec<_> = parts.iter().map(|part: &Arc<Segment>| part.name()).collect();
         if self.chance(0.8) {
             remove_replaced(&self.disk, &replaced)?;
@@ -310,7 +307,11 @@ impl World {
         let Reading { read, partition, channel, from, to } = reading;
         self.faults.count(Fault::ReadFromDisk);
         let (messages, bytes) = (HISTORY_BATCH_MESSAGES, HISTORY_BATCH_BYTES);
-        let found = self.node.storage.shelf.read(partition, channel, from, to, messages, bytes);
+        let mut shelf = self.node.storage.shelf.clone();
+        if self.options.plant == Some(Plant::SwapSegments) {
+            shelf.0.reverse();
+        }
+        let found = shelf.read(partition, channel, from, to, messages, bytes);
         let result = match found {
             Ok(messages) => {
                 if let Err(text) = self.truth.check(partition, channel, from, to, &messages) {

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use thalweg_domain::partition::{ChannelState, PartitionState, first_kept};
 use thalweg_domain::record::{Event, Message, Record};
+use thalweg_journal::segment::Shelf;
 use thalweg_protocol::ids::{ChannelId, CoreId, Lsn, Partition, Position, Sequence, SessionId};
 use thalweg_protocol::limits::{HISTORY_BATCH_BYTES, HISTORY_BATCH_MESSAGES};
 use thalweg_protocol::op::DeliveryKind;
 use thalweg_shard::Ticket;
-use thalweg_journal::segment::Shelf;
 use thalweg_workload::auditor::ChannelIndex;
 
 /// Numbers of the auditor for channels that are deleted and made again begin here.
@@ -69,9 +69,7 @@ impl Truth {
                 wrong = Some(format!("partition {partition}: {} was deleted and is written to", posting.id));
             }
             let of_session = message.kind == DeliveryKind::Message && message.generation.is_none();
-            if of_session
-                && let Some(before) = self.lives.insert((message.session, message.sequence), life)
-            {
+            if of_session && let Some(before) = self.lives.insert((message.session, message.sequence), life) {
                 let who = format!("{} #{}", message.session, message.sequence);
                 wrong = Some(format!("{who} was written to {before:?} and again to {life:?}"));
             }
@@ -189,6 +187,9 @@ impl Truth {
                     .read(partition, channel, from, to, HISTORY_BATCH_MESSAGES, HISTORY_BATCH_BYTES)
                     .map_err(|error| format!("channel {channel} from {from}: {error}"))?;
                 self.check(partition, channel, from, to, &found)?;
+                if found.is_empty() {
+                    return Err(format!("channel {channel} from {from}: nothing came"));
+                }
                 from = Position(from.0 + found.len() as u64);
                 read += found.len() as u64;
             }
@@ -206,9 +207,13 @@ impl Truth {
         found: &[Arc<Message>],
     ) -> Result<(), String> {
         let place = format!("channel {channel} of partition {partition}, read {from} to {to}");
-        if found.is_empty() && from < to {
-            return Err(format!("{place}: nothing came"));
+        // What is below a floor may have been dropped since it was asked for.
+        let floor = self.floors.get(&(partition, channel)).copied().unwrap_or(Position(1));
+        let begins = found.first().map_or(to, |message| message.position);
+        if begins > from && begins > floor.min(to) {
+            return Err(format!("{place}: {} came, from {begins} on", found.len()));
         }
+        let from = begins.max(from);
         let settled = self.messages.get(&(partition, channel));
         for (n, message) in (from.0..).zip(found) {
             let of_settled = settled.and_then(|messages| messages.get(n as usize - 1));

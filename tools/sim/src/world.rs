@@ -16,8 +16,8 @@ use crate::faults::{Fault, Faults};
 use crate::node::{Node, Wire};
 use crate::script::Said;
 use crate::storage::Reading;
-use crate::truth::Truth;
 use crate::trace::Trace;
+use crate::truth::Truth;
 
 /// Simulated time that everything has to end in once clients do nothing new, in microseconds.
 const SETTLE_US: u64 = 120_000_000;
@@ -57,7 +57,7 @@ pub enum Plant {
     BelieveTorn,
     /// Nobody makes names of files durable.
     ForgetDirectory,
-    /// Segments are read in the wrong order after a merge.
+    /// Segments are read in the wrong order.
     SwapSegments,
 }
 

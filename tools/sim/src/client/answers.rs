@@ -8,8 +8,8 @@ use thalweg_protocol::reject::{Reject, RejectCode};
 use thalweg_shard::Link;
 use thalweg_workload::auditor::{BodyHash, Event as Seen, ReaderId};
 
-use super::channels::{Kind, index, kind};
 use super::Asked;
+use super::channels::{Kind, index, kind};
 use crate::faults::Fault;
 use crate::world::{Lane, Plant, World};
 

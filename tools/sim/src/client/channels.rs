@@ -112,7 +112,8 @@ impl World {
         let short = deliveries.is_empty() && from.max(first) <= head && next <= from;
         if (!deliveries.is_empty() && next != expected) || short {
             let count = deliveries.len();
-            let text = format!("page of {channel} from {from}: {count} messages, first {first}, next {next}, head {head}");
+            let text =
+                format!("page of {channel} from {from}: {count} messages, first {first}, next {next}, head {head}");
             self.violation(format!("client {client}: {text}"));
         }
     }
