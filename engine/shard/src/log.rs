@@ -17,7 +17,7 @@ use thalweg_protocol::reject::{Reject, RejectCode};
 use crate::contract::{Origin, Output, ReadId, SessionMessage, Ticket};
 use crate::counters::Stage;
 use crate::fan::SubscriptionRef;
-use crate::owner::Action;
+use crate::owner::{Action, deleted};
 use crate::shard::Shard;
 
 /// What an entry of the log takes in memory beside its message's payload, about, in bytes.
@@ -43,22 +43,23 @@ struct Resident {
     bytes: usize,
 }
 
-/// Part of a channel's history that is to be read from disk.
-struct Wanted {
-    partition: Partition,
-    channel: ChannelId,
-    from: Position,
-    to: Position,
-}
-
 /// For whom something is read from disk.
 pub(crate) enum Purpose {
     /// For a reader that fell off its core's tail.
-    History { core: CoreId, channel: ChannelKey, reader: SubscriptionRef },
+    History { core: CoreId, reader: SubscriptionRef },
     /// For somebody who pages through history.
-    Page { origin: Origin, channel: ChannelKey, limit: usize },
+    Page { origin: Origin, limit: usize },
     /// For a model that was spoken to in a channel.
-    Conversation { channel: ChannelKey, user: Name, model: Name },
+    Conversation { user: Name, model: Name },
+}
+
+/// A read from disk that is under way.
+struct Reading {
+    purpose: Purpose,
+    channel: ChannelKey,
+    id: ChannelId,
+    from: Position,
+    to: Position,
 }
 
 /// A shard's end of its log.
@@ -75,11 +76,10 @@ pub(crate) struct LogEnd {
     /// Messages at hand, in the order of the log.
     resident: VecDeque<Resident>,
     resident_bytes: usize,
-    /// Reads under way, with the positions they are for.
-    reads: BTreeMap<ReadId, (Purpose, Position, Position)>,
+    reads: BTreeMap<ReadId, Reading>,
     reads_made: u64,
     /// Reads beyond those that may be under way. A reader, a request and a mention have one each, so they are bounded.
-    reads_waiting: VecDeque<(Purpose, Wanted)>,
+    reads_waiting: VecDeque<Reading>,
 }
 
 impl LogEnd {
@@ -211,45 +211,51 @@ impl Shard {
     pub(crate) fn read_disk(
         &mut self,
         purpose: Purpose,
-        partition: Partition,
-        channel: ChannelId,
+        channel: ChannelKey,
+        id: ChannelId,
         from: Position,
         to: Position,
     ) {
         self.counters.disk_reads += 1;
         let to = to.min(Position(from.0 + HISTORY_BATCH_MESSAGES as u64));
-        let wanted = Wanted { partition, channel, from, to };
+        let reading = Reading { purpose, channel, id, from, to };
         if self.log.reads.len() >= READS_MAX {
-            self.log.reads_waiting.push_back((purpose, wanted));
+            self.log.reads_waiting.push_back(reading);
         } else {
-            self.begin_read(purpose, wanted);
+            self.begin_read(reading);
         }
     }
 
-    fn begin_read(&mut self, purpose: Purpose, wanted: Wanted) {
+    fn begin_read(&mut self, reading: Reading) {
         self.log.reads_made += 1;
         let read = ReadId(self.log.reads_made);
-        let Wanted { partition, channel, from, to } = wanted;
-        self.log.reads.insert(read, (purpose, from, to));
+        let partition = self.partition(&reading.channel.tenant, reading.channel.channel.as_str());
+        let (channel, from, to) = (reading.id, reading.from, reading.to);
+        self.log.reads.insert(read, reading);
         self.output(Output::Read { read, partition, channel, from, to });
     }
 
     pub(crate) fn read_done(&mut self, read: ReadId, result: Result<Vec<Arc<Message>>, Reject>) {
-        let Some((purpose, from, to)) = self.log.reads.remove(&read) else { return };
-        if let Some((purpose, wanted)) = self.log.reads_waiting.pop_front() {
-            self.begin_read(purpose, wanted);
+        let Some(Reading { purpose, channel, id, from, to }) = self.log.reads.remove(&read) else { return };
+        if let Some(reading) = self.log.reads_waiting.pop_front() {
+            self.begin_read(reading);
         }
-        if let Ok(messages) = &result
-            && let Purpose::History { channel, .. } | Purpose::Page { channel, .. } = &purpose
-        {
+        if self.channel_id(&channel).is_none_or(|(now, _)| now != id) {
+            // The channel was deleted meanwhile. Its readers were told; who asked for a page is told now.
+            if let Purpose::Page { origin, .. } = purpose {
+                self.refuse(origin, deleted(&channel));
+            }
+            return;
+        }
+        if let Ok(messages) = &result {
             // What is missing at the beginning was let go of while the read was under way.
             let kept = messages.first().map_or(to, |message| message.position);
             if kept > from {
-                self.let_go_before(channel, kept);
+                self.let_go_before(&channel, kept);
             }
         }
         match purpose {
-            Purpose::History { core, channel, reader } => {
+            Purpose::History { core, reader } => {
                 let first = self.first_of(&channel);
                 self.tell_session(
                     core,
@@ -259,11 +265,11 @@ impl Shard {
                     },
                 );
             }
-            Purpose::Page { origin, channel, limit } => match result {
+            Purpose::Page { origin, limit } => match result {
                 Ok(messages) => self.answer_page(origin, &channel, from, limit, &messages),
                 Err(reject) => self.refuse(origin, reject),
             },
-            Purpose::Conversation { channel, user, model } => {
+            Purpose::Conversation { user, model } => {
                 // A model that sees less of the past is better than none.
                 self.answer_in_channel(channel, user, model, &result.unwrap_or_default());
             }
@@ -272,7 +278,7 @@ impl Shard {
 
     /// Takes in what the log left behind of a partition.
     pub(crate) fn restore(&mut self, partition: Partition, state: PartitionState) {
-        debug_assert!(self.log.appended == Ticket(0), "the past comes before anything else");
+        debug_assert!(!self.log.lsns.contains_key(&partition), "the past of a partition comes once, and first");
         self.log.lsns.insert(partition, state.last);
         self.restore_channels(partition, state.channels, state.dedupe);
         for (id, state) in state.generations {

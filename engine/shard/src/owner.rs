@@ -89,7 +89,7 @@ fn unknown(channel: &ChannelKey) -> Reject {
     Reject::new(RejectCode::ChannelUnknown, text)
 }
 
-fn deleted(channel: &ChannelKey) -> Reject {
+pub(crate) fn deleted(channel: &ChannelKey) -> Reject {
     Reject::new(RejectCode::ChannelDeleted, format!("the channel {} was deleted", channel.channel))
 }
 
@@ -345,15 +345,14 @@ impl Shard {
         let now_us = self.now.wall_us;
         // The readers of a channel that is gone were told so.
         let Some(owned) = self.owner.channels.get(channel) else { return };
-        let (partition, id) = (owned.partition, owned.channel.id());
+        let id = owned.channel.id();
         match owned.channel.read(from, now_us) {
             Kept::AtHand(messages) => {
                 let first = owned.channel.first(now_us);
                 self.tell_session(core, SessionMessage::History { reader, first, messages });
             }
             Kept::OnDisk { from, to } => {
-                let purpose = Purpose::History { core, channel: channel.clone(), reader };
-                self.read_disk(purpose, partition, id, from, to);
+                self.read_disk(Purpose::History { core, reader }, channel.clone(), id, from, to);
             }
         }
     }
@@ -362,12 +361,10 @@ impl Shard {
     pub(crate) fn page(&mut self, origin: Origin, channel: ChannelKey, from: Position, limit: u32) {
         let limit = if limit == 0 { HISTORY_BATCH_MESSAGES } else { HISTORY_BATCH_MESSAGES.min(limit as usize) };
         let Some(owned) = self.owner.channels.get(&channel) else { return self.refuse(origin, unknown(&channel)) };
-        let (partition, id) = (owned.partition, owned.channel.id());
+        let id = owned.channel.id();
         match owned.channel.read(from, self.now.wall_us) {
             Kept::AtHand(messages) => self.answer_page(origin, &channel, from, limit, &messages),
-            Kept::OnDisk { from, to } => {
-                self.read_disk(Purpose::Page { origin, channel, limit }, partition, id, from, to);
-            }
+            Kept::OnDisk { from, to } => self.read_disk(Purpose::Page { origin, limit }, channel, id, from, to),
         }
     }
 
@@ -467,12 +464,10 @@ impl Shard {
     /// Somebody spoke to a model in a channel: its past is gathered, from disk if it must be.
     fn mentioned(&mut self, channel: ChannelKey, user: Name, model: Name) {
         let Some(owned) = self.owner.channels.get(&channel) else { return };
-        let (partition, id) = (owned.partition, owned.channel.id());
+        let id = owned.channel.id();
         let on_disk = owned.channel.conversation_on_disk(self.now.wall_us).filter(|_| owned.channel.is_logged());
         match on_disk {
-            Some((from, to)) => {
-                self.read_disk(Purpose::Conversation { channel, user, model }, partition, id, from, to);
-            }
+            Some((from, to)) => self.read_disk(Purpose::Conversation { user, model }, channel, id, from, to),
             None => self.answer_in_channel(channel, user, model, &[]),
         }
     }

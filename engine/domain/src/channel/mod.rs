@@ -138,9 +138,9 @@ impl Channel {
         }
     }
 
-    /// Lets go of the messages at hand up to a position: they are to be had from disk. The newest stays.
+    /// Lets go of the messages at hand up to a position: they are to be had from disk.
     pub fn evict(&mut self, through: Position) {
-        while self.history.len() > 1 && self.history.front().is_some_and(|message| message.position <= through) {
+        while self.history.front().is_some_and(|message| message.position <= through) {
             self.drop_oldest();
         }
     }

@@ -59,8 +59,10 @@ fn what_was_evicted_is_on_disk() {
     assert_eq!(channel.conversation_on_disk(0), Some((Position(1), Position(8))));
     let Kept::AtHand(messages) = channel.read(Position(8), 0) else { panic!("at hand") };
     assert_eq!(messages.len(), 3);
-    channel.evict(Position(100));
+    channel.evict(Position(9));
     assert_eq!(channel.conversation(&messages).len(), 3, "what is at hand and what was read do not overlap");
+    channel.evict(Position(10));
+    assert_eq!(channel.read(Position(10), 0), Kept::OnDisk { from: Position(10), to: Position(11) });
     let state = ChannelState { head: Position(10), bytes: 60, ..ChannelState::default() };
     let restored = Channel::restore(ChannelId(1), ChannelSettings::new(Durability::Disk), &state);
     assert_eq!((restored.first(0), restored.head()), (Position(1), Position(10)));

@@ -17,6 +17,9 @@ use crate::dedupe::{Dedupe, Outcome, Writer};
 use crate::generation::{Ending, Token};
 use crate::record::{ChannelSettings, Event, GenerationRequest, Posting, Record};
 
+/// Marks of one channel that are kept although they lie behind what is kept of it.
+const MARKS_MAX: usize = 1_024;
+
 /// Records that do not follow each other: some are missing between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("record {found} follows record {}; those between are missing", expected.0 - 1)]
@@ -159,9 +162,11 @@ impl PartitionState {
         Ok(())
     }
 
-    /// Drops the generations that ended long enough ago to be forgotten. Of those whose beginning is not in this piece the
+    /// Drops what time has made useless: measures of channels that are far behind what is kept, and the generations that
+    /// ended long enough ago to be forgotten. Of those whose beginning is not in this piece the
     /// end stays known, so that the beginning is not taken for one that goes on.
     pub fn expire(&mut self, now_us: u64) {
+        self.channels.values_mut().for_each(|channel| channel.expire(now_us));
         let long_ago = now_us.saturating_sub(GENERATION_KEEP_MS * 1_000);
         self.generations.retain(|_, state| {
             let expired = state.ending.as_ref().is_some_and(|(_, at)| *at < long_ago);
@@ -228,6 +233,14 @@ impl PartitionState {
 }
 
 impl ChannelState {
+    fn expire(&mut self, now_us: u64) {
+        let Some((_, settings)) = self.made.as_ref().filter(|_| self.marks.len() > MARKS_MAX) else { return };
+        let first = first_kept(settings, self.head, self.bytes, self.marks.iter(), now_us);
+        // The last that is spent says where what is kept begins.
+        let spent = self.marks.partition_point(|mark| mark.position < first).saturating_sub(1);
+        self.marks.drain(..spent);
+    }
+
     fn add(&mut self, newer: Self) {
         let before = self.bytes;
         self.head = self.head.max(newer.head);

@@ -47,7 +47,7 @@ pub use name::{SEGMENTS, SegmentName, WAL_FILES};
 pub use reader::{Cover, Segment};
 pub use salvage::{Salvaged, salvage};
 pub use seal::{Sealed, Torn, publish, seal};
-pub use shelf::Shelf;
+pub use shelf::{END, Shelf};
 pub use state::{StateError, decode_state, encode_state};
 pub use verify::{Verified, VerifyReport, verify};
 

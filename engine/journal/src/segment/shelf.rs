@@ -5,8 +5,12 @@ use std::sync::Arc;
 use thalweg_domain::record::Message;
 use thalweg_protocol::ids::{ChannelId, Partition, Position};
 
+use super::SEGMENTS;
 use super::reader::{Run, Segment};
 use crate::error::LogError;
+
+/// Stands for the end of a channel, wherever that is.
+pub const END: Position = Position(u64::MAX);
 
 /// The segments of a log, oldest first. Cheap to clone; whoever holds one goes on reading what it had when segments are
 /// merged.
@@ -14,7 +18,7 @@ use crate::error::LogError;
 pub struct Shelf(pub Vec<Arc<Segment>>);
 
 impl Shelf {
-    /// Messages of one channel in `from..to`, without a gap between them, beginning with the first at or after `from` that
+    /// Messages of one channel in `from..to`, all of which were written (or `to` is [`END`]), without a gap between them, beginning with the first at or after `from` that
     /// exists: as many as the bounds allow, but one at least if there is one. Fewer than the bounds allow say nothing about
     /// what follows: ask again from the position after the last.
     ///
@@ -34,6 +38,9 @@ impl Shelf {
         bytes_max: usize,
     ) -> Result<Vec<Arc<Message>>, LogError> {
         let from = from.max(Position(1));
+        if from >= to {
+            return Ok(Vec::new());
+        }
         let mut cursors = Vec::new();
         for segment in self.0.iter().rev() {
             let mut cursor = segment.cursor(partition, channel, from)?;
@@ -64,6 +71,11 @@ impl Shelf {
             if more {
                 break;
             }
+        }
+        if cursors.is_empty() && to != END && self.floor(partition, channel)?.is_none_or(|floor| floor < to) {
+            let newest = self.0.last().map_or(SEGMENTS.to_owned(), |segment| segment.name().path());
+            let what = format!("partition {partition}, channel {channel}: messages {from} to {} are missing", to.0 - 1);
+            return Err(LogError::Damaged { path: newest, offset: 0, what });
         }
         Ok(run.messages)
     }
