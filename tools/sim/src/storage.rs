@@ -287,7 +287,8 @@ impl World {
             }
         };
         let parts = self.node.storage.shelf.0[range.clone()].to_vec();
-        let floor = |partition, channel| floors.get(&(partition, channel)).copied();
+        let beyond = u64::from(self.options.plant == Some(Plant::DropKept));
+        let floor = |partition, channel| floors.get(&(partition, channel)).map(|floor| Position(floor.0 + beyond));
         let merged = merge(&self.disk, &parts, &floor, now_us)?;
         self.faults.count(Fault::Merged);
         self.note(format_args!("{} segments are merged into {}", parts.len(), merged.name()));
@@ -307,11 +308,7 @@ impl World {
         let Reading { read, partition, channel, from, to } = reading;
         self.faults.count(Fault::ReadFromDisk);
         let (messages, bytes) = (HISTORY_BATCH_MESSAGES, HISTORY_BATCH_BYTES);
-        let mut shelf = self.node.storage.shelf.clone();
-        if self.options.plant == Some(Plant::SwapSegments) {
-            shelf.0.reverse();
-        }
-        let found = shelf.read(partition, channel, from, to, messages, bytes);
+        let found = self.node.storage.shelf.read(partition, channel, from, to, messages, bytes);
         let result = match found {
             Ok(messages) => {
                 if let Err(text) = self.truth.check(partition, channel, from, to, &messages) {

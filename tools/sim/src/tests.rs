@@ -46,5 +46,5 @@ fn defects_of_a_node_and_its_log_are_found() {
     check(Plant::ResurrectRecycled, 12, 4, &["nobody damaged", "recovered is not what was durable"]);
     check(Plant::BelieveTorn, 24, 3, &["nobody damaged", "recovered is not what was durable"]);
     check(Plant::ForgetDirectory, 6, 4, &["nobody damaged", "durable to"]);
-    check(Plant::SwapSegments, 8, 4, &["cannot read", "came, from"]);
+    check(Plant::DropKept, 8, 4, &["came, from", "are missing"]);
 }

@@ -57,8 +57,8 @@ pub enum Plant {
     BelieveTorn,
     /// Nobody makes names of files durable.
     ForgetDirectory,
-    /// Segments are read in the wrong order.
-    SwapSegments,
+    /// A merge drops a message that is still kept.
+    DropKept,
 }
 
 /// How a node ends.
