@@ -15,7 +15,7 @@ use std::time::Duration;
 
 const USAGE: &str =
     "usage: thalweg-chaos PROGRAM [--rounds N] [--seed S] [--budget SECONDS] [--model NAME|PATH] [--cores N]
-                     [--discard] [--keep]
+                     [--discard] [--memory] [--keep]
 
   PROGRAM              the binary thalweg
   --rounds N           how many lives of the node to end (200)
@@ -24,6 +24,7 @@ const USAGE: &str =
   --model NAME|PATH    also ask this model, and follow its answers over the crashes
   --cores N            the most cores a life has (3)
   --discard            the node forgets what it did not sync, as if the power had been lost
+  --memory             the channels are in memory only: all is lost, and it must be noticed
   --keep               keep the data directory also if all is well";
 
 /// What to do.
@@ -36,6 +37,7 @@ pub(crate) struct Options {
     pub(crate) model: Option<String>,
     pub(crate) cores_max: u64,
     pub(crate) discard: bool,
+    pub(crate) memory: bool,
     pub(crate) keep: bool,
 }
 
@@ -48,6 +50,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
         model: None,
         cores_max: 3,
         discard: false,
+        memory: false,
         keep: false,
     };
     while let Some(argument) = arguments.next() {
@@ -60,6 +63,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
             "--model" => options.model = Some(text()?),
             "--cores" => options.cores_max = number(text()?)?.max(1),
             "--discard" => options.discard = true,
+            "--memory" => options.memory = true,
             "--keep" => options.keep = true,
             flag if flag.starts_with("--") => return Err(format!("there is no {flag}")),
             _ if options.program.as_os_str().is_empty() => options.program = argument.into(),
@@ -85,8 +89,8 @@ impl Options {
         if let Some(model) = &self.model {
             line.push_str(&format!(" --model {model}"));
         }
-        if self.discard {
-            line.push_str(" --discard");
+        for (flag, given) in [(" --discard", self.discard), (" --memory", self.memory)] {
+            line.push_str(if given { flag } else { "" });
         }
         line
     }
@@ -135,8 +139,8 @@ mod tests {
             }
         };
         check("t --seed 7", Ok("thalweg-chaos t --rounds 200 --seed 7 --cores 3"));
-        let all = "t --rounds 5 --seed 7 --budget 9 --model m --cores 2 --discard --keep";
-        check(all, Ok("thalweg-chaos t --rounds 5 --seed 7 --cores 2 --model m --discard"));
+        let all = "t --rounds 5 --seed 7 --budget 9 --model m --cores 2 --memory --discard --keep";
+        check(all, Ok("thalweg-chaos t --rounds 5 --seed 7 --cores 2 --model m --discard --memory"));
         check("", Err("which program"));
         check("t u", Err("not two"));
         check("t --rounds", Err("needs a value"));
