@@ -135,6 +135,12 @@ impl World {
             if self.chance(0.3) {
                 self.rot_something();
             }
+            if self.chance(0.05) {
+                self.was_full = true;
+                let free = self.below(40_000) as usize;
+                self.disk.limit(free);
+                self.within(200_000, Event::Unfill);
+            }
         }
         match self.recover() {
             Ok(recovered) => self.start(recovered),
