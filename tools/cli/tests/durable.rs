@@ -260,7 +260,7 @@ fn damage_is_found_shown_and_what_is_intact_is_salvaged() {
     assert!(again.code == Some(1) && again.stderr.contains("not empty"), "{again:?}");
     let data = format!("--data {}", to.display());
     let node = home.serve(&format!("--no-model --quic 127.0.0.1:0 {data}"));
-    let rest = history(&home, "general", &format!("--from 500 {data}"));
+    let rest = history(&home, "general", &data);
     assert_eq!(node.terminate(), Some(0));
     let texts: Vec<_> = rest.iter().filter_map(|line| line["body"].as_str()).collect();
     assert!(texts.len() > 2_000, "{} are left", texts.len());
