@@ -561,7 +561,11 @@ impl DiskFile for FakeFile {
         let crashes = state.begin(self.life, &self.path, Operation::Write)?;
         let (from, to) = (offset as usize, offset as usize + bytes.len());
         let more = to.saturating_sub(state.inode(self.inode).now.len());
-        state.room(&self.path, more)?;
+        let room = state.room(&self.path, more);
+        if room.is_err() && crashes {
+            return Err(failed(&self.path, "crashed"));
+        }
+        room?;
         let inode = state.inode(self.inode);
         if more > 0 {
             inode.now.resize(to, 0);
@@ -577,7 +581,11 @@ impl DiskFile for FakeFile {
         let mut state = self.disk.state();
         let crashes = state.begin(self.life, &self.path, Operation::Write)?;
         let more = (bytes as usize).saturating_sub(state.inode(self.inode).now.len());
-        state.room(&self.path, more)?;
+        let room = state.room(&self.path, more);
+        if room.is_err() && crashes {
+            return Err(failed(&self.path, "crashed"));
+        }
+        room?;
         let inode = state.inode(self.inode);
         inode.unsynced.retain_mut(|(at, written)| {
             written.truncate((bytes as usize).saturating_sub(*at));
