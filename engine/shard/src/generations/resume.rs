@@ -50,12 +50,13 @@ impl Unverified {
             let text = format!("token {from} is beyond the {tokens} there are");
             return Err(Reject::new(RejectCode::ParameterInvalid, text));
         };
-        // Somebody who says nothing about the text is believed about what is durable.
-        if seen.is_none() && from <= recovered {
+        // Text of the life before this one is the same up to what was durable then. Of older ones nothing is known. Somebody
+        // who knows neither life nor text has none that could differ.
+        let durable = seen_in.0 + 1 == epoch.0 || (seen.is_none() && seen_in == Epoch(0));
+        if seen.is_none() && durable && from <= recovered {
             return Ok(None);
         }
-        // Text of the life before this one is the same up to what was durable then. Of older ones nothing is known.
-        let rewind_to = if seen_in.0 + 1 == epoch.0 || seen.is_none() { recovered.min(from) } else { 0 };
+        let rewind_to = if durable { recovered.min(from) } else { 0 };
         Ok(Some(Self { seen, rewind_to }))
     }
 

@@ -263,7 +263,11 @@ fn somebody_who_saw_more_than_was_durable_is_rewound_only_if_the_text_differs() 
     // A text of a life before the last is the same or must be read again.
     check(2, Some(&text(2)), 2, &["asked small", "2+1 2 ", "3+3 3 4 5 "]);
     check(2, Some("other"), 2, &["asked small", "Rewound { to: 0 }", "0+3 0 1 2 ", "3+3 3 4 5 "]);
+    check(2, None, 2, &["asked small", "Rewound { to: 0 }", "0+3 0 1 2 ", "3+3 3 4 5 "]);
+    // Who knows neither life nor text has none that could differ.
     check(0, None, 3, &["asked small", "3+3 3 4 5 "]);
+    check(0, None, 5, &["asked small", "Rewound { to: 3 }", "3+3 3 4 5 "]);
+    check(0, Some("other"), 3, &["asked small", "Rewound { to: 0 }", "0+3 0 1 2 ", "3+3 3 4 5 "]);
 }
 
 #[test]
