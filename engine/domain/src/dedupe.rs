@@ -16,10 +16,10 @@ use thalweg_protocol::reject::{Reject, RejectCode};
 /// let one tenant ask for the outcome of another's writes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Writer {
+    /// The session. It stands first because it tells most writers apart, and is compared fast.
+    pub session: SessionId,
     /// Whose session it is.
     pub tenant: Name,
-    /// The session.
-    pub session: SessionId,
 }
 
 /// What a command came to.
