@@ -299,6 +299,11 @@ impl Wal {
         self.under_way.is_none() && !self.has_room()
     }
 
+    /// Whether a batch is being written.
+    pub fn is_writing(&self) -> bool {
+        self.under_way.is_some()
+    }
+
     /// Everything up to this ticket is durable; 0 if nothing is yet.
     pub fn durable(&self) -> u64 {
         self.durable
