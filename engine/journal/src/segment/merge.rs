@@ -70,7 +70,8 @@ fn tier(bytes: u64) -> u32 {
 /// ended so long before `now_us` that they expired. Streams: memory is needed for a few blocks of each, and for the states.
 ///
 /// # Errors
-/// [`LogError::Damaged`], [`LogError::Missing`], or what the disk says. What was begun is left behind, as `.new`.
+/// [`LogError::Damaged`], [`LogError::Missing`], or what the disk says. What was begun is removed, unless the disk does not do
+/// even that; then it is left behind, as `.new`, and recovery removes it.
 ///
 /// # Panics
 /// If there are none, or they are no neighbours.
@@ -78,6 +79,19 @@ pub fn merge(disk: &dyn Disk, parts: &[Arc<Segment>], floors: &Floors<'_>, now_u
     let neighbours = parts.windows(2).all(|pair| pair[0].range().1 + 1 == pair[1].range().0);
     assert!(neighbours && !parts.is_empty(), "only neighbours are merged");
     let name = SegmentName { first: parts[0].range().0, last: parts[parts.len() - 1].range().1 };
+    write_merged(disk, name, parts, floors, now_us).and_then(|()| publish_as(disk, name)).inspect_err(|_| {
+        // Whatever it was that failed: on a full disk, the room that this takes is the room that everybody lacks.
+        let _ = disk.remove(&name.path_new());
+    })
+}
+
+fn write_merged(
+    disk: &dyn Disk,
+    name: SegmentName,
+    parts: &[Arc<Segment>],
+    floors: &Floors<'_>,
+    now_us: u64,
+) -> Result<(), LogError> {
     let mut states = BTreeMap::new();
     let mut covers = BTreeMap::new();
     for part in parts {
@@ -89,7 +103,7 @@ pub fn merge(disk: &dyn Disk, parts: &[Arc<Segment>], floors: &Floors<'_>, now_u
     merge_entries(parts, &states, floors, &mut |entry| writer.push(entry))?;
     let covers: Vec<Cover> = covers.into_values().collect();
     writer.finish(&states, &covers)?;
-    publish_as(disk, name)
+    Ok(())
 }
 
 /// Removes segments that a merge replaced.

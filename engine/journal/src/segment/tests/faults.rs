@@ -142,6 +142,80 @@ fn a_merge_that_dies_leaves_what_was_there() {
     });
 }
 
+/// A disk that has room for so many bytes more.
+struct Small {
+    disk: MemoryDisk,
+    room: Arc<AtomicU64>,
+}
+
+struct SmallFile {
+    file: Box<dyn DiskFile>,
+    room: Arc<AtomicU64>,
+}
+
+impl Disk for Small {
+    fn list(&self, directory: &str) -> Result<Vec<String>, DiskError> {
+        self.disk.list(directory)
+    }
+    fn open(&self, path: &str) -> Result<Box<dyn DiskFile>, DiskError> {
+        self.disk.open(path)
+    }
+    fn create(&self, path: &str) -> Result<Box<dyn DiskFile>, DiskError> {
+        Ok(Box::new(SmallFile { file: self.disk.create(path)?, room: Arc::clone(&self.room) }))
+    }
+    fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
+        self.disk.rename(from, to)
+    }
+    fn remove(&self, path: &str) -> Result<(), DiskError> {
+        self.disk.remove(path)
+    }
+    fn sync_dir(&self, directory: &str) -> Result<(), DiskError> {
+        self.disk.sync_dir(directory)
+    }
+}
+
+impl DiskFile for SmallFile {
+    fn bytes(&self) -> Result<u64, DiskError> {
+        self.file.bytes()
+    }
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), DiskError> {
+        self.file.read_at(offset, into)
+    }
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
+        let left = self.room.load(Ordering::Relaxed).checked_sub(bytes.len() as u64);
+        self.room.store(left.ok_or_else(|| DiskError::Full { path: "any".into() })?, Ordering::Relaxed);
+        self.file.write_at(offset, bytes)
+    }
+    fn allocate(&self, bytes: u64) -> Result<(), DiskError> {
+        self.file.allocate(bytes)
+    }
+    fn sync(&self) -> Result<(), DiskError> {
+        self.file.sync()
+    }
+}
+
+#[test]
+fn a_merge_without_room_takes_none() {
+    let story = Story::chatter(600, 300);
+    let files = MemoryDisk::default();
+    recover(&files, 1_024).expect("a new log");
+    for (at, records) in story.records.chunks(150).enumerate() {
+        write_wal(&files, CoreId(0), at as u64 + 1, records);
+    }
+    let shelf = recover(&files, 1_024).expect("intact").shelf;
+    let names = |disk: &dyn Disk| disk.list(SEGMENTS).expect("listed");
+    let before = names(&files);
+    for room in [0, 1] {
+        let disk = Small { disk: files.copy(), room: Arc::new(AtomicU64::new(room)) };
+        let merged = merge(&disk, &shelf.0, &|_, _| None, 0);
+        assert!(matches!(merged, Err(LogError::Disk(DiskError::Full { .. }))), "{merged:?}");
+        assert_eq!(names(&disk), before);
+    }
+    let disk = Small { disk: files, room: Arc::new(AtomicU64::new(1 << 30)) };
+    let merged = merge(&disk, &shelf.0, &|_, _| None, 0).expect("there is room");
+    assert!(names(&disk).len() == before.len() + 1 && merged.range().1 as usize == before.len());
+}
+
 #[test]
 fn a_checkpoint_that_dies_leaves_what_was_there() {
     let story = Story::chatter(400, 300);
