@@ -68,8 +68,8 @@ impl RingWriter {
         Ok(Self { ring, memory: ManuallyDrop::new(Memory { batch, delay }), eventfd, under_way: None })
     }
 
-    /// Hands a batch to the kernel; gives the number of completions that will come.
-    fn submit(&mut self, file: &LogFile, offset: u64, bytes: u32) -> io::Result<usize> {
+    /// Hands a batch to the kernel; gives the number of its parts, and how many of them the kernel took.
+    fn submit(&mut self, file: &LogFile, offset: u64, bytes: u32) -> io::Result<(usize, usize)> {
         let direct = file.direct.as_ref().ok_or_else(|| io::Error::other("it is not open around the page cache"))?;
         let fd = Fd(direct.as_raw_fd());
         let write = opcode::WriteFixed::new(fd, self.memory.batch.as_mut_ptr(), bytes, 0).offset(offset).build();
@@ -83,8 +83,7 @@ impl RingWriter {
         // SAFETY: batch and delay lie in `memory`, which is left alone until all completions are there; the file is open
         // as long as the batch is under way.
         unsafe { self.ring.submission().push_multiple(&entries) }.expect("the ring has room for one batch");
-        self.ring.submit()?;
-        Ok(entries.len())
+        Ok((entries.len(), self.ring.submit()?))
     }
 
     fn collect(&mut self) {
@@ -111,6 +110,15 @@ impl RingWriter {
     }
 }
 
+/// A kernel that is short of memory may take only the first parts of a batch: the write without its sync, then.
+fn all_taken(path: &str, parts: usize, taken: usize) -> Result<(), DiskError> {
+    if taken == parts {
+        return Ok(());
+    }
+    let what = format!("handing a write over failed: the kernel took {taken} of its {parts} parts");
+    Err(DiskError::Failed { path: path.to_owned(), what })
+}
+
 impl LogWriter for RingWriter {
     fn begin(&mut self, file: &Arc<LogFile>, offset: u64, bytes: Vec<u8>) {
         assert!(self.under_way.is_none(), "one batch is under way at a time");
@@ -118,7 +126,7 @@ impl LogWriter for RingWriter {
         let began = Instant::now();
         self.memory.batch.fill(&bytes);
         let (awaited, result) = match self.submit(file, offset, bytes.len() as u32) {
-            Ok(awaited) => (awaited, Ok(())),
+            Ok((parts, taken)) => (taken, all_taken(&file.path, parts, taken)),
             Err(error) => (0, Err(failure(&file.path, "handing a write over")(error))),
         };
         self.under_way = Some(Batch { file: Arc::clone(file), bytes, began, awaited, result });
@@ -149,6 +157,20 @@ impl Drop for RingWriter {
             // SAFETY: dropped once, here, and the kernel has confirmed that nothing uses the memory any more. Otherwise
             // it is left alone: better lost than read while someone else has it.
             unsafe { ManuallyDrop::drop(&mut self.memory) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_of_which_the_kernel_took_less_than_all_has_failed() {
+        assert_eq!(all_taken("wal/a", 2, 2), Ok(()));
+        for taken in [0, 1] {
+            let error = all_taken("wal/a", 2, taken).expect_err("not synced").to_string();
+            assert!(error.contains("wal/a") && error.contains(&format!("took {taken} of its 2")), "{error}");
         }
     }
 }
