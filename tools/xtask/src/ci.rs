@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail};
 
 use outcome::{Outcome, Report, TestTally};
 
-/// Seeds of the simulation in one run: about half a minute on two cores.
-const SIMULATION_SEEDS: &str = "200";
+/// Seeds of the simulation in one run: about two minutes on two cores.
+const SIMULATION_SEEDS: &str = "800";
 /// Seconds of each kind of chaos in one run: two minutes in all.
 const CHAOS_SECONDS: &str = "40";
 /// Rounds of chaos; the time ends before.
