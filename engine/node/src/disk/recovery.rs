@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use thalweg_journal::recovery::{Plan, Recovered, SealJob};
 use thalweg_journal::segment::Sealed;
-use thalweg_journal::{Disk, LogError};
+use thalweg_journal::{Disk, DiskError, LogError};
 
 /// Between two words about how far it is.
 const PROGRESS: Duration = Duration::from_secs(1);
@@ -60,9 +60,30 @@ struct Done {
     threads: usize,
 }
 
+/// Says that a thread is done, also if it panics: or whoever waits for it would wait for ever.
+struct Leaving<'a> {
+    sealing: &'a Sealing<'a>,
+    /// What it works on.
+    job: Option<&'a SealJob>,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        let mut done = self.sealing.done.lock().unwrap_or_else(PoisonError::into_inner);
+        done.threads -= 1;
+        if let Some(SealJob { path, .. }) = self.job.filter(|_| std::thread::panicking()) {
+            let what = "the thread that sealed it panicked; what it said is on standard error".to_owned();
+            self.sealing.fail(&mut done, DiskError::Failed { path: path.clone(), what }.into());
+        }
+        self.sealing.changed.notify_all();
+    }
+}
+
 impl Sealing<'_> {
     fn work(&self) {
+        let mut leaving = Leaving { sealing: self, job: None };
         while let Some(job) = self.jobs.get(self.next.fetch_add(1, Ordering::Relaxed)) {
+            leaving.job = Some(job);
             let result = job.run(self.disk);
             let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
             match result {
@@ -70,15 +91,15 @@ impl Sealing<'_> {
                     self.bytes.fetch_add(sealed.bytes, Ordering::Relaxed);
                     done.sealed.push(sealed);
                 }
-                Err(error) => {
-                    // The others finish what they have begun; what is found first is said.
-                    self.next.store(self.jobs.len(), Ordering::Relaxed);
-                    done.failed.get_or_insert(error);
-                }
+                Err(error) => self.fail(&mut done, error),
             }
         }
-        self.done.lock().unwrap_or_else(PoisonError::into_inner).threads -= 1;
-        self.changed.notify_all();
+    }
+
+    /// The others finish what they have begun; what is found first is said.
+    fn fail(&self, done: &mut Done, error: LogError) {
+        self.next.store(self.jobs.len(), Ordering::Relaxed);
+        done.failed.get_or_insert(error);
     }
 
     /// Waits until all threads are done, and tells how far they are.
@@ -99,7 +120,10 @@ impl Sealing<'_> {
 }
 
 fn seal_all(disk: &dyn Disk, jobs: &[SealJob], threads: usize) -> Result<Vec<Sealed>, LogError> {
-    let threads = threads.clamp(1, jobs.len().max(1));
+    if jobs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let threads = threads.clamp(1, jobs.len());
     let sealing = Sealing {
         disk,
         jobs,
@@ -108,16 +132,12 @@ fn seal_all(disk: &dyn Disk, jobs: &[SealJob], threads: usize) -> Result<Vec<Sea
         done: Mutex::new(Done { threads, ..Done::default() }),
         changed: Condvar::new(),
     };
-    if jobs.len() <= 1 {
-        sealing.work();
-    } else {
-        std::thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(|| sealing.work());
-            }
-            sealing.wait();
-        });
-    }
+    std::thread::scope(|scope| {
+        let work: Vec<_> = (0..threads).map(|_| scope.spawn(|| sealing.work())).collect();
+        sealing.wait();
+        // That one panicked is in what was found. Joined here, it does not make the scope panic, too.
+        work.into_iter().for_each(|thread| drop(thread.join()));
+    });
     let done = sealing.done.into_inner().unwrap_or_else(PoisonError::into_inner);
     done.failed.map_or(Ok(done.sealed), Err)
 }
