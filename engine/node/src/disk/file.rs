@@ -5,12 +5,16 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use thalweg_journal::{Disk, DiskError, DiskFile};
 
 /// The directories of a log.
 const DIRECTORIES: [&str; 2] = ["wal", "segments"];
+
+/// Bytes written to a file one behind the other after which the disk begins with them.
+const WRITE_BACK_BYTES: u64 = 1 << 20;
 
 /// A directory of real files. Only their owner may read them.
 ///
@@ -65,7 +69,8 @@ impl FileDisk {
 
     fn file(&self, path: &str, options: &OpenOptions) -> Result<Box<dyn DiskFile>, DiskError> {
         let file = options.open(self.root.join(path)).map_err(failure(path, "opening it"))?;
-        Ok(Box::new(OpenFile { path: path.to_owned(), file, sync_delay: self.sync_delay }))
+        let unsynced = AtomicU64::new(0);
+        Ok(Box::new(OpenFile { path: path.to_owned(), file, sync_delay: self.sync_delay, unsynced }))
     }
 }
 
@@ -88,7 +93,9 @@ impl Disk for FileDisk {
         let mut names = Vec::new();
         for entry in entries {
             let entry = entry.map_err(failure(directory, "listing it"))?;
-            if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            let path = || format!("{directory}/{}", entry.file_name().to_string_lossy());
+            let kind = entry.file_type().map_err(|error| failure(&path(), "finding out what it is")(error))?;
+            if kind.is_file() {
                 names.push(entry.file_name().to_string_lossy().into_owned());
             }
         }
@@ -132,9 +139,26 @@ struct OpenFile {
     path: String,
     file: File,
     sync_delay: Duration,
+    /// Bytes written since the last sync, or since the disk was last told to begin with them.
+    unsynced: AtomicU64,
 }
 
 impl OpenFile {
+    /// Has the disk begin with what was written, after it is done with what it has begun with. So no more than twice
+    /// [`WRITE_BACK_BYTES`] of a file pile up in memory: their sync would send all of them to the disk at once, and the
+    /// batches of the log, which have somebody waiting, would stand behind them.
+    fn write_back(&self) -> Result<(), DiskError> {
+        let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE;
+        // SAFETY: takes a descriptor that is open and three numbers; 0 bytes are all to the end.
+        let failed = unsafe { libc::sync_file_range(self.file.as_raw_fd(), 0, 0, flags) } != 0;
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            // A file system that cannot do so writes when it is synced. But a failure is said only once: so it counts.
+            Some(libc::EIO | libc::ENOSPC | libc::EDQUOT) if failed => Err(self.failure("writing it back")(error)),
+            _ => Ok(()),
+        }
+    }
+
     fn failure(&self, action: &'static str) -> impl FnOnce(io::Error) -> DiskError {
         failure(&self.path, action)
     }
@@ -150,7 +174,14 @@ impl DiskFile for OpenFile {
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
-        self.file.write_all_at(bytes, offset).map_err(self.failure("writing it"))
+        self.file.write_all_at(bytes, offset).map_err(self.failure("writing it"))?;
+        // A single write that is synced at once, as those of the write-ahead log are, is left to its sync.
+        let before = self.unsynced.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        if before > 0 && before + bytes.len() as u64 >= WRITE_BACK_BYTES {
+            self.write_back()?;
+            self.unsynced.store(1, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     fn allocate(&self, bytes: u64) -> Result<(), DiskError> {
@@ -173,6 +204,7 @@ impl DiskFile for OpenFile {
     }
 
     fn sync(&self) -> Result<(), DiskError> {
+        self.unsynced.store(0, Ordering::Relaxed);
         self.file.sync_data().map_err(self.failure("syncing it"))?;
         delay(self.sync_delay);
         Ok(())
