@@ -22,6 +22,7 @@ mod file;
 mod forgetful;
 mod gentle;
 mod merger;
+mod place;
 mod reader;
 mod recovery;
 mod retention;
@@ -43,16 +44,17 @@ use thalweg_journal::{Disk, LogError};
 use thalweg_protocol::ids::Epoch;
 use thalweg_ring::Bell;
 
-pub(crate) use alarm::Alarm;
+pub(crate) use alarm::{Alarm, Cause};
 pub(crate) use archive::{ArchiveCounters, ArchiveLink, FromArchive};
 pub use file::FileDisk;
 pub use forgetful::ForgetfulDisk;
+pub(crate) use place::{Directory, Place};
 pub(crate) use reader::{ReadDone, ReadJob, ReaderLink};
 pub(crate) use recovery::recover;
 pub use writer::{LogBackend, LogFile, LogWriter, WakeFds, Written, writer};
 
 use archive::{Archive, ArchiveConfig, ArchiveError};
-use merger::Merger;
+use merger::{Merger, MergerConfig};
 use reader::Reader;
 use shelves::Shelves;
 
@@ -64,6 +66,7 @@ pub(crate) struct StorageConfig {
     pub(crate) disk: Arc<dyn Disk>,
     /// Where the files of the disk are.
     pub(crate) root: PathBuf,
+    pub(crate) place: Arc<dyn Place>,
     pub(crate) backend: LogBackend,
     pub(crate) sync_delay: Duration,
     pub(crate) epoch: Epoch,
@@ -106,7 +109,7 @@ impl Storage {
         recovered: &mut Recovered,
         bells: &[Arc<Bell>],
     ) -> Result<(Self, Vec<LogParts>), StorageError> {
-        let StorageConfig { disk, root, backend, sync_delay, epoch, file_bytes, alarm } = config;
+        let StorageConfig { disk, root, place, backend, sync_delay, epoch, file_bytes, alarm } = config;
         let shelves = Shelves::new(std::mem::take(&mut recovered.shelf));
         let counters = Arc::<ArchiveCounters>::default();
         let merger_bell = Bell::new().map_err(StorageError::System)?;
@@ -121,7 +124,7 @@ impl Storage {
             epoch,
             file_bytes,
             shelves: Arc::clone(&shelves),
-            alarm,
+            alarm: Arc::clone(&alarm),
             counters: Arc::clone(&counters),
             free: std::mem::take(&mut recovered.free),
             next_generation: std::mem::take(&mut recovered.next_generation),
@@ -131,14 +134,18 @@ impl Storage {
             ArchiveError::Prepare(error) => StorageError::Log(error.into()),
             ArchiveError::Start(error) => StorageError::System(error),
         })?;
-        let (reader, reader_links) = match Reader::start(Arc::clone(&shelves), bells) {
+        let (reader, reader_links) = match Reader::start(Arc::clone(&shelves), &alarm, bells) {
             Ok(started) => started,
             Err(error) => {
                 archive.shut_down();
                 return Err(StorageError::System(error));
             }
         };
-        let merger = match Merger::start(disk, shelves, Arc::clone(&counters), merger_bell) {
+        // Each core's next file and the one that is sealed meanwhile have room, whatever is merged.
+        let reserve = 2 * file_bytes * bells.len() as u64;
+        let bell = merger_bell;
+        let merging = MergerConfig { disk, place, reserve, shelves, counters: Arc::clone(&counters), alarm, bell };
+        let merger = match Merger::start(merging) {
             Ok(merger) => merger,
             Err(error) => {
                 archive.shut_down();

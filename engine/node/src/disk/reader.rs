@@ -13,6 +13,7 @@ use thalweg_protocol::reject::{Reject, RejectCode};
 use thalweg_ring::{Bell, Consumer, Producer, ring};
 use thalweg_shard::ReadId;
 
+use super::alarm::Alarm;
 use super::shelves::Shelves;
 
 /// What to read: messages of one channel in `from..to`.
@@ -67,7 +68,11 @@ pub(super) struct Reader {
 
 impl Reader {
     /// Starts the reader, and gives each core its link; `bells` are the cores'.
-    pub(super) fn start(shelves: Arc<Shelves>, bells: &[Arc<Bell>]) -> io::Result<(Self, Vec<ReaderLink>)> {
+    pub(super) fn start(
+        shelves: Arc<Shelves>,
+        alarm: &Arc<Alarm>,
+        bells: &[Arc<Bell>],
+    ) -> io::Result<(Self, Vec<ReaderLink>)> {
         let (bell, stop) = (Bell::new()?, Arc::new(AtomicBool::new(false)));
         let (mut desks, mut links) = (Vec::new(), Vec::new());
         for core in bells {
@@ -77,7 +82,11 @@ impl Reader {
             desks.push(Desk { jobs: asked, done: told, bell: Arc::clone(core) });
         }
         let (own_bell, own_stop) = (Arc::clone(&bell), Arc::clone(&stop));
-        let work = move || work(&shelves, desks, &own_bell, &own_stop);
+        let guard = alarm.guard("the reader of history");
+        let work = move || {
+            let _guard = guard;
+            work(&shelves, desks, &own_bell, &own_stop);
+        };
         let thread = std::thread::Builder::new().name("thalweg-reader".into()).spawn(work)?;
         Ok((Self { bell, stop, thread }, links))
     }

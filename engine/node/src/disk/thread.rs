@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use thalweg_journal::DiskError;
 use thalweg_ring::{Bell, Consumer, Producer, ring};
 
 use super::writer::{LogFile, LogWriter, WakeFds, Written};
@@ -34,16 +35,36 @@ impl ThreadWriter {
         let (own_bell, own_stop) = (Arc::clone(&bell), Arc::clone(&stop));
         let work = move || {
             while let Some(Job { file, offset, bytes, began }) = next(&mut asked, &own_bell, &own_stop) {
+                let mut answer = Answer { told: &mut told, core: &core, path: &file.path, began, done: None };
                 let result = file.file.write_at(offset, &bytes).and_then(|()| file.file.sync());
-                // One batch is under way at a time, so there is room.
-                if told.push(Written { bytes, took: began.elapsed(), result }).is_err() {
-                    return;
-                }
-                core.ring();
+                answer.done = Some((bytes, result));
             }
         };
         let thread = std::thread::Builder::new().name("thalweg-log".into()).spawn(work)?;
         Ok(Self { jobs, done, bell, stop, thread: Some(thread) })
+    }
+}
+
+/// Tells the core what came of a batch, when it is dropped: also if the thread panics, or the core would wait for ever.
+struct Answer<'a> {
+    told: &'a mut Producer<Written>,
+    core: &'a Bell,
+    path: &'a str,
+    began: Instant,
+    done: Option<(Vec<u8>, Result<(), DiskError>)>,
+}
+
+impl Drop for Answer<'_> {
+    fn drop(&mut self) {
+        let panicked = || {
+            let what = "writing it failed: the thread that writes the log panicked".to_owned();
+            (Vec::new(), Err(DiskError::Failed { path: self.path.to_owned(), what }))
+        };
+        let (bytes, result) = self.done.take().unwrap_or_else(panicked);
+        // One batch is under way at a time, so there is room, unless the core is gone.
+        if self.told.push(Written { bytes, took: self.began.elapsed(), result }).is_ok() {
+            self.core.ring();
+        }
     }
 }
 
