@@ -25,12 +25,14 @@ pub(crate) enum LogNews {
     Storage(Option<String>),
     /// History was read back.
     Read(ReadDone),
-    /// The checkpoint that a core asked for, under a number of its own, is done here.
+    /// The checkpoint that a core asked for, under a number of its own, is done here, or cannot be.
     Checkpointed {
         /// Which core.
         from: CoreId,
         /// Its number.
         number: u64,
+        /// What the disk said, if it has no room.
+        result: Result<(), String>,
     },
 }
 
@@ -54,6 +56,8 @@ pub(crate) struct CoreLog {
     archived: u64,
     /// Checkpoints that wait until everything up to a ticket is in segments.
     checkpoints: VecDeque<(u64, CoreId, u64)>,
+    /// What the disk said when it had no room. Until it has, checkpoints fail instead of waiting for who knows how long.
+    full: Option<String>,
     counters: Counters,
     shared: Arc<ArchiveCounters>,
     is_first: bool,
@@ -85,6 +89,7 @@ impl CoreLog {
             closed: 0,
             archived: 0,
             checkpoints: VecDeque::new(),
+            full: None,
             counters: Counters {
                 batches: 0,
                 bytes: 0,
@@ -145,12 +150,20 @@ impl CoreLog {
                 self.archived = through;
                 return Ok(Some(LogNews::Archived(Ticket(through))));
             }
-            Some(FromArchive::Storage(full)) => return Ok(Some(LogNews::Storage(full))),
+            Some(FromArchive::Storage(full)) => {
+                self.full.clone_from(&full);
+                return Ok(Some(LogNews::Storage(full)));
+            }
             None => {}
         }
         self.go_on();
         if let Some((_, from, number)) = self.checkpoints.pop_front_if(|(through, ..)| *through <= self.archived) {
-            return Ok(Some(LogNews::Checkpointed { from, number }));
+            return Ok(Some(LogNews::Checkpointed { from, number, result: Ok(()) }));
+        }
+        if let Some(said) = &self.full
+            && let Some((_, from, number)) = self.checkpoints.pop_front()
+        {
+            return Ok(Some(LogNews::Checkpointed { from, number, result: Err(said.clone()) }));
         }
         self.hand_over_reads();
         Ok(self.reader.receive().map(|done| {
@@ -204,9 +217,15 @@ impl CoreLog {
         }
     }
 
+    /// Whether a batch is on its way to the disk.
+    pub(crate) fn is_writing(&self) -> bool {
+        self.wal.is_writing()
+    }
+
     /// Whether [`next`](Self::next) has something to say.
     pub(crate) fn has_news(&self) -> bool {
-        let checkpointed = self.checkpoints.front().is_some_and(|(through, ..)| *through <= self.archived);
+        let is_full = self.full.is_some();
+        let checkpointed = self.checkpoints.front().is_some_and(|(through, ..)| is_full || *through <= self.archived);
         self.writer.is_ready() || !self.archive.is_empty() || !self.reader.is_empty() || checkpointed
     }
 

@@ -23,8 +23,8 @@ pub(crate) enum MeshMessage {
     Stats { number: u64, stats: Box<CoreStats> },
     /// Move everything you have in your log into segments, and say so under this number.
     CheckpointWanted { from: CoreId, number: u64 },
-    /// It is there.
-    Checkpointed { number: u64 },
+    /// It is there; or what the disk said, if it has no room.
+    Checkpointed { number: u64, result: Result<(), String> },
 }
 
 struct Outbound {

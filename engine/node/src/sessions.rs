@@ -20,6 +20,8 @@ use crate::disk::ReadJob;
 use crate::mesh::MeshMessage;
 use crate::stats::{CoreStats, report};
 
+/// When a checkpoint that had no room may be tried again.
+const CHECKPOINT_RETRY_MS: u32 = 1_000;
 /// Collections of statistics under way on one core, and checkpoints; one more is refused.
 const REPORTS_MAX: usize = 64;
 
@@ -304,16 +306,22 @@ impl Core {
         self.log.checkpoint(self.id, number);
     }
 
-    /// One core more is done with a checkpoint.
-    pub(crate) fn checkpointed(&mut self, number: u64) {
+    /// One core more is done with a checkpoint, or cannot do it.
+    pub(crate) fn checkpointed(&mut self, number: u64, result: Result<(), String>) {
         let std::collections::btree_map::Entry::Occupied(mut entry) = self.sessions.checkpoints.entry(number) else {
             return;
         };
         entry.get_mut().cores -= 1;
-        if entry.get().cores == 0 {
-            let Checkpoint { link, request, .. } = entry.remove();
-            self.reply(Instant::now(), link, request, &ServerOp::Done);
-        }
+        let op = match result {
+            Err(said) => {
+                let text = format!("the checkpoint is not done: {said}; what is acknowledged is safe in the log");
+                ServerOp::Reject(Reject::new(RejectCode::StorageFull, text).retry_after_ms(CHECKPOINT_RETRY_MS))
+            }
+            Ok(()) if entry.get().cores == 0 => ServerOp::Done,
+            Ok(()) => return,
+        };
+        let Checkpoint { link, request, .. } = entry.remove();
+        self.reply(Instant::now(), link, request, &op);
     }
 
     fn begin_report(&mut self, now: Instant, link: QuicLink, request: Request) {

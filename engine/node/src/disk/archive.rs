@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use thalweg_journal::segment::{publish, seal};
+use thalweg_journal::segment::{SegmentName, publish, seal};
 use thalweg_journal::wal::{Closed, NewFile, WalFile, prepare, wal_path};
 use thalweg_journal::{Disk, DiskError, LogError};
 use thalweg_protocol::ids::{CoreId, Epoch};
@@ -28,6 +28,8 @@ const UNSEALED_MAX: usize = 3;
 const SLOTS: usize = 16;
 /// Bytes of zeros that are written at a time.
 const ZEROS: usize = 1 << 20;
+/// Longest rest after each of them.
+const FILL_REST_MAX: Duration = Duration::from_millis(10);
 /// Files per core that are kept to be used again.
 const FREE_PER_CORE: usize = 2;
 
@@ -153,7 +155,7 @@ impl Archive {
         }
         let (own_bell, own_stop) = (Arc::clone(&bell), Arc::clone(&stop));
         let run = move || {
-            let _guard = Guard(Arc::clone(&work.config.alarm));
+            let _guard = work.config.alarm.guard("the archive");
             work.run(&own_bell, &own_stop);
         };
         let thread = std::thread::Builder::new().name("thalweg-archive".into()).spawn(run);
@@ -170,26 +172,18 @@ impl Archive {
     }
 }
 
-/// Stops the node if the thread panics: its cores would wait for files for ever.
-struct Guard(Arc<Alarm>);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.raise("the archive's thread panicked".into());
-        }
-    }
-}
-
-/// Writes zeros to a file of the log, behind its header.
+/// Writes zeros to a file of the log, behind its header. Rests for as long as each write takes: batches of the log are
+/// synced at the same time, to the same disk.
 fn fill(disk: &dyn Disk, path: &str, bytes: u64) -> Result<(), DiskError> {
     let file = disk.open(path)?;
     let zeros = vec![0; ZEROS];
     let mut at = LOG_BLOCK_BYTES as u64;
     while at < bytes {
         let count = ZEROS.min((bytes - at) as usize);
+        let began = Instant::now();
         file.write_at(at, &zeros[..count])?;
         at += count as u64;
+        std::thread::sleep(began.elapsed().min(FILL_REST_MAX));
     }
     file.sync()
 }
@@ -289,11 +283,18 @@ impl Work {
 
     /// Does one thing, the most urgent first; false if there is nothing to do.
     fn step(&mut self) -> Result<bool, LogError> {
+        let mut full = None;
         if let Some(at) = self.desks.iter().position(Desk::can_have_file) {
-            let (file, opened) = self.prepare(at, true)?;
-            self.desks[at].wanted = false;
-            self.desks[at].say(FromArchive::Spare(file, opened));
-            return Ok(true);
+            match self.prepare(at, true) {
+                Ok((file, opened)) => {
+                    self.desks[at].wanted = false;
+                    self.desks[at].say(FromArchive::Spare(file, opened));
+                    return Ok(true);
+                }
+                // A file that is sealed can be used again: that may be all the room that is needed.
+                Err(error @ DiskError::Full { .. }) => full = Some(error),
+                Err(error) => return Err(error.into()),
+            }
         }
         // The core that has most to be sealed is nearest to being held up.
         let most = self.desks.iter().enumerate().max_by_key(|(_, desk)| desk.closed.len());
@@ -304,7 +305,7 @@ impl Work {
                 self.desks[at].say(FromArchive::Archived(closed.through));
                 Ok(true)
             }
-            _ => Ok(false),
+            _ => full.map_or(Ok(false), |error| Err(error.into())),
         }
     }
 
@@ -330,11 +331,20 @@ impl Work {
         let (core, generation) = (desk.core, desk.next_generation);
         let recycle = free.pop();
         let new = NewFile { core, generation, epoch: *epoch, salt: rand::random(), bytes: *file_bytes };
-        let file = prepare(&**disk, new, recycle.as_deref())?;
         let path = wal_path(core, generation);
-        if time && recycle.is_none() {
-            fill(&**disk, &path, *file_bytes)?;
-        }
+        let prepared = prepare(&**disk, new, recycle.as_deref()).and_then(|file| {
+            if time && recycle.is_none() {
+                fill(&**disk, &path, *file_bytes)?;
+            }
+            Ok(file)
+        });
+        let file = prepared.inspect_err(|error| {
+            if matches!(error, DiskError::Full { .. }) {
+                // Whatever there is of it takes room that others lack. It holds nothing, and nothing comes after it.
+                let unfinished = format!("{}.new", path.trim_end_matches(".wal"));
+                [&unfinished, &path].into_iter().for_each(|path| drop(disk.remove(path)));
+            }
+        })?;
         let opened = LogFile::open(&**disk, root, &path, *backend)?;
         desk.next_generation += 1;
         Ok((file, opened))
@@ -345,7 +355,10 @@ impl Work {
         let began = Instant::now();
         let path = wal_path(self.desks[at].core, closed.generation);
         let number = shelves.last_number() + 1;
-        let sealed = seal(&**disk, &path, number, Some(closed.end))?;
+        let sealed = seal(&**disk, &path, number, Some(closed.end)).inspect_err(|_| {
+            // On a full disk, the room that this takes is the room that everybody lacks.
+            let _ = disk.remove(&SegmentName::of(number).path_new());
+        })?;
         shelves.push(publish(&**disk, number)?);
         counters.sealed.fetch_add(1, Ordering::Relaxed);
         counters.sealed_bytes.fetch_add(sealed.bytes, Ordering::Relaxed);

@@ -12,8 +12,10 @@ pub(crate) enum Fault {
     Write { after: u64 },
     /// Syncs of files whose path holds `of`, after so many of those that worked.
     Sync { of: &'static str, after: u64 },
-    /// Whatever needs room, while the switch is on.
-    Full,
+    /// Syncs of files whose path holds `of` panic, after so many that worked.
+    Panic { of: &'static str, after: u64 },
+    /// Whatever needs room for files whose path holds `of`, while the switch is on.
+    Full { of: &'static str },
 }
 
 /// Passes everything on to another disk, and fails where the fault says so.
@@ -34,10 +36,12 @@ impl State {
     }
 
     fn room(&self, path: &str) -> Result<(), DiskError> {
-        if self.fault == Fault::Full && self.full.load(Ordering::Relaxed) {
-            return Err(DiskError::Full { path: path.into() });
+        match self.fault {
+            Fault::Full { of } if path.contains(of) && self.full.load(Ordering::Relaxed) => {
+                Err(DiskError::Full { path: path.into() })
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -111,7 +115,9 @@ impl DiskFile for FaultyFile {
     }
 
     fn allocate(&self, bytes: u64) -> Result<(), DiskError> {
-        self.state.room(&self.path)?;
+        if self.file.bytes()? < bytes {
+            self.state.room(&self.path)?;
+        }
         self.file.allocate(bytes)
     }
 
@@ -120,6 +126,7 @@ impl DiskFile for FaultyFile {
             Fault::Sync { of, after } if self.path.contains(of) && self.state.due(after) => {
                 Err(injected(&self.path, "syncing it"))
             }
+            Fault::Panic { of, after } if self.path.contains(of) && self.state.due(after) => panic!("as planned"),
             _ => self.file.sync(),
         }
     }

@@ -1,8 +1,10 @@
 //! Shards on real files, without a network: what a core and its log do together.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -16,7 +18,9 @@ use thalweg_ring::Bell;
 use thalweg_shard::{Config, Input, Link, Now, Output, Shard};
 
 use super::fault::{Fault, FaultyDisk};
-use super::{Alarm, FileDisk, ForgetfulDisk, LogBackend, ReadJob, Storage, StorageConfig, recover};
+use super::{
+    Alarm, Cause, Directory, FileDisk, ForgetfulDisk, LogBackend, Place, ReadJob, Storage, StorageConfig, recover,
+};
 use crate::identity::tests::TempDir;
 use crate::log::{CoreLog, LogNews};
 use crate::stats::CoreStats;
@@ -43,8 +47,24 @@ struct Machine {
     origin: Instant,
     requests: u32,
     replies: BTreeMap<Request, ServerOp>,
-    checkpoints: usize,
+    checkpoints: Vec<Result<(), String>>,
     full: bool,
+}
+
+/// A place that says what it is told to.
+struct Told {
+    free_bytes: AtomicU64,
+    age: Duration,
+}
+
+impl Place for Told {
+    fn free_bytes(&self) -> io::Result<u64> {
+        Ok(self.free_bytes.load(Ordering::Relaxed))
+    }
+
+    fn age(&self, _path: &str) -> io::Result<Duration> {
+        Ok(self.age)
+    }
 }
 
 impl Machine {
@@ -53,6 +73,16 @@ impl Machine {
     }
 
     fn start_on(dir: &Path, cores: usize, backend: LogBackend, disk: Arc<dyn Disk>) -> Self {
+        Self::start_at(dir, cores, backend, disk, Arc::new(Directory(dir.to_owned())))
+    }
+
+    fn start_at(
+        dir: &Path,
+        cores: usize,
+        backend: LogBackend,
+        disk: Arc<dyn Disk>,
+        place: Arc<dyn Place>,
+    ) -> Self {
         let mut recovered = recover(&*disk, PARTITIONS, 2).expect("whole");
         let bell = Bell::new().expect("an eventfd");
         let bells = vec![Arc::clone(&bell); cores];
@@ -60,6 +90,7 @@ impl Machine {
         let config = StorageConfig {
             disk,
             root: dir.to_owned(),
+            place,
             backend,
             sync_delay: Duration::ZERO,
             epoch: Epoch(1),
@@ -89,14 +120,14 @@ impl Machine {
             origin: Instant::now(),
             requests: 0,
             replies: BTreeMap::new(),
-            checkpoints: 0,
+            checkpoints: Vec::new(),
             full: false,
         };
         for (partition, state) in recovered.states {
             let core = usize::from(partition.0) % cores;
             machine.feed(core, Input::Restore { partition, state: Box::new(state) });
         }
-        let permissions = ["read:*", "write:*"].map(|text| text.parse().expect("a permission")).into();
+        let permissions = ["read:*", "write:*", "admin:*"].map(|text| text.parse().expect("a permission")).into();
         let principal = Principal { tenant: name("acme"), user: name("ada"), session: SessionId(7), permissions };
         machine.feed(0, Input::Opened { link: LINK, principal: Arc::new(principal) });
         machine
@@ -153,7 +184,7 @@ impl Machine {
                     self.feed(core, Input::Storage { full });
                 }
                 Some(LogNews::Read((read, result))) => self.feed(core, Input::Read { read, result }),
-                Some(LogNews::Checkpointed { .. }) => self.checkpoints += 1,
+                Some(LogNews::Checkpointed { result, .. }) => self.checkpoints.push(result),
                 None => {}
             }
         }
@@ -163,13 +194,13 @@ impl Machine {
     /// Runs until `done`, or until the alarm is raised.
     fn run_until(&mut self, done: impl Fn(&Self) -> bool) {
         let until = Instant::now() + PATIENCE;
-        while !done(self) && self.alarm.raised().is_none() {
+        while !done(self) && !self.alarm.is_raised() {
             assert!(Instant::now() < until, "still waiting");
             if self.turn() {
                 continue;
             }
             self.bell.prepare();
-            if !self.logs.iter().any(CoreLog::has_news) && self.alarm.raised().is_none() {
+            if !self.logs.iter().any(CoreLog::has_news) && !self.alarm.is_raised() {
                 // A ring is waited for through its descriptor, which this thread does not watch.
                 let slow = self.logs.iter().all(|log| log.wake_fds().is_none());
                 self.bell.wait(Some(if slow { Duration::from_secs(1) } else { Duration::from_millis(1) }));
@@ -184,10 +215,16 @@ impl Machine {
     }
 
     fn checkpoint(&mut self) {
-        self.checkpoints = 0;
+        assert!(self.try_checkpoint().iter().all(Result::is_ok), "{:?}", self.checkpoints);
+    }
+
+    /// What came of a checkpoint on each core.
+    fn try_checkpoint(&mut self) -> &[Result<(), String>] {
+        self.checkpoints.clear();
         self.logs.iter_mut().for_each(|log| log.checkpoint(CoreId(0), 1));
         let cores = self.logs.len();
-        self.run_until(|machine| machine.checkpoints == cores);
+        self.run_until(|machine| machine.checkpoints.len() == cores);
+        &self.checkpoints
     }
 
     /// The bodies of a channel, page by page.
@@ -287,13 +324,13 @@ fn a_failed_sync_stops_the_log_and_acknowledges_nothing() {
         for n in 1..100 {
             let request = machine.publish(&channel(n), n, false, body(n));
             machine.run_until(|machine| machine.replies.contains_key(&request));
-            if machine.alarm.raised().is_some() {
+            if machine.alarm.is_raised() {
                 assert!(!machine.replies.contains_key(&request), "what may not be on the disk is not acknowledged");
                 break;
             }
             acknowledged.push(n);
         }
-        let cause = machine.alarm.raised().expect("it fails").to_owned();
+        let Some(Cause::Log(cause)) = machine.alarm.cause().cloned() else { panic!("it fails") };
         assert!(cause.contains("wal/000-") && cause.contains("failed: Input/output error"), "{cause}");
         machine.stop();
         let mut again = Machine::start(dir.path(), 1, LogBackend::Thread);
@@ -308,7 +345,7 @@ fn a_failed_sync_stops_the_log_and_acknowledges_nothing() {
 fn a_full_disk_refuses_writes_and_goes_on_when_there_is_room() {
     let dir = TempDir::new();
     let files = Arc::new(FileDisk::open(dir.path(), Duration::ZERO).expect("a directory"));
-    let disk = Arc::new(FaultyDisk::new(files, Fault::Full));
+    let disk = Arc::new(FaultyDisk::new(files, Fault::Full { of: "" }));
     let mut machine = Machine::start_on(dir.path(), 1, LogBackend::Thread, Arc::clone(&disk) as Arc<dyn Disk>);
     let first = machine.publish("room", 1, false, body(1));
     machine.answer(first);
@@ -326,8 +363,11 @@ fn a_full_disk_refuses_writes_and_goes_on_when_there_is_room() {
         other => panic!("{other:?}"),
     }
     assert_eq!(machine.read_all("room")[0], body(1), "reading goes on");
+    let refused = machine.try_checkpoint()[0].clone().expect_err("it would wait for ever");
+    assert!(refused.contains("full") || refused.contains("room"), "{refused}");
     disk.set_full(false);
     machine.run_until(|machine| !machine.full);
+    machine.checkpoint();
     let accepted = machine.publish("room", n + 2, false, body(n + 2));
     assert!(matches!(machine.answer(accepted), ServerOp::Published { .. }));
     assert_eq!(machine.read_all("room").len() as u64, kept + 1);
@@ -357,4 +397,123 @@ fn segments_are_merged_beside_the_traffic() {
     let mut again = Machine::start(dir.path(), 2, LogBackend::Thread);
     assert_eq!(again.read_all(&channel(1)).len(), 5);
     again.stop();
+}
+
+#[test]
+fn a_file_that_is_sealed_makes_room_for_the_next() {
+    let dir = TempDir::new();
+    let files = Arc::new(FileDisk::open(dir.path(), Duration::ZERO).expect("a directory"));
+    let disk = Arc::new(FaultyDisk::new(files, Fault::Full { of: "wal/" }));
+    let mut machine = Machine::start_on(dir.path(), 1, LogBackend::Thread, Arc::clone(&disk) as Arc<dyn Disk>);
+    // The file that is written, and its spare.
+    machine.run_until(|_| files_of(dir.path(), "wal").len() == 2);
+    disk.set_full(true);
+    let mut written = 0;
+    for n in 1.. {
+        let request = machine.publish(&channel(n), n, false, body(n));
+        let answer = machine.answer(request);
+        assert!(matches!(answer, ServerOp::Published { .. }), "{answer:?}");
+        written += body(n).len() as u64;
+        if written > 6 * FILE_BYTES {
+            break;
+        }
+    }
+    machine.checkpoint();
+    // Whatever was begun is there or gone; nothing piles up.
+    let is_tidy = |files: &[String]| files.len() <= 3 && files.iter().all(|name| name.ends_with(".wal"));
+    machine.run_until(|_| is_tidy(&files_of(dir.path(), "wal")));
+    machine.stop();
+}
+
+fn files_of(dir: &Path, directory: &str) -> Vec<String> {
+    FileDisk::existing(dir).and_then(|disk| disk.list(directory)).expect("listed")
+}
+
+#[test]
+fn nothing_is_merged_into_the_room_that_writes_need() {
+    let dir = TempDir::new();
+    let files = Arc::new(FileDisk::open(dir.path(), Duration::ZERO).expect("a directory"));
+    // What is to be merged would fit, but not beside the next files of the log.
+    let place = Arc::new(Told { free_bytes: AtomicU64::new(2 * FILE_BYTES), age: Duration::ZERO });
+    let mut machine =
+        Machine::start_at(dir.path(), 1, LogBackend::Thread, files, Arc::clone(&place) as Arc<dyn Place>);
+    for n in 1..=40 {
+        let request = machine.publish(&channel(n), n, false, body(n));
+        machine.answer(request);
+        machine.checkpoint();
+    }
+    assert_eq!(files_of(dir.path(), "segments").len(), 40);
+    place.free_bytes.store(1 << 40, Ordering::Relaxed);
+    let request = machine.publish("room", 41, false, body(41));
+    machine.answer(request);
+    machine.checkpoint();
+    let until = Instant::now() + PATIENCE;
+    while files_of(dir.path(), "segments").len() > 20 {
+        assert!(Instant::now() < until, "nothing is merged");
+        std::thread::yield_now();
+    }
+    machine.stop();
+}
+
+#[test]
+fn what_was_deleted_long_ago_leaves_the_disk_and_takes_only_its_segments_along() {
+    let secret = Bytes::from_static(b"nobody may ever read this again");
+    let holds = |path: &Path| std::fs::read(path).is_ok_and(|bytes| bytes.windows(secret.len()).any(|at| at == secret));
+    let dir = TempDir::new();
+    let segments = || files_of(dir.path(), "segments");
+    let are_secret = || segments().iter().filter(|name| holds(&dir.path().join("segments").join(name))).count();
+    // The segments are as young as the lives of the node: too many of them for one to last an hour.
+    for (life, age) in [(1, Duration::ZERO), (2, Duration::ZERO), (3, Duration::from_secs(3_600))] {
+        let files = Arc::new(FileDisk::open(dir.path(), Duration::ZERO).expect("a directory"));
+        let place = Arc::new(Told { free_bytes: AtomicU64::new(1 << 40), age });
+        let mut machine = Machine::start_at(dir.path(), 1, LogBackend::Thread, files, place);
+        let mut publish = |channel: &str, n: u64, body: Bytes| {
+            let request = machine.publish(channel, n, false, body);
+            assert!(matches!(machine.answer(request), ServerOp::Published { .. }));
+            machine.checkpoint();
+        };
+        match life {
+            1 => {
+                publish("public", 1, body(1));
+                publish("private", 2, secret.clone());
+                publish("public", 3, body(3));
+                let request = machine.ask(ClientOp::DeleteChannel { channel: name("private") });
+                assert!(matches!(machine.answer(request), ServerOp::Done));
+                machine.checkpoint();
+                assert_eq!((segments().len(), are_secret()), (4, 1));
+            }
+            2 => {
+                publish("public", 5, body(5));
+                assert_eq!(are_secret(), 1, "it is not an hour yet");
+            }
+            _ => {
+                let until = Instant::now() + PATIENCE;
+                // What was replaced goes after what replaces it has come.
+                while are_secret() > 0 || segments()[2] < "000000000005".to_owned() {
+                    assert!(Instant::now() < until, "it stays: {:?}", segments());
+                    std::thread::yield_now();
+                }
+                let expected = ["000000000001-000000000001.seg", "000000000002-000000000004.seg"];
+                assert_eq!(segments()[..2], expected, "the others are left alone");
+                assert_eq!(machine.read_all("public"), [body(1), body(3), body(5)]);
+            }
+        }
+        machine.stop();
+    }
+}
+
+#[test]
+fn a_thread_that_panics_while_it_seals_fails_the_recovery() {
+    let dir = TempDir::new();
+    let mut machine = Machine::start(dir.path(), 2, LogBackend::Thread);
+    for n in 1..=40 {
+        let request = machine.publish(&channel(n), n, false, body(n));
+        machine.answer(request);
+    }
+    machine.stop();
+    let files = Arc::new(FileDisk::open(dir.path(), Duration::ZERO).expect("a directory"));
+    let disk = FaultyDisk::new(Arc::clone(&files) as Arc<dyn Disk>, Fault::Panic { of: "segments/", after: 0 });
+    let error = recover(&disk, PARTITIONS, 2).expect_err("it panics").to_string();
+    assert!(error.contains("wal/00") && error.contains("panicked"), "{error}");
+    assert_eq!(recover(&*files, PARTITIONS, 2).expect("whole").report.torn, []);
 }
