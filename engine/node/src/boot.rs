@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use std::{io, net::SocketAddr};
 
-use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+use glommio::ExecutorJoinHandle;
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -17,35 +16,28 @@ use thalweg_journal::recovery::Recovered;
 use thalweg_protocol::ids::{CoreId, Epoch, Name, Partition};
 use thalweg_protocol::limits::{CORES_MAX, LOG_BLOCK_BYTES, LOG_FILE_BYTES, LOG_RECORD_BYTES_MAX, RING_SLOTS};
 use thalweg_protocol::op::Durability;
-use thalweg_quic::{Quic, QuicConfig};
+use thalweg_quic::QuicConfig;
 use thalweg_ring::Bell;
-use thalweg_shard::{Config as ShardConfig, Shard};
+use thalweg_shard::Config as ShardConfig;
 use thalweg_udp::{GroupConfig, Socket, Steering, bind_group};
 use thalweg_worker::stage::{self, CoreLink, Stage, StageConfig};
 
 use crate::clerk::{Clerk, ClerkLink};
 use crate::config::{DiskShell, Layout, LogBackend, NodeConfig, cpus};
 use crate::connection::Reception;
-use crate::core_loop::{Core, Shared};
+use crate::core_loop::Shared;
 use crate::disk::{
-    Alarm, FileDisk, ForgetfulDisk, LOG_DIRECTORY, LogParts, Storage, StorageConfig, StorageError, recover,
+    Alarm, Cause, Directory, FileDisk, ForgetfulDisk, LOG_DIRECTORY, LogParts, Storage, StorageConfig, StorageError,
+    recover,
 };
 use crate::error::StartError;
 use crate::gatekeeper::{Action, Claims, Keys, Permission};
 use crate::identity::{Certificate, DataDir, TOKEN_FILE, write_secret};
-use crate::log::CoreLog;
+use crate::launch::{Cores, Parts};
 use crate::mesh::Mesh;
-use crate::park::Parker;
 
-/// A core that has not come up after this long will not.
-const READY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The local token is made anew at each start, so that it is always good for a year.
 const LOCAL_TOKEN_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
-/// Registered memory of a core's executor, in bytes. Sockets and the log have their own.
-const IO_MEMORY_BYTES: usize = 1 << 20;
-/// Entries of an executor's submission ring: a core waits for two descriptors and a timer.
-const EXECUTOR_RING_ENTRIES: usize = 64;
-
 /// A node that serves.
 pub struct Node {
     data: DataDir,
@@ -58,22 +50,6 @@ pub struct Node {
     cores: Vec<ExecutorJoinHandle<()>>,
     clerk: Option<Clerk>,
     storage: Option<Storage>,
-}
-
-/// One core's parts, on the way to its thread.
-struct Parts {
-    core: CoreId,
-    shared: Arc<Shared>,
-    socket: Socket,
-    quic: QuicConfig,
-    shard: ShardConfig,
-    mesh: Mesh,
-    inference: Option<CoreLink>,
-    clerk: ClerkLink,
-    log: LogParts,
-    states: Vec<(Partition, Box<PartitionState>)>,
-    bell: Arc<Bell>,
-    spin: Duration,
 }
 
 impl Node {
@@ -140,12 +116,13 @@ impl Node {
         let logs = logs.into_iter().zip(share_out(&mut recovered, layout.cores.len())).collect();
         let partitions = recovered.partitions;
         let parts = assemble(&config, &layout, &shared, sockets, &quic, models, links, clerk_links, logs, partitions);
-        let cores = match start_cores(parts, &layout) {
+        let cores = match Cores::start(parts, &layout.cores) {
             Ok(cores) => cores,
-            Err(error) => {
-                shared.drain();
+            Err((error, ended)) => {
                 clerk.shut_down();
                 storage.shut_down();
+                // Nobody else may open the log while a core is left that was given its files.
+                ended.hold(data);
                 return Err(error);
             }
         };
@@ -216,6 +193,7 @@ impl Node {
         for (core, handle) in self.cores.drain(..).enumerate() {
             if let Err(error) = handle.join() {
                 // One core down means partitions without an owner: the others must not go on as if nothing had happened.
+                // If it panicked it said so itself.
                 self.shared.drain();
                 failed.get_or_insert(StartError::Core { core: core as u16, reason: error.to_string() });
             }
@@ -227,11 +205,14 @@ impl Node {
             storage.shut_down();
         }
         self.data.retract();
-        if let Some(cause) = self.shared.alarm.raised() {
-            let path = self.data.path().join(LOG_DIRECTORY);
-            return Err(StartError::LogFailed { path, cause: cause.to_owned() });
+        match self.shared.alarm.cause().cloned() {
+            Some(Cause::Log(cause)) => {
+                let path = self.data.path().join(LOG_DIRECTORY);
+                Err(StartError::LogFailed { path, cause })
+            }
+            Some(Cause::Panic(thread)) => Err(StartError::Panicked { thread }),
+            Some(Cause::Abandoned) | None => failed.map_or(Ok(()), Err),
         }
-        failed.map_or(Ok(()), Err)
     }
 }
 
@@ -275,6 +256,7 @@ fn start_storage(
     let storage = StorageConfig {
         disk,
         root: path.to_owned(),
+        place: Arc::new(Directory(path.to_owned())),
         backend: config.log_backend,
         sync_delay: config.sync_delay,
         epoch,
@@ -409,78 +391,26 @@ fn assemble(
         };
         let (bell, spin) = (Arc::clone(&shared.bells[index]), Duration::from_micros(layout.spin_us));
         let (shared, quic) = (Arc::clone(shared), quic_config);
-        Parts { core, shared, socket, quic, shard, mesh, inference, clerk, log, states, bell, spin }
+        #[cfg(test)]
+        let broken = tests::broken(core);
+        Parts {
+            core,
+            shared,
+            socket,
+            quic,
+            shard,
+            mesh,
+            inference,
+            clerk,
+            log,
+            states,
+            bell,
+            spin,
+            #[cfg(test)]
+            broken,
+        }
     })
     .collect()
-}
-
-/// Starts one pinned thread per core, and waits until each has said that it is up, and then that it has taken in what the
-/// log left behind, which may take longer.
-fn start_cores(parts: Vec<Parts>, layout: &Layout) -> Result<Vec<ExecutorJoinHandle<()>>, StartError> {
-    let cores = parts.len();
-    let (ready, said) = mpsc::sync_channel(2 * cores);
-    let mut handles = Vec::new();
-    for (parts, &cpu) in parts.into_iter().zip(&layout.cores) {
-        let (core, ready) = (parts.core.0, ready.clone());
-        let handle = LocalExecutorBuilder::new(Placement::Fixed(cpu))
-            .name(&format!("thalweg-core-{core}"))
-            .io_memory(IO_MEMORY_BYTES)
-            .ring_depth(EXECUTOR_RING_ENTRIES)
-            .spawn(move || run_core(parts, ready))
-            .map_err(|error| StartError::Core { core, reason: error.to_string() })?;
-        handles.push(handle);
-    }
-    drop(ready);
-    let (mut up, mut restored) = (vec![false; cores], 0);
-    let deadline = Instant::now() + READY_TIMEOUT;
-    while up.contains(&false) {
-        let core = up.iter().position(|up| !up).unwrap_or_default() as u16;
-        match said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok((core, Ok(()))) if up[usize::from(core)] => restored += 1,
-            Ok((core, Ok(()))) => up[usize::from(core)] = true,
-            Ok((core, Err(reason))) => return Err(StartError::Core { core, reason }),
-            // With too little locked memory an executor is started and never runs, without a word.
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                let reason = format!("nothing was heard of it for {} s", READY_TIMEOUT.as_secs());
-                return Err(StartError::Core { core, reason });
-            }
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                return Err(StartError::Core { core, reason: "its thread ended".into() });
-            }
-        }
-    }
-    while restored < cores {
-        match said.recv() {
-            Ok((_, Ok(()))) => restored += 1,
-            Ok((core, Err(reason))) => return Err(StartError::Core { core, reason }),
-            Err(mpsc::RecvError) => {
-                return Err(StartError::Core { core: 0, reason: "a core's thread ended".into() });
-            }
-        }
-    }
-    Ok(handles)
-}
-
-async fn run_core(parts: Parts, ready: mpsc::SyncSender<(u16, Result<(), String>)>) {
-    let Parts { core, shared, socket, quic, shard, mesh, inference, clerk, log, states, bell, spin } = parts;
-    let log = CoreLog::new(core, log);
-    let parker = Parker::new(bell, socket.wait_fd(), log.wake_fds()).await.map_err(|error| error.to_string());
-    let made = parker.and_then(|parker| Ok((parker, Quic::new(quic).map_err(|error| error.to_string())?)));
-    // The receiver is gone only if another core failed first, and then nobody needs to know.
-    match made {
-        Ok((parker, quic)) => {
-            let id = core.0;
-            let _ = ready.send((id, Ok(())));
-            let mut core = Core::new(core, shared, socket, quic, Shard::new(shard), log, mesh, inference, clerk);
-            core.restore(states);
-            let _ = ready.send((id, Ok(())));
-            drop(ready);
-            core.run(parker, spin).await;
-        }
-        Err(reason) => {
-            let _ = ready.send((core.0, Err(reason)));
-        }
-    }
 }
 
 /// Runs a node until it has drained. SIGTERM and SIGINT drain it; a second one ends the process at once.
@@ -518,42 +448,4 @@ pub fn default_data_dir() -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::disk::fault::{Fault, FaultyDisk};
-    use crate::identity::tests::TempDir;
-
-    fn config(data: &TempDir) -> NodeConfig {
-        let quic = SocketAddr::from(([127, 0, 0, 1], 0));
-        NodeConfig { data: data.path().to_owned(), quic, cores: Some(2), ..NodeConfig::default() }
-    }
-
-    #[test]
-    fn a_failed_sync_ends_the_node_with_its_cause() {
-        let data = TempDir::new();
-        // Each core's first file is synced before the node serves; then come the spares.
-        let fault = Fault::Sync { of: ".new", after: 3 };
-        let node = Node::start_on(config(&data), |disk| Arc::new(FaultyDisk::new(disk, fault))).expect("starts");
-        let error = node.wait().expect_err("the log fails").to_string();
-        let says = |what: &str| assert!(error.contains(what), "{error}");
-        says("syncing it failed: Input/output error");
-        says("wal/00");
-        says(&data.path().join(LOG_DIRECTORY).display().to_string());
-        let again = Node::start(config(&data)).expect("starts on a disk that works");
-        again.drain();
-        again.wait().expect("drains");
-    }
-
-    #[test]
-    fn what_cannot_be_is_refused() {
-        let data = TempDir::new();
-        let check = |config: NodeConfig, says: &str| match Node::start(config) {
-            Ok(_) => panic!("started, instead of saying {says:?}"),
-            Err(error) => assert!(error.to_string().contains(says), "{error}"),
-        };
-        check(NodeConfig { durability: Durability::Replicated, ..config(&data) }, "needs other nodes");
-        check(NodeConfig { log_file_bytes: 4_096, ..config(&data) }, "bytes of a file of the log is 4096");
-        let (disk_shell, log_backend) = (DiskShell::Discard, LogBackend::IoUring);
-        check(NodeConfig { disk_shell, log_backend, ..config(&data) }, "choose the thread back end");
-    }
-}
+mod tests;

@@ -167,6 +167,9 @@ impl Core {
     pub(crate) fn restore(&mut self, states: Vec<(Partition, Box<PartitionState>)>) {
         self.clock.begin_turn();
         for (partition, state) in states {
+            if self.shared.alarm.is_raised() {
+                return;
+            }
             self.shard.handle(self.clock.now, Input::Restore { partition, state });
         }
         self.settle(Instant::now());
@@ -178,7 +181,7 @@ impl Core {
         let (mut busy_at, mut spin_until) = (Instant::now(), Instant::now());
         loop {
             let now = Instant::now();
-            if self.shared.alarm.raised().is_some() {
+            if self.shared.alarm.is_raised() {
                 return self.give_up(now);
             }
             match self.turn(now) {
@@ -186,7 +189,8 @@ impl Core {
                 // Looking for more acknowledgements would burn the time that they leave.
                 Found::Upkeep => busy_at = now,
                 Found::Nothing if self.drained(now) => return,
-                Found::Nothing if now < spin_until => std::hint::spin_loop(),
+                // While a batch is being written its writer may need this CPU, and will ring when it is done.
+                Found::Nothing if now < spin_until && !self.log.is_writing() => std::hint::spin_loop(),
                 Found::Nothing => self.sleep(&parker, now, now - busy_at < NAP).await,
             }
         }
@@ -195,7 +199,7 @@ impl Core {
     /// Parts with everybody, and answers nothing more: what was not acknowledged stays so.
     fn give_up(&mut self, now: Instant) {
         for link in self.sessions.all() {
-            self.quic.close(now, link, RejectCode::Draining as u32, b"the node's disk failed; it stops");
+            self.quic.close(now, link, RejectCode::Draining as u32, b"the node failed; it stops");
         }
         self.transmit(now);
     }
@@ -208,7 +212,7 @@ impl Core {
         let (draining, drain) = (self.draining.is_some(), &self.shared.drain);
         let busy = || {
             self.rings_have_something()
-                || self.shared.alarm.raised().is_some()
+                || self.shared.alarm.is_raised()
                 || (!draining && drain.load(Ordering::Acquire))
         };
         if nap {
@@ -329,7 +333,7 @@ impl Core {
                 }
                 MeshMessage::Stats { number, stats } => self.stats_arrived(number, *stats),
                 MeshMessage::CheckpointWanted { from, number } => self.log.checkpoint(from, number),
-                MeshMessage::Checkpointed { number } => self.checkpointed(number),
+                MeshMessage::Checkpointed { number, result } => self.checkpointed(number, result),
             }
         }
         while let Some((number, inference)) = self.clerk.receive() {
@@ -341,17 +345,23 @@ impl Core {
     }
 
     /// Carries out what the shard wants, until it wants nothing more and the log has nothing to say that would make it want
-    /// more. All that was appended on the way begins to be written as one batch, if none is being written.
+    /// more, or has said so much that the core must look around first. All that was appended on the way begins to be written
+    /// as one batch, if none is being written.
     pub(crate) fn settle(&mut self, now: Instant) -> usize {
-        let mut work = 0;
-        while self.shared.alarm.raised().is_none() {
+        let (mut work, mut news_taken) = (0, 0);
+        while !self.shared.alarm.is_raised() {
             while let Some(output) = self.shard.poll() {
                 work += 1;
                 self.carry_out(now, output);
             }
+            // Whatever is left keeps the core awake. If nothing is, the log is asked once more, for it begins the next batch.
+            if news_taken >= TURN_INPUTS_MAX && self.log.has_news() {
+                break;
+            }
             match self.log.next(&mut self.stats) {
                 Ok(Some(news)) => {
                     work += 1;
+                    news_taken += 1;
                     self.log_news(news);
                 }
                 Ok(None) => break,
@@ -368,9 +378,11 @@ impl Core {
             LogNews::Archived(ticket) => Input::Archived { ticket },
             LogNews::Storage(full) => Input::Storage { full },
             LogNews::Read((read, result)) => Input::Read { read, result },
-            LogNews::Checkpointed { from, number } if from == self.id => return self.checkpointed(number),
-            LogNews::Checkpointed { from, number } => {
-                return self.mesh.send(from, MeshMessage::Checkpointed { number });
+            LogNews::Checkpointed { from, number, result } if from == self.id => {
+                return self.checkpointed(number, result);
+            }
+            LogNews::Checkpointed { from, number, result } => {
+                return self.mesh.send(from, MeshMessage::Checkpointed { number, result });
             }
         };
         self.shard.handle(self.clock.now, input);

@@ -45,6 +45,15 @@ pub enum StartError {
         /// Which file, and what the system said.
         cause: String,
     },
+    /// A thread panicked while the node ran.
+    #[error(
+        "{thread} panicked, which is a defect of Thalweg. The node stopped, so that nobody waits for what no longer \
+         happens. What was acknowledged is on the disk; start the node again, and report what it said on standard error"
+    )]
+    Panicked {
+        /// Which thread.
+        thread: String,
+    },
     /// Messages cannot be as durable as asked.
     #[error("durability {} needs other nodes; choose disk or memory", .0.as_str())]
     Durability(Durability),

@@ -18,6 +18,7 @@ mod error;
 pub mod gatekeeper;
 pub mod identity;
 mod inference;
+mod launch;
 mod log;
 mod mesh;
 mod park;
