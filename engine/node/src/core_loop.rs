@@ -211,9 +211,7 @@ impl Core {
         }
         let (draining, drain) = (self.draining.is_some(), &self.shared.drain);
         let busy = || {
-            self.rings_have_something()
-                || self.shared.alarm.is_raised()
-                || (!draining && drain.load(Ordering::Acquire))
+            self.rings_have_something() || self.shared.alarm.is_raised() || (!draining && drain.load(Ordering::Acquire))
         };
         if nap {
             parker.nap(timeout.min(NAP), busy);

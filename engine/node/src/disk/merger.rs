@@ -149,11 +149,7 @@ impl Work {
     }
 
     /// The first of what is to be merged that the disk has room for.
-    fn first_with_room(
-        &mut self,
-        wanted: impl Iterator<Item = Range<usize>>,
-        sizes: &[u64],
-    ) -> Option<Range<usize>> {
+    fn first_with_room(&mut self, wanted: impl Iterator<Item = Range<usize>>, sizes: &[u64]) -> Option<Range<usize>> {
         // A file system that does not say has to be tried.
         let free = self.place.free_bytes().unwrap_or(u64::MAX);
         for range in wanted {

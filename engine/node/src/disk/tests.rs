@@ -76,13 +76,7 @@ impl Machine {
         Self::start_at(dir, cores, backend, disk, Arc::new(Directory(dir.to_owned())))
     }
 
-    fn start_at(
-        dir: &Path,
-        cores: usize,
-        backend: LogBackend,
-        disk: Arc<dyn Disk>,
-        place: Arc<dyn Place>,
-    ) -> Self {
+    fn start_at(dir: &Path, cores: usize, backend: LogBackend, disk: Arc<dyn Disk>, place: Arc<dyn Place>) -> Self {
         let mut recovered = recover(&*disk, PARTITIONS, 2).expect("whole");
         let bell = Bell::new().expect("an eventfd");
         let bells = vec![Arc::clone(&bell); cores];
@@ -435,8 +429,7 @@ fn nothing_is_merged_into_the_room_that_writes_need() {
     let files = Arc::new(FileDisk::open(dir.path(), Duration::ZERO).expect("a directory"));
     // What is to be merged would fit, but not beside the next files of the log.
     let place = Arc::new(Told { free_bytes: AtomicU64::new(2 * FILE_BYTES), age: Duration::ZERO });
-    let mut machine =
-        Machine::start_at(dir.path(), 1, LogBackend::Thread, files, Arc::clone(&place) as Arc<dyn Place>);
+    let mut machine = Machine::start_at(dir.path(), 1, LogBackend::Thread, files, Arc::clone(&place) as Arc<dyn Place>);
     for n in 1..=40 {
         let request = machine.publish(&channel(n), n, false, body(n));
         machine.answer(request);
@@ -489,7 +482,7 @@ fn what_was_deleted_long_ago_leaves_the_disk_and_takes_only_its_segments_along()
             _ => {
                 let until = Instant::now() + PATIENCE;
                 // What was replaced goes after what replaces it has come.
-                while are_secret() > 0 || segments()[2] < "000000000005".to_owned() {
+                while are_secret() > 0 || segments()[2].as_str() < "000000000005" {
                     assert!(Instant::now() < until, "it stays: {:?}", segments());
                     std::thread::yield_now();
                 }
