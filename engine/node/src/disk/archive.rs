@@ -16,9 +16,13 @@ use thalweg_protocol::limits::LOG_BLOCK_BYTES;
 use thalweg_ring::{Bell, Consumer, Producer, ring};
 
 use super::alarm::Alarm;
+use super::merger::be_nice;
 use super::shelves::Shelves;
 use super::writer::{LogBackend, LogFile};
 
+/// How much the kernel prefers others where the archive shares a CPU with them. Sealing a file takes a tenth of a second or
+/// two, which a core cannot wait; with a quarter of a CPU the archive still keeps up with a core that fills the rest.
+const NICE: i32 = 5;
 /// Between two looks at whether a full disk has room again.
 const RETRY: Duration = Duration::from_secs(1);
 /// Files of one core that wait to be sealed; until there are fewer it gets no new one, so that a core that writes faster
@@ -156,6 +160,7 @@ impl Archive {
         let (own_bell, own_stop) = (Arc::clone(&bell), Arc::clone(&stop));
         let run = move || {
             let _guard = work.config.alarm.guard("the archive");
+            be_nice(NICE);
             work.run(&own_bell, &own_stop);
         };
         let thread = std::thread::Builder::new().name("thalweg-archive".into()).spawn(run);

@@ -67,7 +67,7 @@ impl Merger {
         };
         let run = move || {
             let _guard = alarm.guard("the merger");
-            be_nice();
+            be_nice(NICE);
             work.run(&own_bell, &own_stop);
         };
         let thread = std::thread::Builder::new().name("thalweg-merger".into()).spawn(run)?;
@@ -84,9 +84,10 @@ impl Merger {
     }
 }
 
-fn be_nice() {
+/// Has the kernel prefer everybody else to this thread: the more, the higher the number, up to 19.
+pub(super) fn be_nice(nice: i32) {
     // SAFETY: takes three numbers; 0 is the calling thread. That it is refused does no harm.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
 }
 
 struct Work {
