@@ -275,6 +275,7 @@ impl Core {
             || !self.clerk.is_empty()
             || self.log.has_news()
             || self.shard.has_readers_to_serve()
+            || self.shard.has_gathered()
     }
 
     /// Takes datagrams off the socket, unless other cores cannot keep up with what they lead to.

@@ -126,6 +126,10 @@ impl Generations {
         self.owned.len()
     }
 
+    pub(crate) fn has_gathered(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
     pub(crate) fn unfinished(&self) -> usize {
         self.unfinished
     }

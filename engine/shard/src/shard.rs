@@ -43,7 +43,7 @@ impl Config {
 ///
 /// Contract: call [`handle`](Self::handle) with what happened, then carry out everything [`poll`](Self::poll) gives, in
 /// order. When a batch of inputs is through, call [`finish_turn`](Self::finish_turn), which hands out what was gathered
-/// over the turn, and [`fan_out`](Self::fan_out) in slices for as long as it says that there is more; poll after each.
+/// over the turn, for as long as it [has gathered](Self::has_gathered) something, and [`fan_out`](Self::fan_out) in slices for as long as it says that there is more; poll after each.
 /// Say [`Input::Timeout`] when [`next_deadline`](Self::next_deadline) has come.
 ///
 /// Every write goes append → durable → apply → reply → fan-out, whatever stands behind the log. Nothing replies around it.
@@ -132,7 +132,12 @@ impl Shard {
         self.outputs.pop_front()
     }
 
-    /// Hands out what was gathered over a turn: the tokens that came in it.
+    /// Whether [`finish_turn`](Self::finish_turn) has something to hand out.
+    pub fn has_gathered(&self) -> bool {
+        self.generations.has_gathered()
+    }
+
+    /// Hands out what was gathered over a turn: the tokens that came in it, and ends that became durable.
     pub fn finish_turn(&mut self, now: Now) {
         self.now = now;
         self.pump_generations();

@@ -79,9 +79,7 @@ impl ClientOp {
         let frame = verify(payload)?;
         Ok(match frame.op_type() {
             wire::Op::Hello => Self::Hello(read_hello(&table!(frame, op_as_hello))?),
-            wire::Op::CreateChannel => {
-                Self::CreateChannel(read_create_channel(&table!(frame, op_as_create_channel))?)
-            }
+            wire::Op::CreateChannel => Self::CreateChannel(read_create_channel(&table!(frame, op_as_create_channel))?),
             wire::Op::Publish => Self::Publish(read_publish(payload, &table!(frame, op_as_publish))?),
             wire::Op::Subscribe => Self::Subscribe(read_subscribe(&table!(frame, op_as_subscribe))?),
             wire::Op::Unsubscribe => {

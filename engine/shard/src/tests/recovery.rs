@@ -339,3 +339,23 @@ fn an_answer_in_a_channel_goes_on_without_a_gap_in_the_channel() {
     let pieces = ["3 ai/small: 0 1 2 ", "4 ai/small: 3 ", "5 ai/small: 0 1 2 3 "];
     assert_eq!(node.heard(bob), [&["1 ada: @ai hello?", "2 ai/small: small"], &pieces[..]].concat());
 }
+
+#[test]
+fn an_end_that_becomes_durable_between_turns_is_waiting_to_be_handed_out() {
+    let mut node = Node::new(1);
+    let client = node.open(0, "ada", 1);
+    let ServerOp::Asked { generation, .. } = node.call(client, ClientOp::Ask(Box::new(AskRequest::prompt("hi"))))
+    else {
+        panic!("not asked")
+    };
+    node.late = true;
+    let (usage, message) = (Usage::default(), String::new());
+    node.infer(InferenceEvent::Finished { generation, reason: FinishReason::Stop, usage, message });
+    node.settle();
+    assert!(!node.shards[0].has_gathered());
+    node.feed(0, Input::Durable { ticket: crate::Ticket(2) });
+    assert!(node.shards[0].has_gathered(), "or its shell would sleep on it");
+    node.settle();
+    assert!(!node.shards[0].has_gathered());
+    assert_eq!(node.watched(client).last().map(String::as_str), Some("stop 0."));
+}
