@@ -1,15 +1,20 @@
 //! The binary `thalweg`: a node, and everything one does with it from a terminal.
 //!
 //! One file per command in [`command`], each with its `Args` and a `run`. Standard output carries results and nothing else;
-//! what a person should know besides goes to standard error.
+//! what a person should know besides goes to standard error. What needs a node's own code stands behind the feature `node`,
+//! so that a laptop can have the client alone.
+#![cfg_attr(not(feature = "node"), allow(dead_code, reason = "what commands share is used by those of a node too"))]
 
 mod command;
 mod connect;
 mod duration;
 mod failure;
+#[cfg(feature = "node")]
 mod keys;
 mod lines;
+#[cfg(feature = "node")]
 mod logs;
+#[cfg(feature = "node")]
 mod models;
 mod paths;
 mod size;
@@ -30,6 +35,7 @@ struct Cli {
     command: Command,
 }
 
+#[cfg(feature = "node")]
 const EXAMPLES: &str = "\
 Examples:
   thalweg demo                                  see it work: two people and a model in one channel
@@ -41,11 +47,24 @@ Examples:
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 unreachable, 4 refused, 5 incomplete";
 
+#[cfg(not(feature = "node"))]
+const EXAMPLES: &str = "\
+Examples:
+  thalweg chat general --server node:4433       talk; begin a line with @ai to ask the model
+  thalweg ask \"Why is the sky blue?\"            one question, its answer as it is written
+  ls | thalweg pub files                        each line becomes a message
+  thalweg sub files --from start --json         and comes out again
+
+This is the client alone; a build with the feature `node` also runs nodes.
+Exit codes: 0 done, 1 failed, 2 usage, 3 unreachable, 4 refused, 5 incomplete";
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show it all in a minute: a node, two people, and a model that answers them
+    #[cfg(feature = "node")]
     Demo(command::demo::Args),
     /// Run a node
+    #[cfg(feature = "node")]
     Serve(command::serve::Args),
     /// Talk in a channel, with people and models
     Chat(command::chat::Args),
@@ -60,19 +79,24 @@ enum Command {
     /// Make and delete channels
     Channel(command::channel::Args),
     /// List, fetch, add and remove models
+    #[cfg(feature = "node")]
     Models(command::models::Args),
     /// Look after a node: tokens, statistics, draining, backups
     Admin(command::admin::Args),
     /// Check whether this machine is fit to run a node, and say what to do if not
+    #[cfg(feature = "node")]
     Doctor(command::doctor::Args),
     /// Measure a node
+    #[cfg(feature = "node")]
     Bench(command::bench::Args),
 }
 
 impl Command {
     fn run(self) -> Result<(), Failure> {
         match self {
+            #[cfg(feature = "node")]
             Self::Demo(args) => command::demo::run(args),
+            #[cfg(feature = "node")]
             Self::Serve(args) => command::serve::run(args),
             Self::Chat(args) => command::chat::run(args),
             Self::Ask(args) => command::ask::run(args),
@@ -80,9 +104,12 @@ impl Command {
             Self::Sub(args) => command::subscribe::run(args),
             Self::History(args) => command::history::run(args),
             Self::Channel(args) => command::channel::run(args),
+            #[cfg(feature = "node")]
             Self::Models(args) => command::models::run(args),
             Self::Admin(args) => command::admin::run(args),
+            #[cfg(feature = "node")]
             Self::Doctor(args) => command::doctor::run(args),
+            #[cfg(feature = "node")]
             Self::Bench(args) => command::bench::run(args),
         }
     }
@@ -99,7 +126,7 @@ fn main() -> ExitCode {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "node"))]
 mod tests {
     use clap::CommandFactory as _;
 

@@ -9,6 +9,7 @@ pub(crate) fn data_directory(given: Option<PathBuf>) -> PathBuf {
 }
 
 /// Where models are kept: `$THALWEG_MODELS`, else `$XDG_CACHE_HOME/thalweg/models`.
+#[cfg(feature = "node")]
 pub(crate) fn models() -> PathBuf {
     variable("THALWEG_MODELS").map_or_else(|| base("XDG_CACHE_HOME", ".cache").join("thalweg/models"), PathBuf::from)
 }

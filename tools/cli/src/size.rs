@@ -18,6 +18,7 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
 }
 
 /// An amount as a person reads it.
+#[cfg(feature = "node")]
 pub(crate) fn show(bytes: u64) -> String {
     let (unit, bytes_per_unit) = match bytes {
         0..1024 => return format!("{bytes} B"),
@@ -28,7 +29,7 @@ pub(crate) fn show(bytes: u64) -> String {
     format!("{:.1} {unit}", bytes as f64 / bytes_per_unit as f64)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "node"))]
 mod tests {
     use super::*;
 

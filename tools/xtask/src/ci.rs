@@ -53,6 +53,7 @@ const STEPS: &[Step] = &[
     Step { name: "codegen",    needs: Needs::Nothing, in_quick: true,  run: codegen },
     Step { name: "tidy",       needs: Needs::Nothing, in_quick: true,  run: tidy },
     Step { name: "build",      needs: Needs::Nothing, in_quick: true,  run: build },
+    Step { name: "client",     needs: Needs::Build,   in_quick: true,  run: client },
     Step { name: "clippy",     needs: Needs::Build,   in_quick: true,  run: clippy },
     Step { name: "models",     needs: Needs::Build,   in_quick: true,  run: models },
     Step { name: "tests",      needs: Needs::Build,   in_quick: true,  run: tests },
@@ -209,6 +210,25 @@ fn tidy(root: &Path) -> Result<Outcome> {
 
 fn build(root: &Path) -> Result<Outcome> {
     succeed(cargo(root, &["build", "--profile", "ci", "--workspace", "--all-targets", "--locked"]))
+}
+
+/// The binary without the node: it must build, and must not need what only Linux has.
+fn client(root: &Path) -> Result<Outcome> {
+    const PACKAGE: [&str; 4] = ["-p", "thalweg", "--no-default-features", "--locked"];
+    let mut tree = cargo(root, &["tree", "-e", "normal", "--prefix", "none"]);
+    let tree = tree.args(PACKAGE).output().context("cannot run cargo tree")?;
+    let tree = String::from_utf8_lossy(&tree.stdout).into_owned();
+    if !tree.contains("thalweg-client") {
+        bail!("cargo tree does not say what the client is made of");
+    }
+    for node_only in ["glommio", "io-uring", "thalweg-node", "thalweg-worker"] {
+        if tree.lines().any(|line| line.split(' ').next() == Some(node_only)) {
+            bail!("the client alone needs {node_only}; put what does so behind the feature `node` of tools/cli");
+        }
+    }
+    let mut check = cargo(root, &["check", "--profile", "ci"]);
+    check.args(PACKAGE);
+    succeed(check)
 }
 
 fn clippy(root: &Path) -> Result<Outcome> {

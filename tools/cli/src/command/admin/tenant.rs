@@ -6,7 +6,8 @@ use std::time::Duration;
 use thalweg_client::Name;
 use thalweg_node::gatekeeper::{Action, Claims, Permission};
 
-use super::{PATIENCE, local_user, mint, parse_name};
+use super::PATIENCE;
+use super::token::{local_user, mint, parse_name};
 use crate::connect::{ConnectArgs, block_on};
 use crate::failure::{Failure, exit, output};
 
