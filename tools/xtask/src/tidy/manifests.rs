@@ -39,7 +39,8 @@ const TABLE: &[Row] = &[
     row("micro",     &["protocol", "ring", "domain", "journal", "shard", "node", "quic", "udp", "scheduler", "worker"], &["client", "workload"]),
     row("sim",       &["protocol", "domain", "journal", "shard", "scheduler", "workload"], &[]),
     row("chaos",     &["protocol", "workload", "client"], &[]),
-    row("cli",       &["protocol", "domain", "journal", "client", "node", "load", "worker"], &["workload"]),
+    row("cli",       &["protocol", "domain", "journal", "client", "node", "load", "worker", "term"], &["workload"]),
+    row("term",      &["protocol", "client"], &[]),
     row("xtask",     &[], &[]),
 ];
 
@@ -48,12 +49,14 @@ const TABLE: &[Row] = &[
 const FOREIGN: &[(&str, &[&str], &str)] = &[
     ("glommio",     &["node", "udp"], "upstream is quiet, so it must stay replaceable"),
     ("io-uring",    &["node", "udp"], "system calls belong to the shell"),
-    ("tokio",       &["client", "load", "chaos", "cli", "micro"], "it never runs on a core thread"),
+    ("tokio",       &["client", "load", "chaos", "cli", "term", "micro"], "it never runs on a core thread"),
     ("quinn",       &["client", "load", "micro"], "the node drives quinn-proto itself"),
     ("quinn-proto", &["quic", "load", "micro"], "lanes are the only face of QUIC; a load generator drives thousands of connections on one thread"),
     ("quinn-udp",   &["udp", "load"], "datagrams have one small interface"),
     ("candle-core", &["worker", "micro"], "models have one interface"),
     ("flatbuffers", &["protocol"], "operations are decoded in one place"),
+    ("crossterm",   &["term"], "one crate owns the terminal"),
+    ("ratatui",     &["term"], "one crate owns the terminal"),
     ("clap",        &["cli", "load", "sim"], "only a binary parses arguments"),
 ];
 
