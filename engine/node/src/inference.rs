@@ -47,6 +47,7 @@ impl Inference {
                     produced,
                     credit,
                     submitted,
+                    traced: false,
                 }))
             }
             InferenceCommand::Credit { generation, until } => Command::Credit { generation, until },
@@ -93,6 +94,7 @@ impl Inference {
                     self.sampled.push(at);
                     InferenceEvent::Token { generation, index, id, text }
                 }
+                Event::Traced(_) => continue,
                 Event::Finished { generation, reason, usage, message } => {
                     self.submitted.remove(&generation);
                     InferenceEvent::Finished { generation, reason, usage, message }

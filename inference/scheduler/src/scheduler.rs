@@ -49,6 +49,8 @@ pub struct Submit {
     pub max_tokens: u32,
     /// Tokens with an index below this may be produced.
     pub credit: u32,
+    /// Whether the caller wants to know when it is [parked](Output::Parked).
+    pub traced: bool,
 }
 
 /// What happens to a scheduler.
@@ -132,6 +134,13 @@ pub enum Output {
         index: u32,
         /// The token.
         token: u32,
+    },
+    /// `id`, which is traced, may not run, for want of credit or because its outlet is blocked; or it may again.
+    Parked {
+        /// Which sequence.
+        id: SequenceId,
+        /// Whether it is parked from now on.
+        parked: bool,
     },
     /// `id` ended; it is forgotten.
     Finished {
@@ -333,7 +342,7 @@ impl Scheduler {
 
     /// Takes in a sequence that has `produced` behind its prompt already.
     fn submit(&mut self, now_us: u64, submit: Submit, produced: &[u32]) {
-        let Submit { id, outlet, prompt, max_tokens, credit } = submit;
+        let Submit { id, outlet, prompt, max_tokens, credit, traced } = submit;
         assert!(!self.sequences.contains_key(&id), "{id:?} lives already");
         assert!(!prompt.is_empty() && max_tokens > 0, "{id:?} has something to compute and to produce");
         if prompt.len() >= self.config.context_tokens {
@@ -365,6 +374,8 @@ impl Scheduler {
             parked_since_us: None,
             submitted_us: now_us,
             admitted_us: None,
+            traced,
+            told_parked: false,
         };
         self.sequences.insert(id, sequence);
         // One that was over before it resumed only passes through, however many are held.
@@ -381,6 +392,10 @@ impl Scheduler {
     fn settle(&mut self, now_us: u64, id: SequenceId) {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         let ready = sequence.has_credit() && !self.blocked.contains(&sequence.outlet);
+        if sequence.traced && sequence.told_parked == ready {
+            sequence.told_parked = !ready;
+            self.outputs.push_back(Output::Parked { id, parked: !ready });
+        }
         match (sequence.slot.is_some(), ready) {
             (true, true) => sequence.parked_since_us = None,
             (true, false) => {

@@ -44,6 +44,9 @@ pub(crate) struct Sequence {
     pub(crate) parked_since_us: Option<u64>,
     pub(crate) submitted_us: u64,
     pub(crate) admitted_us: Option<u64>,
+    /// Whether the caller is told when it is parked, and what it was told last.
+    pub(crate) traced: bool,
+    pub(crate) told_parked: bool,
 }
 
 impl Sequence {

@@ -13,6 +13,8 @@ struct Bench {
     tokens: BTreeMap<SequenceId, Vec<u32>>,
     ends: BTreeMap<SequenceId, (End, u32)>,
     refused: BTreeSet<SequenceId>,
+    /// What was said of each that is traced: parked or not.
+    parks: BTreeMap<SequenceId, Vec<bool>>,
 }
 
 impl Bench {
@@ -32,6 +34,7 @@ impl Bench {
                     assert_eq!(produced as usize, self.tokens.get(&id).map_or(0, Vec::len));
                     assert!(self.ends.insert(id, (end, produced)).is_none(), "{id:?} ends once");
                 }
+                Output::Parked { id, parked } => self.parks.entry(id).or_default().push(parked),
                 Output::Busy { id, .. } | Output::TooLong { id } => assert!(self.refused.insert(id)),
             }
         }
@@ -79,7 +82,7 @@ fn config(slots: usize) -> Config {
 
 fn submit(id: u64, prompt: usize, max_tokens: u32, credit: u32) -> Input {
     let prompt = (0..prompt as u32).map(|n| n * 7 + id as u32).collect();
-    Input::Submit(Submit { id: SequenceId(id), outlet: Outlet(0), prompt, max_tokens, credit })
+    Input::Submit(Submit { id: SequenceId(id), outlet: Outlet(0), prompt, max_tokens, credit, traced: false })
 }
 
 #[test]
@@ -119,6 +122,28 @@ fn a_parked_sequence_gets_no_rows_and_then_every_token() {
     assert_eq!(bench.ends[&SequenceId(1)], (End::Length, 20));
     assert_eq!(scheduler.counters().recomputed_rows, 0, "its KV was kept");
     assert_eq!(scheduler.counters().rows_without_credit + scheduler.counters().tokens_without_credit, 0);
+}
+
+#[test]
+fn who_is_traced_is_told_of_every_park() {
+    let (mut scheduler, mut bench) = (Scheduler::new(config(1)), Bench::default());
+    let traced = |id, credit| match submit(id, 5, 6, credit) {
+        Input::Submit(submit) => Input::Submit(Submit { traced: true, ..submit }),
+        other => other,
+    };
+    scheduler.handle(0, traced(1, 2));
+    (0..5).for_each(|now| drop(bench.step(&mut scheduler, now)));
+    // Its slot goes to somebody else while it is parked, and is awaited afterwards: both is no news.
+    scheduler.handle(5, submit(2, 5, 2, 9));
+    (105..110).for_each(|now| drop(bench.step(&mut scheduler, now)));
+    scheduler.handle(110, Input::Credit { id: SequenceId(1), until: 4 });
+    (110..115).for_each(|now| drop(bench.step(&mut scheduler, now)));
+    scheduler.handle(115, Input::Credit { id: SequenceId(1), until: 6 });
+    scheduler.handle(115, Input::Block { outlet: Outlet(0), blocked: true });
+    scheduler.handle(116, Input::Block { outlet: Outlet(0), blocked: false });
+    (116..120).for_each(|now| drop(bench.step(&mut scheduler, now)));
+    assert_eq!(bench.parks, BTreeMap::from([(SequenceId(1), vec![true, false, true, false, true, false])]));
+    assert_eq!(bench.ends[&SequenceId(1)], (End::Length, 6));
 }
 
 #[test]
@@ -276,7 +301,8 @@ proptest! {
                 Act::Submit { prompt, max_tokens, credit, outlet, produced } => {
                     let prompt: Vec<u32> = (0..prompt as u32).map(|n| n * 3 + known.len() as u32).collect();
                     let id = SequenceId(known.len() as u64);
-                    let submit = Submit { id, outlet: Outlet(outlet), prompt: prompt.clone(), max_tokens, credit };
+                    let (at, traced) = (Outlet(outlet), true);
+                    let submit = Submit { id, outlet: at, prompt: prompt.clone(), max_tokens, credit, traced };
                     let room = (max_tokens as usize).min(config(slots).context_tokens.saturating_sub(prompt.len()));
                     let produced = expected(&prompt, produced.min(room));
                     bench.tokens.insert(id, produced.clone());

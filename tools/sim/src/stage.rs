@@ -98,7 +98,7 @@ impl Stage {
                 if let Err(text) = said.begin(submit.generation, self.life.epoch, &prompt, &produced) {
                     self.violations.push(text);
                 }
-                let submit = Submit { id, outlet, prompt, max_tokens: submit.sampling.max_tokens, credit };
+                let submit = Submit { id, outlet, prompt, max_tokens: submit.sampling.max_tokens, credit, traced: false };
                 self.resumed += u64::from(!produced.is_empty());
                 if produced.is_empty() { Input::Submit(submit) } else { Input::Resume { submit, produced } }
             }
@@ -205,6 +205,8 @@ impl Stage {
                     let text = Bytes::from(script::text(token));
                     self.events.push((live.core, InferenceEvent::Token { generation, index, id: token, text }));
                 }
+                // Nothing is traced here.
+                Output::Parked { .. } => {}
                 Output::Finished { id, end, produced } => self.finished(id, end, produced),
                 Output::Busy { id, retry_after_ms } => {
                     let reject = Reject::new(RejectCode::Busy, "too much is waiting; come back later");

@@ -9,6 +9,7 @@ mod link;
 mod runtime;
 mod stats;
 mod thread;
+mod times;
 
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ use crate::tokenizer::Vocabulary;
 
 pub use link::CoreLink;
 pub use stats::{StageStats, Summary};
+pub use times::Times;
 
 /// A model to be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -170,6 +172,8 @@ pub struct Submit {
     pub credit: u32,
     /// When the request came in.
     pub submitted: Instant,
+    /// Whether [`Event::Traced`] is wanted before its end.
+    pub traced: bool,
 }
 
 /// What the stage tells a core.
@@ -199,6 +203,8 @@ pub enum Event {
         /// When it was drawn.
         at: Instant,
     },
+    /// When what was done about a generation that is traced. Its end follows at once.
+    Traced(Box<Times>),
     /// The generation ended.
     Finished {
         /// Which generation.

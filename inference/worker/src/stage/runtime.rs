@@ -16,7 +16,7 @@ use thalweg_scheduler::{
 
 use super::stats::ThreadStats;
 use super::thread::Ports;
-use super::{Event, LoadedModel, Submit};
+use super::{Event, LoadedModel, Submit, Times};
 use crate::model::Runner;
 use crate::sampling::Sampler;
 use crate::text::{Piece, Text};
@@ -41,6 +41,8 @@ struct Live {
     drawn: (String, Instant),
     /// What failed.
     message: String,
+    /// What is remembered of it, if it is traced.
+    times: Option<Box<Times>>,
 }
 
 impl Live {
@@ -56,10 +58,12 @@ impl Live {
         (piece, is_end)
     }
 
-    /// The event of its end.
-    fn over(self, reason: FinishReason) -> Event {
+    /// Tells its core that it ended.
+    fn over(mut self, reason: FinishReason, ports: &mut Ports) {
+        tell_times(self.times.take(), self.port, ports);
         let usage = Usage { prompt_tokens: self.prompt_tokens, completion_tokens: self.produced };
-        Event::Finished { generation: self.generation, reason, usage, message: self.message }
+        let (generation, message) = (self.generation, self.message);
+        ports.emit(self.port, Event::Finished { generation, reason, usage, message });
     }
 }
 
@@ -70,6 +74,8 @@ pub(super) struct Runtime {
     scheduler: Scheduler,
     config: Config,
     live: HashMap<SequenceId, Live>,
+    /// How many of them are traced and have had no row.
+    traced_waiting: usize,
     sampler: Sampler,
 }
 
@@ -87,6 +93,7 @@ impl Runtime {
             loaded,
             config,
             live: HashMap::new(),
+            traced_waiting: 0,
             sampler: Sampler::default(),
         }
     }
@@ -119,10 +126,17 @@ impl Runtime {
     ) {
         let start = Instant::now();
         let generation = submit.generation;
+        let mut times = submit.traced.then(|| Times::new(generation, start));
         let prompt = match self.check_produced(&submit).and_then(|()| self.tokenise(&submit, stats)) {
             Ok(prompt) => prompt,
-            Err(text) => return refuse_invalid(port, generation, text, ports, stats),
+            Err(text) => {
+                tell_times(times, port, ports);
+                return refuse_invalid(port, generation, text, ports, stats);
+            }
         };
+        if let Some(times) = &mut times {
+            (times.prompt_tokens, times.tokenised) = (prompt.len() as u32, Some(Instant::now()));
+        }
         let id = SequenceId(generation.0);
         let prompt_tokens = prompt.len() as u32;
         let max_tokens = submit.sampling.max_tokens.max(1);
@@ -139,6 +153,7 @@ impl Runtime {
             scheduled: None,
             drawn: (String::new(), start),
             message: String::new(),
+            times,
             sampling: submit.sampling,
         };
         // A prompt that fills the context is the scheduler's to refuse.
@@ -146,12 +161,14 @@ impl Runtime {
             && let Some(reason) = replay(&mut live, &submit.produced, &self.loaded.vocabulary)
         {
             stats.resumed_over += 1;
-            return ports.emit(port, live.over(reason));
+            return live.over(reason, ports);
         }
+        let traced = live.times.is_some();
+        self.traced_waiting += usize::from(traced);
         self.live.insert(id, live);
         let outlet = Outlet(port as u16);
         let (produced, credit) = (submit.produced, submit.credit);
-        let submit = thalweg_scheduler::Submit { id, outlet, prompt, max_tokens, credit };
+        let submit = thalweg_scheduler::Submit { id, outlet, prompt, max_tokens, credit, traced };
         self.scheduler.handle(
             now_us,
             match produced.is_empty() {
@@ -222,8 +239,9 @@ impl Runtime {
         for mut live in lives {
             stats.failed += 1;
             live.message = message.into();
-            ports.emit(live.port, live.over(FinishReason::Failed));
+            live.over(FinishReason::Failed, ports);
         }
+        self.traced_waiting = 0;
         self.runner = runner(&self.loaded, &self.config);
         self.scheduler = Scheduler::new(self.config);
     }
@@ -236,11 +254,33 @@ impl Runtime {
             return false;
         }
         let start = Instant::now();
+        if self.traced_waiting > 0 {
+            self.note_first_rows(&step, start);
+        }
         let sampled = self.compute(&step, stats);
         stats.step.record(start.elapsed());
         self.scheduler.complete(now(), &step, &sampled);
         self.drain(ports, stats);
         true
+    }
+
+    /// Remembers which sequences that are traced get their first row now.
+    fn note_first_rows(&mut self, step: &Step, at: Instant) {
+        for part in &step.parts {
+            let times = self.live.get_mut(&part.id).and_then(|live| live.times.as_mut());
+            if let Some(times) = times.filter(|times| times.first_row.is_none()) {
+                times.first_row = Some(at);
+                self.traced_waiting -= 1;
+            }
+        }
+    }
+
+    /// Forgets a generation that is held.
+    fn remove(&mut self, id: SequenceId) -> Option<Live> {
+        let live = self.live.remove(&id)?;
+        let waits = live.times.as_ref().is_some_and(|times| times.first_row.is_none());
+        self.traced_waiting -= usize::from(waits);
+        Some(live)
     }
 
     /// Runs the rows of a step and draws a token for each part that wants one.
@@ -289,6 +329,9 @@ impl Runtime {
                         let at = Instant::now();
                         stats.queue_wait.record(at.saturating_duration_since(live.submitted));
                         live.scheduled = Some(at);
+                        if let Some(times) = &mut live.times {
+                            times.admitted = Some(at);
+                        }
                         let (generation, prompt_tokens) = (live.generation, live.prompt_tokens);
                         let model = self.loaded.info.name.clone();
                         ports.emit(live.port, Event::Scheduled { generation, model, prompt_tokens, at });
@@ -301,6 +344,11 @@ impl Runtime {
                     let (text, at) = (Bytes::from(std::mem::take(&mut live.drawn.0)), live.drawn.1);
                     ports.emit(live.port, Event::Token { generation: live.generation, index, id: token, text, at });
                     stats.sample_to_ring.record(at.elapsed());
+                }
+                Output::Parked { id, parked } => {
+                    if let Some(times) = self.live.get_mut(&id).and_then(|live| live.times.as_mut()) {
+                        times.parked(Instant::now(), parked);
+                    }
                 }
                 Output::Finished { id, end, produced } => self.finished(id, end, produced, ports, stats),
                 Output::Busy { id, retry_after_ms } => {
@@ -320,13 +368,14 @@ impl Runtime {
     }
 
     fn refused(&mut self, id: SequenceId, reject: Reject, ports: &mut Ports) {
-        if let Some(live) = self.live.remove(&id) {
+        if let Some(mut live) = self.remove(id) {
+            tell_times(live.times.take(), live.port, ports);
             ports.emit(live.port, Event::Refused { generation: live.generation, reject });
         }
     }
 
     fn finished(&mut self, id: SequenceId, end: End, produced: u32, ports: &mut Ports, stats: &mut ThreadStats) {
-        let mut live = self.live.remove(&id).expect("who ends was held");
+        let mut live = self.remove(id).expect("who ends was held");
         let reason = match end {
             End::Stop => FinishReason::Stop,
             End::Length => FinishReason::Length,
@@ -335,12 +384,19 @@ impl Runtime {
         };
         stats.failed += u64::from(end == End::Failed);
         live.produced = produced;
-        ports.emit(live.port, live.over(reason));
+        live.over(reason, ports);
     }
 }
 
 fn runner(loaded: &LoadedModel, config: &Config) -> Box<dyn Runner> {
     Arc::clone(&loaded.model).runner(config.slots, SEQUENCES_RUNNING_MAX + PREFILL_CHUNK_TOKENS)
+}
+
+/// Gives out what is remembered of a generation that is traced, right before its end.
+pub(super) fn tell_times(times: Option<Box<Times>>, port: usize, ports: &mut Ports) {
+    if let Some(times) = times {
+        ports.emit(port, Event::Traced(times.end()));
+    }
 }
 
 fn refuse_invalid(port: usize, generation: GenerationId, text: String, ports: &mut Ports, stats: &mut ThreadStats) {
@@ -383,6 +439,9 @@ fn draw(
         && let Some(scheduled) = live.scheduled
     {
         stats.prefill.record(at.duration_since(scheduled));
+        if let Some(times) = &mut live.times {
+            times.first_token = Some(at);
+        }
     }
     let (piece, is_end) = live.read(token, part.index, vocabulary);
     let outcome = match (is_end, piece.stopped) {

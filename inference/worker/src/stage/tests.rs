@@ -39,6 +39,7 @@ struct Seen {
     texts: Vec<String>,
     finished: Option<(FinishReason, Usage, String)>,
     refused: Option<Reject>,
+    times: Option<Box<Times>>,
 }
 
 impl Seen {
@@ -72,6 +73,7 @@ impl Bench {
             produced: Vec::new(),
             credit,
             submitted: Instant::now(),
+            traced: false,
         };
         change(&mut submit);
         self.seen.entry(id).or_default().before = submit.produced.len();
@@ -91,6 +93,10 @@ impl Bench {
                 assert_eq!(seen.before + seen.texts.len(), index as usize, "tokens are contiguous");
                 seen.ids.push(id);
                 seen.texts.push(String::from_utf8(text.to_vec()).expect("whole characters"));
+            }
+            Event::Traced(times) => {
+                let seen = self.seen.entry(times.generation.0).or_default();
+                assert!(!seen.ended() && seen.times.replace(times).is_none(), "once, before the end");
             }
             Event::Finished { generation, reason, usage, message } => {
                 let seen = self.seen.entry(generation.0).or_default();
@@ -170,13 +176,25 @@ fn a_stalled_reader_costs_nothing_and_then_gets_every_token() {
     let mut bench = Bench::new(loaded(), 4096);
     let prompt = |id: u64| format!("Write about the number {}.", id % 4);
     for id in 0..16 {
-        bench.submit(id, &prompt(id), if id == 7 { 4 } else { 100 }, |_| {});
+        bench.submit(id, &prompt(id), if id == 7 { 4 } else { 100 }, |s| s.traced = id % 4 == 3);
     }
     bench.until_ended((0..16).filter(|id| *id != 7));
     assert_eq!(bench.seen[&7].texts.len(), 4, "as many as it has credit for");
     assert!(bench.link.send(Command::Credit { generation: GenerationId(7), until: 100 }).is_ok());
     bench.until_ended([7]);
     assert_eq!(bench.seen[&7].text(), bench.seen[&3].text(), "the same prompt gives the same text, stalled or not");
+    for (id, seen) in &bench.seen {
+        let Some(times) = &seen.times else {
+            assert_ne!(id % 4, 3, "{id} is traced");
+            continue;
+        };
+        let moments =
+            [times.tokenised, times.admitted, times.first_row, times.first_token].map(|at| at.expect("reached"));
+        assert!(times.taken <= moments[0] && moments.is_sorted() && moments[3] <= times.ended, "{times:?}");
+        assert_eq!((id % 4, times.parks.len()), (3, usize::from(*id == 7)), "{times:?}");
+        assert!(times.parks.iter().all(|&(from, to)| moments[3] <= from && from < to && to <= times.ended));
+        assert!(times.prompt_tokens > 0);
+    }
     let stats = bench.stats();
     assert_eq!((stats.rows_while_parked, stats.tokens_while_parked, stats.recomputed_rows), (0, 0, 0));
     assert!(stats.parks >= 1);
@@ -197,8 +215,8 @@ fn a_core_that_takes_no_events_loses_none() {
 #[test]
 fn what_cannot_be_done_is_refused_by_name() {
     let mut bench = Bench::new(loaded(), 4096);
-    bench.submit(1, "hi", 9, |s| s.model = Some(name("gpt-9")));
-    bench.submit(2, &"word ".repeat(9_000), 9, |_| {});
+    bench.submit(1, "hi", 9, |s| (s.model, s.traced) = (Some(name("gpt-9")), true));
+    bench.submit(2, &"word ".repeat(9_000), 9, |s| s.traced = true);
     bench.submit(3, "hi", 9, |s| s.sampling.max_tokens = 2);
     assert!(bench.link.send(Command::Cancel { generation: GenerationId(77) }).is_ok());
     bench.until_ended(1..4);
@@ -206,6 +224,8 @@ fn what_cannot_be_done_is_refused_by_name() {
     assert_eq!(reject(1).code, RejectCode::ModelUnknown);
     assert!(reject(1).message.contains("gpt-9") && reject(1).message.contains("smollm2-135m"));
     assert_eq!(reject(2).code, RejectCode::PromptTooLong);
+    let tokenised = |id: u64| bench.seen[&id].times.as_ref().expect("traced").tokenised.is_some();
+    assert_eq!((tokenised(1), tokenised(2)), (false, true));
     assert_eq!(bench.seen[&3].reason(), FinishReason::Length);
 }
 

@@ -12,9 +12,9 @@ use thalweg_protocol::reject::{Reject, RejectCode};
 use thalweg_ring::{Bell, Consumer, Producer};
 use thalweg_scheduler::{Counters, Input, Outlet, SequenceId};
 
-use super::runtime::Runtime;
+use super::runtime::{Runtime, tell_times};
 use super::stats::{Published, ThreadStats};
-use super::{Command, Event, LoadedModel, Submit};
+use super::{Command, Event, LoadedModel, Submit, Times};
 
 /// Longest sleep of a thread with nothing to do: how long a dropped link goes unnoticed.
 const SLEEP_MAX: Duration = Duration::from_millis(250);
@@ -240,6 +240,7 @@ impl Thread {
         if self.runtimes.iter().any(|runtime| runtime.has(generation)) {
             let text = format!("{generation} is running already; take another id");
             self.stats.refused_invalid += 1;
+            // Nothing is told of its times: those would be taken for the other's.
             return self.refuse(port, generation, Reject::new(RejectCode::ParameterInvalid, text));
         }
         let found = match &submit.model {
@@ -256,6 +257,7 @@ impl Thread {
             (None, false) => "name a model".to_owned(),
         };
         self.stats.refused_model += 1;
+        tell_times(submit.traced.then(|| Times::new(generation, Instant::now())), port, &mut self.ports);
         self.refuse(port, generation, Reject::new(RejectCode::ModelUnknown, text));
     }
 
