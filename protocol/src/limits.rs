@@ -176,7 +176,36 @@ pub const RECONNECT_BACKOFF_MS: u64 = 50;
 /// Longest wait between two tries to come back, in milliseconds.
 pub const RECONNECT_BACKOFF_MS_MAX: u64 = 2_000;
 
+/// HTTP connections open at a time; one more is told to come back and closed.
+pub const WEB_CONNECTIONS_MAX: usize = 1_024;
+/// Bytes of one HTTP request before its body: request line and headers.
+pub const WEB_HEADER_BYTES_MAX: usize = 16 << 10;
+/// Headers of one HTTP request.
+pub const WEB_HEADERS_MAX: usize = 64;
+/// Bytes of the body of one HTTP request.
+pub const WEB_BODY_BYTES_MAX: usize = FRAME_BYTES_MAX;
+/// Time from the opening of an HTTP connection, or from its last answer, until the next request's headers are there, in
+/// milliseconds.
+pub const WEB_HEADER_TIMEOUT_MS: u64 = 10_000;
+/// Time until an HTTP request is answered, in milliseconds.
+pub const WEB_REQUEST_TIMEOUT_MS: u64 = 30_000;
+/// An HTTP client that takes nothing of its answer for this long is parted with, in milliseconds.
+pub const WEB_STALL_TIMEOUT_MS: u64 = 30_000;
+/// Time until a core has answered what the web stage asked it, in milliseconds.
+pub const WEB_CORE_TIMEOUT_MS: u64 = 2_000;
+/// Questions of one web thread that its core has not answered; one more is refused as busy.
+pub const WEB_QUESTIONS_MAX: usize = 256;
+/// Collections of metrics under way; one more is refused as busy.
+pub const WEB_SCRAPES_MAX: usize = 4;
+/// Time that HTTP requests under way get when the stage ends, in milliseconds.
+pub const WEB_GRACE_MS: u64 = 2_000;
+/// A core that has not looked around for this long is held to hang, in milliseconds.
+pub const CORE_SILENT_MS: u64 = 5_000;
+
 const _: () = {
+    assert!(WEB_CORE_TIMEOUT_MS < WEB_REQUEST_TIMEOUT_MS, "a request can tell that its core did not answer");
+    assert!(WEB_SCRAPES_MAX <= WEB_QUESTIONS_MAX, "questions bound scrapes");
+    assert!(CORE_SILENT_MS > 2_000, "an idle core looks around once a second");
     assert!(
         CLIENT_OUTBOX_BYTES + FRAME_BYTES_MAX <= CLIENT_IN_FLIGHT_BYTES,
         "an outbox is a part of what is in flight"

@@ -19,6 +19,7 @@ const MAY: &[(&str, &str)] = &[
     ("inference/worker/src/stage/thread.rs", "pinning"),
     ("transport/quic/tests/memory.rs", "an allocator that counts"),
     ("transport/udp/src/",            "socket options, control messages, io_uring"),
+    ("transport/web/src/link.rs",     "the bell's descriptor in tokio's reactor"),
 ];
 
 /// Checks that unsafe code stands where it may.

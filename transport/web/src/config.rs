@@ -1,0 +1,65 @@
+//! What the stage is told before it starts.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use thalweg_protocol::limits;
+
+/// Where HTTP is served if nobody says otherwise.
+pub const DEFAULT_ADDR: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
+
+/// What the stage is told before it starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebConfig {
+    /// Where HTTP is served; port 0 lets the system choose.
+    pub addr: SocketAddr,
+    /// Whether plain HTTP may be served to other machines: whoever listens on the way reads tokens.
+    pub allow_plain: bool,
+    /// What a client can press against.
+    pub limits: WebLimits,
+}
+
+impl Default for WebConfig {
+    fn default() -> Self {
+        Self { addr: DEFAULT_ADDR, allow_plain: false, limits: WebLimits::default() }
+    }
+}
+
+/// What a client can press against. `Default` is what [`thalweg_protocol::limits`] says; tests are less patient.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebLimits {
+    /// Connections open at a time, over all threads.
+    pub connections: usize,
+    /// Bytes of a request before its body, at least 8 KiB.
+    pub header_bytes: usize,
+    /// Headers of a request.
+    pub headers: usize,
+    /// Bytes of a request's body.
+    pub body_bytes: usize,
+    /// Until a request's headers are there.
+    pub header_timeout: Duration,
+    /// Until a request is answered.
+    pub request_timeout: Duration,
+    /// How long a client may take nothing of its answer.
+    pub stall_timeout: Duration,
+    /// Until a core has answered.
+    pub core_timeout: Duration,
+    /// Until what is under way is given up at the end.
+    pub grace: Duration,
+}
+
+impl Default for WebLimits {
+    fn default() -> Self {
+        Self {
+            connections: limits::WEB_CONNECTIONS_MAX,
+            header_bytes: limits::WEB_HEADER_BYTES_MAX,
+            headers: limits::WEB_HEADERS_MAX,
+            body_bytes: limits::WEB_BODY_BYTES_MAX,
+            header_timeout: Duration::from_millis(limits::WEB_HEADER_TIMEOUT_MS),
+            request_timeout: Duration::from_millis(limits::WEB_REQUEST_TIMEOUT_MS),
+            stall_timeout: Duration::from_millis(limits::WEB_STALL_TIMEOUT_MS),
+            core_timeout: Duration::from_millis(limits::WEB_CORE_TIMEOUT_MS),
+            grace: Duration::from_millis(limits::WEB_GRACE_MS),
+        }
+    }
+}
