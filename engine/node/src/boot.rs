@@ -8,7 +8,7 @@ use std::{io, net::SocketAddr};
 
 use glommio::ExecutorJoinHandle;
 use serde_json::json;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use thalweg_domain::partition::PartitionState;
 use thalweg_journal::Disk;
@@ -17,11 +17,12 @@ use thalweg_protocol::ids::{CoreId, Epoch, Name, Partition};
 use thalweg_protocol::limits::{CORES_MAX, LOG_BLOCK_BYTES, LOG_FILE_BYTES, LOG_RECORD_BYTES_MAX, RING_SLOTS};
 use thalweg_protocol::op::Durability;
 use thalweg_quic::QuicConfig;
-use thalweg_ring::Bell;
+use thalweg_ring::{Bell, Consumer, Producer, ring};
 use thalweg_shard::Config as ShardConfig;
 use thalweg_udp::{GroupConfig, Socket, Steering, bind_group};
 use thalweg_worker::stage::{self, CoreLink, Stage, StageConfig};
 
+use crate::certificate::{Certificate, State};
 use crate::clerk::{Clerk, ClerkLink};
 use crate::config::{DiskShell, Layout, LogBackend, NodeConfig, cpus};
 use crate::connection::Reception;
@@ -32,15 +33,21 @@ use crate::disk::{
 };
 use crate::error::StartError;
 use crate::gatekeeper::{Action, Claims, Keys, Permission};
-use crate::identity::{Certificate, DataDir, TOKEN_FILE, write_secret};
+use crate::identity::{DataDir, TOKEN_FILE, write_secret};
 use crate::launch::{Cores, Parts};
+use crate::memory;
 use crate::mesh::Mesh;
+use crate::reload::{CONTROL_SLOTS, Control, Reloader};
+use crate::vitals::{Sampler, Vitals};
 
 /// The local token is made anew at each start, so that it is always good for a year.
 const LOCAL_TOKEN_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
+/// A certificate that ends within so many seconds is warned of: time for those who renew by hand.
+const CERTIFICATE_WARNING_S: i64 = 14 * 86_400;
+
 /// A node that serves.
 pub struct Node {
-    data: DataDir,
+    data: Arc<DataDir>,
     addr: SocketAddr,
     key_sha256: String,
     token: String,
@@ -50,6 +57,7 @@ pub struct Node {
     cores: Vec<ExecutorJoinHandle<()>>,
     clerk: Option<Clerk>,
     storage: Option<Storage>,
+    reloader: Arc<Reloader>,
 }
 
 impl Node {
@@ -69,12 +77,12 @@ impl Node {
     fn start_on(config: NodeConfig, wrap: impl FnOnce(Arc<dyn Disk>) -> Arc<dyn Disk>) -> Result<Self, StartError> {
         let began = Instant::now();
         check_config(&config)?;
-        let data = DataDir::open(&config.data)?;
+        let data = Arc::new(DataDir::open(&config.data)?);
         let log = data.path().join(LOG_DIRECTORY);
         let (disk, mut recovered) = open_log(&config, &log, wrap)?;
         let keys = Keys::open(data.path())?;
         let token = local_token(&keys, data.path())?;
-        let certificate = Certificate::open(&data)?;
+        let certificate = open_certificate(&config, &data)?;
         let epoch = data.next_epoch()?;
         let reset_key = data.reset_key()?;
         let layout = Layout::new(&config, &cpus());
@@ -95,7 +103,10 @@ impl Node {
         };
         let models: Vec<Name> = config.models.iter().map(|model| model.name.clone()).collect();
         let model_names: Vec<_> = models.iter().map(Name::to_string).collect();
-        let (clerk, clerk_links) = match Clerk::start(stage, &bells) {
+        let vitals = Arc::new(Vitals::default());
+        let budget = config.memory_budget_bytes.unwrap_or_else(memory::default_budget);
+        let sampler = Sampler::new(Arc::clone(&vitals), budget, &bells);
+        let (clerk, clerk_links) = match Clerk::start(stage, sampler, &bells) {
             Ok(started) => started,
             Err(error) => {
                 drop(logs);
@@ -111,11 +122,15 @@ impl Node {
             alarm,
             about: about(&config, &layout, &addr, epoch, &model_names, &recovered),
             origin: began,
+            vitals: Arc::clone(&vitals),
         });
+        let (controls, controlled): (Vec<_>, Vec<_>) = bells.iter().map(control).unzip();
+        let reloader = Reloader::new(&config, Arc::clone(&data), vitals, &certificate, controls);
         let quic = QuicSetup { reset_key, retry_key: rand::random(), certificate: &certificate };
         let logs = logs.into_iter().zip(share_out(&mut recovered, layout.cores.len())).collect();
         let partitions = recovered.partitions;
-        let parts = assemble(&config, &layout, &shared, sockets, &quic, models, links, clerk_links, logs, partitions);
+        let desks = clerk_links.into_iter().zip(controlled).collect();
+        let parts = assemble(&config, &layout, &shared, sockets, &quic, models, links, desks, logs, partitions);
         let cores = match Cores::start(parts, &layout.cores) {
             Ok(cores) => cores,
             Err((error, ended)) => {
@@ -128,7 +143,8 @@ impl Node {
         };
         let key_sha256 = certificate.key_sha256;
         let (clerk, storage) = (Some(clerk), Some(storage));
-        let node = Self { data, addr, key_sha256, token, models: model_names, layout, shared, cores, clerk, storage };
+        let (models, reloader) = (model_names, Arc::new(reloader));
+        let node = Self { data, addr, key_sha256, token, models, layout, shared, cores, clerk, storage, reloader };
         if let Err(error) = node.data.announce(addr, &node.key_sha256, epoch) {
             // A node that nobody can find must not go on in the background.
             node.drain();
@@ -138,7 +154,7 @@ impl Node {
         let layout = &node.layout;
         tracing::info!(
             %addr, cores = ?layout.cores, inference = ?layout.inference, inference_threads = layout.inference_threads,
-            spin_us = layout.spin_us, epoch = epoch.0, start_ms = began.elapsed().as_millis() as u64, "serving"
+            spin_us = layout.spin_us, memory_budget_mib = budget >> 20, epoch = epoch.0, start_ms = began.elapsed().as_millis() as u64, "serving"
         );
         Ok(node)
     }
@@ -179,6 +195,16 @@ impl Node {
         move || shared.drain()
     }
 
+    /// Takes in changed settings while the node runs.
+    pub fn reloader(&self) -> Arc<Reloader> {
+        Arc::clone(&self.reloader)
+    }
+
+    /// Memory, clock and certificate of the node.
+    pub fn vitals(&self) -> Arc<Vitals> {
+        Arc::clone(&self.shared.vitals)
+    }
+
     /// Begins to drain: clients are told, what was begun is finished, then the cores end. Returns at once.
     pub fn drain(&self) {
         self.shared.drain();
@@ -214,6 +240,23 @@ impl Node {
             Some(Cause::Abandoned) | None => failed.map_or(Ok(()), Err),
         }
     }
+}
+
+/// Opens the certificate, and says so if its dates are wrong. The node starts nevertheless: clients that pin its key do not
+/// look at dates, and a node that does not start helps nobody.
+fn open_certificate(config: &NodeConfig, data: &DataDir) -> Result<Certificate, StartError> {
+    let certificate = Certificate::open(data, config.certificate.as_ref())?;
+    match certificate.validity.now() {
+        State::Valid(for_s) if for_s > CERTIFICATE_WARNING_S => {}
+        state => tracing::warn!(%state, "the certificate should be replaced; put the new one in its place and reload"),
+    }
+    Ok(certificate)
+}
+
+/// The two ends of the ring by which a core is told of changed settings.
+fn control(bell: &Arc<Bell>) -> ((Producer<Control>, Arc<Bell>), Consumer<Control>) {
+    let (tell, told) = ring(CONTROL_SLOTS);
+    ((tell, Arc::clone(bell)), told)
 }
 
 fn check_config(config: &NodeConfig) -> Result<(), StartError> {
@@ -352,6 +395,9 @@ fn about(
 /// What a core gets of the log: its end of it, and what its partitions hold.
 type CoreShare = (LogParts, Vec<(Partition, Box<PartitionState>)>);
 
+/// Where a core asks the clerk, and where it is told of changed settings.
+type Desk = (ClerkLink, Consumer<Control>);
+
 struct QuicSetup<'a> {
     reset_key: [u8; 64],
     retry_key: [u8; 64],
@@ -367,13 +413,13 @@ fn assemble(
     quic: &QuicSetup<'_>,
     models: Vec<Name>,
     links: Vec<Option<CoreLink>>,
-    clerk_links: Vec<ClerkLink>,
+    desks: Vec<Desk>,
     logs: Vec<CoreShare>,
     partitions: u16,
 ) -> Vec<Parts> {
     let meshes = Mesh::all(&shared.bells);
-    let each = sockets.into_iter().zip(meshes).zip(links).zip(clerk_links).zip(logs).enumerate();
-    each.map(|(index, ((((socket, mesh), inference), clerk), (log, states)))| {
+    let each = sockets.into_iter().zip(meshes).zip(links).zip(desks).zip(logs).enumerate();
+    each.map(|(index, ((((socket, mesh), inference), (clerk, control)), (log, states)))| {
         let core = CoreId(index as u16);
         let key = quic.certificate.key.clone_key();
         let mut quic_config =
@@ -402,6 +448,7 @@ fn assemble(
             mesh,
             inference,
             clerk,
+            control,
             log,
             states,
             bell,
@@ -413,21 +460,30 @@ fn assemble(
     .collect()
 }
 
-/// Runs a node until it has drained. SIGTERM and SIGINT drain it; a second one ends the process at once.
+/// Runs a node until it has drained. SIGTERM and SIGINT drain it, a second one ends the process at once; SIGHUP reads the
+/// settings again.
 ///
 /// # Errors
 /// If the signals cannot be caught, or a core ended otherwise.
 pub fn run_until_signal(node: Node) -> Result<(), StartError> {
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(system("catch signals"))?;
-    let (handle, drain) = (signals.handle(), node.drainer());
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(system("catch signals"))?;
+    let (handle, drain, reloader) = (signals.handle(), node.drainer(), node.reloader());
     let watch = move || {
-        for (count, signal) in signals.forever().enumerate() {
-            if count > 0 {
-                tracing::warn!(signal, "a second signal; leaving now");
-                signal_hook::low_level::exit(128 + signal);
+        let mut draining = false;
+        for signal in signals.forever() {
+            match signal {
+                // What came of it is in the log: whoever sends a signal hears nothing.
+                SIGHUP => drop(reloader.reload()),
+                _ if draining => {
+                    tracing::warn!(signal, "a second signal; leaving now");
+                    signal_hook::low_level::exit(128 + signal);
+                }
+                _ => {
+                    draining = true;
+                    tracing::info!(signal, "draining; a second signal ends the node at once");
+                    drain();
+                }
             }
-            tracing::info!(signal, "draining; a second signal ends the node at once");
-            drain();
         }
     };
     let thread =

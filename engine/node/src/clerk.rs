@@ -1,7 +1,7 @@
 //! The clerk: an ordinary thread that does for the cores what they must not do themselves, such as taking a lock.
 //!
 //! Cores ask it over a ring and go on; it answers over another. It owns the inference stage, whose statistics are kept
-//! behind locks, and shuts it down when the node is done.
+//! behind locks, and shuts it down when the node is done. It also looks at the process's memory and the clocks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +11,8 @@ use serde_json::Value;
 use thalweg_protocol::limits::TURN_INPUTS_MAX;
 use thalweg_ring::{Bell, Consumer, Producer, ring};
 use thalweg_worker::stage::Stage;
+
+use crate::vitals::Sampler;
 
 /// One core's ends of the rings to the clerk and back.
 pub(crate) struct ClerkLink {
@@ -52,7 +54,11 @@ pub(crate) struct Clerk {
 
 impl Clerk {
     /// Starts the clerk, and gives each core its link; `bells` are the cores'.
-    pub(crate) fn start(stage: Option<Stage>, bells: &[Arc<Bell>]) -> std::io::Result<(Self, Vec<ClerkLink>)> {
+    pub(crate) fn start(
+        stage: Option<Stage>,
+        sampler: Sampler,
+        bells: &[Arc<Bell>],
+    ) -> std::io::Result<(Self, Vec<ClerkLink>)> {
         let (bell, done) = (Bell::new()?, Arc::new(AtomicBool::new(false)));
         let (mut desks, mut links) = (Vec::new(), Vec::new());
         for core in bells {
@@ -62,7 +68,7 @@ impl Clerk {
             desks.push(Desk { questions: asked, answers: told, bell: Arc::clone(core) });
         }
         let (own_bell, own_done) = (Arc::clone(&bell), Arc::clone(&done));
-        let work = move || work(stage, desks, &own_bell, &own_done);
+        let work = move || work(stage, desks, sampler, &own_bell, &own_done);
         let thread = std::thread::Builder::new().name("thalweg-clerk".into()).spawn(work)?;
         Ok((Self { bell, done, thread }, links))
     }
@@ -77,8 +83,9 @@ impl Clerk {
     }
 }
 
-fn work(mut stage: Option<Stage>, mut desks: Vec<Desk>, bell: &Bell, done: &AtomicBool) {
+fn work(mut stage: Option<Stage>, mut desks: Vec<Desk>, mut sampler: Sampler, bell: &Bell, done: &AtomicBool) {
     while !done.load(Ordering::Acquire) {
+        let until_sample = sampler.tick();
         for desk in &mut desks {
             while let Some(number) = desk.questions.pop() {
                 let stats = stage.as_ref().map(|stage| serde_json::to_value(stage.stats()).unwrap_or(Value::Null));
@@ -90,7 +97,7 @@ fn work(mut stage: Option<Stage>, mut desks: Vec<Desk>, bell: &Bell, done: &Atom
         }
         bell.prepare();
         if desks.iter().all(|desk| desk.questions.is_empty()) && !done.load(Ordering::Acquire) {
-            bell.wait(None);
+            bell.wait(Some(until_sample));
         }
         bell.awake();
     }

@@ -9,7 +9,9 @@ pub use thalweg_protocol::op::Durability;
 pub use thalweg_udp::Backend;
 pub use thalweg_worker::stage::ModelSource;
 
+pub use crate::certificate::CertificateFiles;
 pub use crate::disk::LogBackend;
+use crate::reload::Source;
 
 /// Everything a node can be told. `Default` is what `thalweg serve` runs with, but for the data directory.
 #[derive(Debug, Clone)]
@@ -43,6 +45,12 @@ pub struct NodeConfig {
     pub sync_delay: Duration,
     /// Size asked of the kernel for each socket's receive and send buffers, in bytes.
     pub socket_buffer_bytes: usize,
+    /// The certificate of an operator's own; by default the node makes one, which clients pin.
+    pub certificate: Option<CertificateFiles>,
+    /// Memory the node may use before it begins to refuse, in bytes; by default three quarters of what it may have.
+    pub memory_budget_bytes: Option<u64>,
+    /// Where these settings come from, to be read again while the node runs.
+    pub source: Source,
 }
 
 /// What stands between the log and the disk.
@@ -77,6 +85,9 @@ impl Default for NodeConfig {
             disk_shell: DiskShell::default(),
             sync_delay: Duration::ZERO,
             socket_buffer_bytes: 8 << 20,
+            certificate: None,
+            memory_budget_bytes: None,
+            source: Source::default(),
         }
     }
 }

@@ -13,7 +13,7 @@ use thalweg_protocol::ids::{CoreId, Partition};
 use thalweg_protocol::limits::{FAN_OUT_BURST, FAN_OUT_SLICE_US, RING_SLOTS, STALL_US, TURN_INPUTS_MAX};
 use thalweg_protocol::reject::RejectCode;
 use thalweg_quic::Quic;
-use thalweg_ring::Bell;
+use thalweg_ring::{Bell, Consumer};
 use thalweg_shard::{Input, Now, Shard};
 use thalweg_udp::{Datagram, SendOutcome, Socket, Steering, Transmit};
 use thalweg_worker::stage::CoreLink;
@@ -26,8 +26,10 @@ use crate::inference::Inference;
 use crate::log::{CoreLog, LogNews};
 use crate::mesh::{Mesh, MeshMessage};
 use crate::park::Parker;
+use crate::reload::Control;
 use crate::sessions::Sessions;
 use crate::stats::{CoreStats, NodeStage};
+use crate::vitals::Vitals;
 
 /// An idle core looks around at least this often, whatever it was told to wait for.
 const PARK_MAX: Duration = Duration::from_secs(1);
@@ -50,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) about: serde_json::Map<String, serde_json::Value>,
     /// The moment the node's clocks count from.
     pub(crate) origin: Instant,
+    /// Memory, clock, certificate: written by others, read by cores.
+    pub(crate) vitals: Arc<Vitals>,
 }
 
 impl Shared {
@@ -74,6 +78,10 @@ pub(crate) struct Core {
     pub(crate) sessions: Sessions,
     pub(crate) stats: CoreStats,
     pub(crate) draining: Option<Drain>,
+    /// Changed settings.
+    control: Consumer<Control>,
+    /// How short memory is, as far as the shard was told.
+    pub(crate) pressure: u8,
     clock: Clock,
     /// Datagrams that are ready to be sent, and the one the kernel had no room for.
     buffer: Vec<u8>,
@@ -141,6 +149,7 @@ impl Core {
         mesh: Mesh,
         inference: Option<CoreLink>,
         clerk: ClerkLink,
+        control: Consumer<Control>,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -157,6 +166,8 @@ impl Core {
             sessions: Sessions::default(),
             stats: CoreStats::default(),
             draining: None,
+            control,
+            pressure: 0,
             buffer: Vec::with_capacity(TRANSMIT_BYTES),
             blocked: None,
             turn: Turn { began: now, place: "park", place_began: now, longest: ("park", Duration::ZERO) },
@@ -273,6 +284,8 @@ impl Core {
         !self.mesh.is_empty()
             || !self.inference.is_empty()
             || !self.clerk.is_empty()
+            || !self.control.is_empty()
+            || self.shared.vitals.memory_level() != self.pressure
             || self.log.has_news()
             || self.shard.has_readers_to_serve()
             || self.shard.has_gathered()
@@ -339,8 +352,26 @@ impl Core {
             self.inference_stats_arrived(number, inference);
             work += 1;
         }
+        work += self.controls();
         let (shard, stats) = (&mut self.shard, &mut self.stats);
         work + self.inference.receive(stats, |event| shard.handle(at, Input::Inference(event)))
+    }
+
+    /// Takes in changed settings, and how short memory is.
+    fn controls(&mut self) -> usize {
+        let mut work = 0;
+        while let Some(control) = self.control.pop() {
+            work += 1;
+            match control {
+                Control::Identity(identity) => self.quic.set_identity(identity),
+            }
+        }
+        let level = self.shared.vitals.memory_level();
+        if level != self.pressure {
+            self.pressure = level;
+            work += 1;
+        }
+        work
     }
 
     /// Carries out what the shard wants, until it wants nothing more and the log has nothing to say that would make it want

@@ -1,4 +1,4 @@
-//! What a node keeps in its data directory: lock, certificate, keys, epoch, and where it can be found.
+//! What a node keeps in its data directory: lock, keys, epoch, and where it can be found.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -6,14 +6,12 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rcgen::{CertificateParams, KeyPair, PublicKeyData};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::json;
 use thalweg_protocol::ids::Epoch;
 
+use crate::certificate::CertificateError;
+
 const LOCK_FILE: &str = "node.lock";
-const CERTIFICATE_FILE: &str = "certificate.pem";
-const CERTIFICATE_KEY_FILE: &str = "certificate.key";
 const RESET_KEY_FILE: &str = "reset.key";
 const EPOCH_FILE: &str = "epoch";
 /// Where clients on this machine find the node.
@@ -50,6 +48,9 @@ pub enum IdentityError {
         /// What is wrong.
         reason: String,
     },
+    /// The operator's certificate cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
 }
 
 fn who(pid: &Option<u64>) -> String {
@@ -161,6 +162,19 @@ impl DataDir {
         write_secret(&self.path.join(NODE_FILE), format!("{node}\n").as_bytes())
     }
 
+    /// Tells clients on this machine that the node shows another key now.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written, or is not what [`announce`](Self::announce) wrote.
+    pub fn announce_key(&self, key_sha256: &str) -> Result<(), IdentityError> {
+        let path = self.path.join(NODE_FILE);
+        let bytes = fs::read(&path).map_err(file_error("read", &path))?;
+        let mut node: serde_json::Value = serde_json::from_slice(&bytes)
+            .map_err(|error| IdentityError::Damaged { path: path.clone(), reason: error.to_string() })?;
+        node["key_sha256"] = key_sha256.into();
+        write_secret(&path, format!("{node}\n").as_bytes())
+    }
+
     /// Takes back what [`announce`](Self::announce) said. A file that is gone already is no error.
     pub fn retract(&self) {
         if let Err(error) = fs::remove_file(self.path.join(NODE_FILE))
@@ -171,54 +185,12 @@ impl DataDir {
     }
 }
 
-/// The node's certificate, its key, and the hash by which clients know it.
-pub struct Certificate {
-    /// Chain of one.
-    pub chain: Vec<CertificateDer<'static>>,
-    /// Its private key.
-    pub key: PrivateKeyDer<'static>,
-    /// SHA-256 of the DER `SubjectPublicKeyInfo`, in hexadecimal: what clients pin.
-    pub key_sha256: String,
-}
-
-impl Certificate {
-    /// Opens the certificate of a data directory. Made from a key that is kept, so that it can be made again without
-    /// clients noticing.
-    ///
-    /// # Errors
-    /// If a file cannot be read or written, or holds something else.
-    pub fn open(data: &DataDir) -> Result<Self, IdentityError> {
-        let key_path = data.path.join(CERTIFICATE_KEY_FILE);
-        let damaged =
-            |reason: rcgen::Error| IdentityError::Damaged { path: key_path.clone(), reason: reason.to_string() };
-        let key = match fs::read_to_string(&key_path) {
-            Ok(pem) => KeyPair::from_pem(&pem).map_err(damaged)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let key = KeyPair::generate().map_err(damaged)?;
-                write_secret(&key_path, key.serialize_pem().as_bytes())?;
-                key
-            }
-            Err(error) => return Err(file_error("read", &key_path)(error)),
-        };
-        let names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
-        let mut params = CertificateParams::new(names).map_err(damaged)?;
-        params.distinguished_name.push(rcgen::DnType::CommonName, "thalweg");
-        let certificate = params.self_signed(&key).map_err(damaged)?;
-        write_secret(&data.path.join(CERTIFICATE_FILE), certificate.pem().as_bytes())?;
-        let hash = ring::digest::digest(&ring::digest::SHA256, &key.subject_public_key_info());
-        Ok(Self {
-            chain: vec![certificate.der().clone()],
-            key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
-            key_sha256: hash.as_ref().iter().map(|b| format!("{b:02x}")).collect(),
-        })
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::certificate::{CERTIFICATE_KEY_FILE, Certificate};
 
     /// A directory that is removed with its value.
     pub(crate) struct TempDir(PathBuf);
@@ -257,8 +229,7 @@ pub(crate) mod tests {
     fn what_is_kept_is_found_again_and_is_private() {
         let dir = TempDir::new();
         let data = DataDir::open(dir.path()).expect("free");
-        let (one, two) = (Certificate::open(&data).expect("made"), Certificate::open(&data).expect("found"));
-        assert_eq!((one.key_sha256.len(), &one.key_sha256), (64, &two.key_sha256));
+        Certificate::made(&data).expect("made");
         assert_eq!(data.reset_key().expect("made"), data.reset_key().expect("found"));
         assert_eq!((data.next_epoch().expect("1"), data.next_epoch().expect("2")), (Epoch(1), Epoch(2)));
         for file in [CERTIFICATE_KEY_FILE, RESET_KEY_FILE] {
@@ -274,7 +245,7 @@ pub(crate) mod tests {
         for (file, open) in [
             (EPOCH_FILE, (|d| d.next_epoch().map(drop)) as fn(&DataDir) -> Result<(), IdentityError>),
             (RESET_KEY_FILE, |d| d.reset_key().map(drop)),
-            (CERTIFICATE_KEY_FILE, |d| Certificate::open(d).map(drop)),
+            (CERTIFICATE_KEY_FILE, |d| Certificate::made(d).map(drop)),
         ] {
             fs::write(dir.path().join(file), "garbage").expect("written");
             let text = open(&data).expect_err("damaged").to_string();

@@ -7,7 +7,7 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use thalweg_domain::partition::PartitionState;
 use thalweg_protocol::ids::{CoreId, Partition};
 use thalweg_quic::{Quic, QuicConfig};
-use thalweg_ring::Bell;
+use thalweg_ring::{Bell, Consumer};
 use thalweg_shard::{Config as ShardConfig, Shard};
 use thalweg_udp::Socket;
 use thalweg_worker::stage::CoreLink;
@@ -19,6 +19,7 @@ use crate::error::StartError;
 use crate::log::CoreLog;
 use crate::mesh::Mesh;
 use crate::park::Parker;
+use crate::reload::Control;
 
 /// A core that has not come up after this long will not.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,6 +38,7 @@ pub(crate) struct Parts {
     pub(crate) mesh: Mesh,
     pub(crate) inference: Option<CoreLink>,
     pub(crate) clerk: ClerkLink,
+    pub(crate) control: Consumer<Control>,
     pub(crate) log: LogParts,
     pub(crate) states: Vec<(Partition, Box<PartitionState>)>,
     pub(crate) bell: Arc<Bell>,
@@ -181,7 +183,8 @@ impl Ended {
 async fn run_core(parts: Parts, ready: mpsc::SyncSender<Ready>) {
     #[cfg(test)]
     let broken = parts.broken;
-    let Parts { core, shared, socket, quic, shard, mesh, inference, clerk, log, states, bell, spin, .. } = parts;
+    let Parts { core, shared, socket, quic, shard, mesh, inference, clerk, control, log, states, bell, spin, .. } =
+        parts;
     let _guard = shared.alarm.guard(format!("core {}", core.0));
     let log = CoreLog::new(core, log);
     let parker = Parker::new(bell, socket.wait_fd(), log.wake_fds()).await.map_err(|error| error.to_string());
@@ -193,7 +196,8 @@ async fn run_core(parts: Parts, ready: mpsc::SyncSender<Ready>) {
         Ok((parker, quic)) => {
             let id = core.0;
             let _ = ready.send((id, Ok(())));
-            let mut core = Core::new(core, shared, socket, quic, Shard::new(shard), log, mesh, inference, clerk);
+            let mut core =
+                Core::new(core, shared, socket, quic, Shard::new(shard), log, mesh, inference, clerk, control);
             core.restore(states);
             let _ = ready.send((id, Ok(())));
             drop(ready);

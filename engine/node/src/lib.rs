@@ -7,7 +7,9 @@
 //! What is absent: the node knows no domain. It moves what shards, transports and the inference stage say to each other.
 
 mod boot;
+pub mod certificate;
 mod clerk;
+mod clock;
 pub mod config;
 mod connection;
 mod core_loop;
@@ -20,10 +22,13 @@ pub mod identity;
 mod inference;
 mod launch;
 mod log;
+pub mod memory;
 mod mesh;
 mod park;
+pub mod reload;
 mod sessions;
 mod stats;
+pub mod vitals;
 
 pub use boot::{Node, default_data_dir, run_until_signal};
 pub use error::StartError;

@@ -370,6 +370,7 @@ impl Core {
         let mut node = self.shared.about.clone();
         node.insert("uptime_s".into(), json!(self.shared.origin.elapsed().as_secs()));
         node.insert("draining".into(), json!(self.draining.is_some()));
+        node.insert("vitals".into(), self.shared.vitals.report());
         let json = report(node, &collected.cores, collected.inference.flatten());
         let op = ServerOp::StatsReport { json: json.to_string().into() };
         self.reply(Instant::now(), collected.link, collected.request, &op);

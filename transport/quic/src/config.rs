@@ -38,6 +38,39 @@ const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// restart 10,000 clients want one.
 const RESET_INTERVAL: Duration = Duration::from_micros(200);
 
+/// What a node shows in handshakes: its certificate chain and its key, made ready for use. That takes work, which belongs on
+/// another thread than a core's; a core is handed the result ([`Quic::set_identity`](crate::Quic::set_identity)).
+#[derive(Clone)]
+pub struct TlsIdentity(pub(crate) Arc<QuicServerConfig>);
+
+impl TlsIdentity {
+    /// Makes a chain, the node's own certificate first, and its private key ready, for these application protocols.
+    ///
+    /// # Errors
+    /// [`QuicError::Certificate`] if they cannot be used, or do not belong together.
+    pub fn new(
+        certificate: (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>),
+        alpn: Vec<Vec<u8>>,
+    ) -> Result<Self, QuicError> {
+        tls(certificate, alpn).map(|config| Self(Arc::new(config)))
+    }
+
+    /// For native clients only, as [`QuicConfig::new`] has it.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn native(certificate: (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)) -> Result<Self, QuicError> {
+        Self::new(certificate, vec![thalweg_protocol::ALPN.to_vec()])
+    }
+}
+
+/// Without the secrets.
+impl fmt::Debug for TlsIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsIdentity").finish_non_exhaustive()
+    }
+}
+
 /// How many of everything one core serves. The defaults are those of [`thalweg_protocol::limits`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QuicLimits {

@@ -27,7 +27,7 @@ mod quic;
 #[cfg(test)]
 mod tests;
 
-pub use config::{QuicConfig, QuicError, QuicLimits};
+pub use config::{QuicConfig, QuicError, QuicLimits, TlsIdentity};
 pub use counters::QuicCounters;
 pub use event::{CloseReason, Event, Lane, LaneError, Link, SendError, Transmit};
 pub use lane::{PRIORITY_COMMAND, PRIORITY_DELIVERY, PRIORITY_GENERATION};

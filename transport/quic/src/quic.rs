@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use quinn_proto::crypto::rustls::HandshakeData;
 use quinn_proto::{
-    ConnectionError, DatagramEvent, Dir, EcnCodepoint, Endpoint, SendDatagramError, StreamEvent, VarInt,
+    ConnectionError, DatagramEvent, Dir, EcnCodepoint, Endpoint, SendDatagramError, ServerConfig, StreamEvent, VarInt,
 };
 use thalweg_protocol::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, TURN_INPUTS_MAX, UNCONNECTED_ANSWERS_MAX};
 use thalweg_protocol::reject::Reject;
 
-use crate::config::{Prepared, QuicConfig, QuicError, QuicLimits, TokenClock, prepare};
+use crate::config::{Prepared, QuicConfig, QuicError, QuicLimits, TlsIdentity, TokenClock, prepare};
 use crate::counters::QuicCounters;
 use crate::deadlines::Deadlines;
 use crate::event::{CloseReason, Event, Lane, LaneError, Link, SendError, Transmit};
@@ -30,6 +30,8 @@ use crate::peer::{Peer, Read, Stage};
 /// [`QuicLimits::queue_bytes`].
 pub struct Quic {
     pub(crate) endpoint: Endpoint,
+    /// How connections are taken in, kept to be taken in with another certificate.
+    server: Arc<ServerConfig>,
     /// By the transport's handle, which is an index that is used again.
     pub(crate) slots: Vec<Slot>,
     /// Connections there are, whatever their stage.
@@ -69,7 +71,8 @@ impl Quic {
     pub fn new(config: QuicConfig) -> Result<Self, QuicError> {
         let Prepared { endpoint, server, token_clock, limits, path_mtu_discovery } = prepare(config)?;
         Ok(Self {
-            endpoint: Endpoint::new(endpoint, Some(server), path_mtu_discovery, None),
+            endpoint: Endpoint::new(endpoint, Some(Arc::clone(&server)), path_mtu_discovery, None),
+            server,
             slots: Vec::new(),
             peers: 0,
             handshaking: 0,
@@ -86,6 +89,14 @@ impl Quic {
             token_clock,
             clock: None,
         })
+    }
+
+    /// Shows this certificate from the next handshake on. Connections that are there, or on their way, stay as they are.
+    pub fn set_identity(&mut self, identity: TlsIdentity) {
+        let mut server = ServerConfig::clone(&self.server);
+        server.crypto = identity.0;
+        self.server = Arc::new(server);
+        self.endpoint.set_server_config(Some(Arc::clone(&self.server)));
     }
 
     /// Takes in a datagram. `ecn` are the two ECN bits of its IP header.

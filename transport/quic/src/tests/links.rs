@@ -5,11 +5,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn_proto::ConnectionError;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use thalweg_protocol::frame::RawFrame;
 use thalweg_protocol::limits::{FRAME_HEADER_BYTES, IDLE_TIMEOUT_MS};
 
 use super::pair::{Faults, Pair, config};
-use crate::{CloseReason, Event, Lane, LaneError, PRIORITY_DELIVERY, PRIORITY_GENERATION, SendError};
+use crate::{
+    CloseReason, Event, Lane, LaneError, PRIORITY_DELIVERY, PRIORITY_GENERATION, QuicConfig, QuicError, SendError,
+    TlsIdentity,
+};
 
 /// Frames of all kinds of lengths: empty, short, around the length from which payloads are shared, long.
 fn frames(count: u32) -> Vec<RawFrame> {
@@ -239,6 +243,34 @@ fn a_client_may_change_its_address() {
     pair.server.send(link, Lane::COMMAND, 3, Bytes::from_static(b"answer")).expect("there is room");
     pair.until("the answer arrived", |pair| pair.clients[client].frames.len() == 1);
     assert_eq!(pair.closed(link), None);
+}
+
+/// A certificate that changes is shown to those who come; who is there, or on the way, does not notice.
+#[test]
+fn another_certificate_is_shown_from_then_on() {
+    let identity = |config: QuicConfig| TlsIdentity::native(config.certificate).expect("it is sound");
+    let stranger = || {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+        (vec![made.cert.der().clone()], key)
+    };
+    let mut pair = Pair::new(config());
+    let (client, link) = pair.connect();
+    let on_the_way = pair.dial();
+    pair.step_clients();
+    pair.step_clients();
+    pair.server.set_identity(TlsIdentity::native(stranger()).expect("it is sound"));
+    pair.wait_open(on_the_way);
+    let refuses = pair.dial();
+    pair.until("the client saw it", |pair| pair.clients[refuses].lost.is_some());
+    pair.clients[client].write_frame(1, b"still here");
+    pair.until("it arrived", |pair| pair.frames(link).len() == 1);
+    pair.server.set_identity(identity(config()));
+    pair.connect();
+    assert_eq!(pair.closed(link), None);
+    let (_, key) = stranger();
+    let mismatch = TlsIdentity::native((stranger().0, key)).expect_err("they do not belong together");
+    assert!(matches!(mismatch, QuicError::Certificate(rustls::Error::InconsistentKeys(_))), "{mismatch}");
 }
 
 #[test]
