@@ -33,7 +33,7 @@ use crate::model::Model;
 use crate::tokenizer::Vocabulary;
 
 pub use link::CoreLink;
-pub use stats::{StageStats, Summary};
+pub use stats::{ModelStats, StageReport, StageStats, Summary};
 pub use times::Times;
 
 /// A model to be served.
@@ -298,7 +298,12 @@ impl Stage {
 
     /// Counters and timings of all threads together, at most a quarter of a second old.
     pub fn stats(&self) -> StageStats {
-        StageStats::merge(self.shared.iter().map(|shared| shared.stats.latest()))
+        self.report().stats
+    }
+
+    /// The same with what it was made from: times as histograms, counters by model.
+    pub fn report(&self) -> StageReport {
+        StageReport::merge(self.shared.iter().map(|shared| shared.stats.latest()))
     }
 
     /// Ends all generations as cancelled, within one step, and waits for the threads.

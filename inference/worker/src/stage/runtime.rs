@@ -10,11 +10,9 @@ use thalweg_protocol::generation::{FinishReason, Sampling, Usage};
 use thalweg_protocol::ids::GenerationId;
 use thalweg_protocol::limits::{PREFILL_CHUNK_TOKENS, SEQUENCES_RUNNING_MAX, SEQUENCES_WAITING_MAX};
 use thalweg_protocol::reject::{Reject, RejectCode};
-use thalweg_scheduler::{
-    Config, Counters, End, Input, Outcome, Outlet, Output, Part, Sampled, Scheduler, SequenceId, Step,
-};
+use thalweg_scheduler::{Config, End, Input, Outcome, Outlet, Output, Part, Sampled, Scheduler, SequenceId, Step};
 
-use super::stats::ThreadStats;
+use super::stats::{ModelStats, ThreadStats};
 use super::thread::Ports;
 use super::{Event, LoadedModel, Submit, Times};
 use crate::model::Runner;
@@ -103,8 +101,15 @@ impl Runtime {
         &self.loaded
     }
 
-    pub(super) fn counters(&self) -> Counters {
-        self.scheduler.counters()
+    /// What became of the model on this thread.
+    pub(super) fn stats(&self) -> ModelStats {
+        let info = &self.loaded.info;
+        ModelStats {
+            name: info.name.clone(),
+            slots: self.config.slots as u64,
+            slot_bytes: u64::from(info.context_tokens) * info.kv_bytes_per_token as u64,
+            counters: self.scheduler.counters(),
+        }
     }
 
     pub(super) fn wake_at_us(&self) -> Option<u64> {

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
+use thalweg_protocol::ids::Name;
 use thalweg_scheduler::Counters;
 
 /// Longest time that is told apart from longer ones: an hour, in microseconds.
@@ -63,7 +64,10 @@ pub struct Summary {
 /// What one thread measured since it started.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ThreadStats {
+    /// Of all models together.
     pub(super) counters: Counters,
+    /// Of each model.
+    pub(super) models: Vec<ModelStats>,
     pub(super) refused_model: u64,
     pub(super) refused_invalid: u64,
     pub(super) failed: u64,
@@ -94,6 +98,30 @@ impl Published {
     pub(super) fn latest(&self) -> Arc<ThreadStats> {
         Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// What became of one model, over all threads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelStats {
+    /// Which model.
+    pub name: Name,
+    /// Generations that can hold KV memory at once.
+    pub slots: u64,
+    /// Bytes of KV memory of one of them.
+    pub slot_bytes: u64,
+    /// What its schedulers counted, added up.
+    pub counters: Counters,
+}
+
+/// Everything a stage measured: what [`StageStats`] sums up, and what it was summed up from.
+#[derive(Debug, Clone)]
+pub struct StageReport {
+    /// Counters, and summaries of the times.
+    pub stats: StageStats,
+    /// By model, the default first.
+    pub models: Vec<ModelStats>,
+    /// Times in microseconds by the name they have in [`StageStats`].
+    pub times: [(&'static str, Histogram<u64>); 5],
 }
 
 /// Counters and timings of a stage since its start, and how things stand.
@@ -170,9 +198,9 @@ pub struct StageStats {
     pub sample_to_ring: Summary,
 }
 
-impl StageStats {
+impl StageReport {
     pub(super) fn merge(threads: impl Iterator<Item = Arc<ThreadStats>>) -> Self {
-        let mut all = Self::default();
+        let mut all = StageStats::default();
         let mut sum = ThreadStats::default();
         for one in threads {
             all.threads += 1;
@@ -186,15 +214,33 @@ impl StageStats {
             ] {
                 into.0.add(&from.0).expect("all have the same bounds");
             }
+            for model in &one.models {
+                match sum.models.iter_mut().find(|other| other.name == model.name) {
+                    Some(other) => {
+                        other.slots += model.slots;
+                        super::thread::add_counters(&mut other.counters, &model.counters);
+                    }
+                    None => sum.models.push(model.clone()),
+                }
+            }
         }
         all.queue_wait = sum.queue_wait.summary();
         all.tokenise = sum.tokenise.summary();
         all.prefill = sum.prefill.summary();
         all.step = sum.step.summary();
         all.sample_to_ring = sum.sample_to_ring.summary();
-        all
+        let times = [
+            ("queue_wait", sum.queue_wait.0),
+            ("tokenise", sum.tokenise.0),
+            ("prefill", sum.prefill.0),
+            ("step", sum.step.0),
+            ("sample_to_ring", sum.sample_to_ring.0),
+        ];
+        Self { stats: all, models: sum.models, times }
     }
+}
 
+impl StageStats {
     fn add(&mut self, one: &ThreadStats) {
         let c = &one.counters;
         for (into, from) in [

@@ -292,21 +292,24 @@ impl Thread {
     }
 
     fn publish(&mut self) {
-        let sum = |pick: fn(&mut Counters) -> &mut u64, counters: &mut Counters, other: &Counters| {
-            let mut other = *other;
-            *pick(counters) += *pick(&mut other);
-        };
+        self.stats.models = self.runtimes.iter().map(Runtime::stats).collect();
         let mut counters = Counters::default();
-        for other in self.runtimes.iter().map(Runtime::counters) {
-            for pick in FIELDS {
-                sum(pick, &mut counters, &other);
-            }
+        for model in &self.stats.models {
+            add_counters(&mut counters, &model.counters);
         }
         self.stats.counters = counters;
         self.stats.commands_queued = self.ports.ports.iter().map(|port| port.commands.len() as u64).sum();
         self.stats.events_held = self.ports.ports.iter().map(|port| port.held.len() as u64).sum();
         self.shared.stats.publish(&self.stats);
         self.published = Instant::now();
+    }
+}
+
+/// Adds what another scheduler counted.
+pub(super) fn add_counters(sum: &mut Counters, other: &Counters) {
+    let mut other = *other;
+    for pick in FIELDS {
+        *pick(sum) += *pick(&mut other);
     }
 }
 
