@@ -20,6 +20,7 @@ use thalweg_quic::QuicConfig;
 use thalweg_ring::{Bell, Consumer, Producer, ring};
 use thalweg_shard::Config as ShardConfig;
 use thalweg_udp::{GroupConfig, Socket, Steering, bind_group};
+use thalweg_web::{CoreEnd, Web, WebError};
 use thalweg_worker::stage::{self, CoreLink, Stage, StageConfig};
 
 use crate::certificate::{Certificate, State};
@@ -37,8 +38,10 @@ use crate::identity::{DataDir, TOKEN_FILE, write_secret};
 use crate::launch::{Cores, Parts};
 use crate::memory;
 use crate::mesh::Mesh;
+use crate::outlook::Outlook;
 use crate::reload::{CONTROL_SLOTS, Control, Reloader};
 use crate::vitals::{Sampler, Vitals};
+use crate::web::WebDesk;
 
 /// The local token is made anew at each start, so that it is always good for a year.
 const LOCAL_TOKEN_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -58,6 +61,8 @@ pub struct Node {
     clerk: Option<Clerk>,
     storage: Option<Storage>,
     reloader: Arc<Reloader>,
+    /// Ends last, so that `/health` is answered until then.
+    web: Option<Web>,
 }
 
 impl Node {
@@ -79,19 +84,24 @@ impl Node {
         check_config(&config)?;
         let data = Arc::new(DataDir::open(&config.data)?);
         let log = data.path().join(LOG_DIRECTORY);
+        let layout = Layout::new(&config, &cpus());
+        let bells: Vec<_> =
+            layout.cores.iter().map(|_| Bell::new()).collect::<Result<_, _>>().map_err(system("make an eventfd"))?;
+        let alarm = Alarm::new(bells.clone());
+        let vitals = Arc::new(Vitals::default());
+        let outlook = Outlook::new(bells.len(), began, log.clone(), Arc::clone(&alarm), Arc::clone(&vitals));
+        // First of all, so that a node that takes long to start says so.
+        let (web, web_ends) = start_web(&config, &outlook, &bells)?;
         let (disk, mut recovered) = open_log(&config, &log, wrap)?;
         let keys = Keys::open(data.path())?;
         let token = local_token(&keys, data.path())?;
         let certificate = open_certificate(&config, &data)?;
         let epoch = data.next_epoch()?;
+        outlook.set_epoch(epoch);
         let reset_key = data.reset_key()?;
-        let layout = Layout::new(&config, &cpus());
         let steering = Steering::new(layout.cores.len(), rand::random());
         let sockets = bind(&config, &layout, steering)?;
         let addr = sockets.first().map_or(config.quic, Socket::local_addr);
-        let bells: Vec<_> =
-            layout.cores.iter().map(|_| Bell::new()).collect::<Result<_, _>>().map_err(system("make an eventfd"))?;
-        let alarm = Alarm::new(bells.clone());
         let (storage, logs) = start_storage(&config, &log, disk, epoch, &alarm, &mut recovered, &bells)?;
         let (stage, links) = match start_stage(&config, &layout, &bells) {
             Ok(started) => started,
@@ -103,7 +113,6 @@ impl Node {
         };
         let models: Vec<Name> = config.models.iter().map(|model| model.name.clone()).collect();
         let model_names: Vec<_> = models.iter().map(Name::to_string).collect();
-        let vitals = Arc::new(Vitals::default());
         let budget = config.memory_budget_bytes.unwrap_or_else(memory::default_budget);
         let sampler = Sampler::new(Arc::clone(&vitals), budget, &bells);
         let (clerk, clerk_links) = match Clerk::start(stage, sampler, &bells) {
@@ -123,13 +132,14 @@ impl Node {
             about: about(&config, &layout, &addr, epoch, &model_names, &recovered),
             origin: began,
             vitals: Arc::clone(&vitals),
+            outlook: Arc::clone(&outlook),
         });
         let (controls, controlled): (Vec<_>, Vec<_>) = bells.iter().map(control).unzip();
         let reloader = Reloader::new(&config, Arc::clone(&data), vitals, &certificate, controls);
         let quic = QuicSetup { reset_key, retry_key: rand::random(), certificate: &certificate };
         let logs = logs.into_iter().zip(share_out(&mut recovered, layout.cores.len())).collect();
         let partitions = recovered.partitions;
-        let desks = clerk_links.into_iter().zip(controlled).collect();
+        let desks = clerk_links.into_iter().zip(controlled).zip(web_desks(web_ends, bells.len())).collect();
         let parts = assemble(&config, &layout, &shared, sockets, &quic, models, links, desks, logs, partitions);
         let cores = match Cores::start(parts, &layout.cores) {
             Ok(cores) => cores,
@@ -144,16 +154,17 @@ impl Node {
         let key_sha256 = certificate.key_sha256;
         let (clerk, storage) = (Some(clerk), Some(storage));
         let (models, reloader) = (model_names, Arc::new(reloader));
-        let node = Self { data, addr, key_sha256, token, models, layout, shared, cores, clerk, storage, reloader };
-        if let Err(error) = node.data.announce(addr, &node.key_sha256, epoch) {
+        let node = Self { data, addr, key_sha256, token, models, layout, shared, cores, clerk, storage, reloader, web };
+        if let Err(error) = node.data.announce(addr, node.http_addr(), &node.key_sha256, epoch) {
             // A node that nobody can find must not go on in the background.
             node.drain();
             node.wait()?;
             return Err(error.into());
         }
-        let layout = &node.layout;
+        outlook.serves();
+        let (layout, http) = (&node.layout, node.http_addr());
         tracing::info!(
-            %addr, cores = ?layout.cores, inference = ?layout.inference, inference_threads = layout.inference_threads,
+            %addr, ?http, cores = ?layout.cores, inference = ?layout.inference, inference_threads = layout.inference_threads,
             spin_us = layout.spin_us, memory_budget_mib = budget >> 20, epoch = epoch.0, start_ms = began.elapsed().as_millis() as u64, "serving"
         );
         Ok(node)
@@ -162,6 +173,11 @@ impl Node {
     /// Where QUIC is served, with the actual port.
     pub fn quic_addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Where HTTP is served, with the actual port, if it is.
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.web.as_ref().map(Web::addr)
     }
 
     /// The models it runs, default first.
@@ -231,6 +247,7 @@ impl Node {
             storage.shut_down();
         }
         self.data.retract();
+        drop(self.web.take());
         match self.shared.alarm.cause().cloned() {
             Some(Cause::Log(cause)) => {
                 let path = self.data.path().join(LOG_DIRECTORY);
@@ -251,6 +268,34 @@ fn open_certificate(config: &NodeConfig, data: &DataDir) -> Result<Certificate, 
         state => tracing::warn!(%state, "the certificate should be replaced; put the new one in its place and reload"),
     }
     Ok(certificate)
+}
+
+/// Starts the web stage, if HTTP is wanted. One thread, which asks core 0: what it does today does not fill one.
+fn start_web(
+    config: &NodeConfig,
+    outlook: &Arc<Outlook>,
+    bells: &[Arc<Bell>],
+) -> Result<(Option<Web>, Vec<CoreEnd>), StartError> {
+    let (Some(http), Some(bell)) = (&config.http, bells.first()) else { return Ok((None, Vec::new())) };
+    let (link, end) = thalweg_web::link(bell).map_err(system("make an eventfd"))?;
+    let outlook = Arc::clone(outlook);
+    match Web::start(&http.web, vec![link], Arc::new(move || outlook.health())) {
+        Ok(web) => Ok((Some(web), vec![end])),
+        Err(error @ WebError::Taken { .. }) if http.optional => {
+            tracing::warn!(%error, "the node goes on without HTTP");
+            Ok((None, Vec::new()))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Gives the threads of the web stage to cores in turn.
+fn web_desks(ends: Vec<CoreEnd>, cores: usize) -> Vec<WebDesk> {
+    let mut shares: Vec<Vec<_>> = (0..cores).map(|_| Vec::new()).collect();
+    for (thread, end) in ends.into_iter().enumerate() {
+        shares[thread % cores].push(end);
+    }
+    shares.into_iter().map(WebDesk::new).collect()
 }
 
 /// The two ends of the ring by which a core is told of changed settings.
@@ -395,8 +440,8 @@ fn about(
 /// What a core gets of the log: its end of it, and what its partitions hold.
 type CoreShare = (LogParts, Vec<(Partition, Box<PartitionState>)>);
 
-/// Where a core asks the clerk, and where it is told of changed settings.
-type Desk = (ClerkLink, Consumer<Control>);
+/// Where a core asks the clerk, where it is told of changed settings, and where the web stage asks it.
+type Desk = ((ClerkLink, Consumer<Control>), WebDesk);
 
 struct QuicSetup<'a> {
     reset_key: [u8; 64],
@@ -419,7 +464,7 @@ fn assemble(
 ) -> Vec<Parts> {
     let meshes = Mesh::all(&shared.bells);
     let each = sockets.into_iter().zip(meshes).zip(links).zip(desks).zip(logs).enumerate();
-    each.map(|(index, ((((socket, mesh), inference), (clerk, control)), (log, states)))| {
+    each.map(|(index, ((((socket, mesh), inference), ((clerk, control), web)), (log, states)))| {
         let core = CoreId(index as u16);
         let key = quic.certificate.key.clone_key();
         let mut quic_config =
@@ -449,6 +494,7 @@ fn assemble(
             inference,
             clerk,
             control,
+            web,
             log,
             states,
             bell,

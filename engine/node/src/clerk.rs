@@ -7,17 +7,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use serde_json::Value;
 use thalweg_protocol::limits::TURN_INPUTS_MAX;
 use thalweg_ring::{Bell, Consumer, Producer, ring};
-use thalweg_worker::stage::Stage;
+use thalweg_worker::stage::{Stage, StageReport};
 
 use crate::vitals::Sampler;
 
 /// One core's ends of the rings to the clerk and back.
 pub(crate) struct ClerkLink {
     questions: Producer<u64>,
-    answers: Consumer<(u64, Option<Value>)>,
+    answers: Consumer<(u64, Option<Box<StageReport>>)>,
     bell: Arc<Bell>,
 }
 
@@ -30,7 +29,7 @@ impl ClerkLink {
     }
 
     /// The next answer: the number and the statistics, if there is an inference stage.
-    pub(crate) fn receive(&mut self) -> Option<(u64, Option<Value>)> {
+    pub(crate) fn receive(&mut self) -> Option<(u64, Option<Box<StageReport>>)> {
         self.answers.pop()
     }
 
@@ -41,7 +40,7 @@ impl ClerkLink {
 
 struct Desk {
     questions: Consumer<u64>,
-    answers: Producer<(u64, Option<Value>)>,
+    answers: Producer<(u64, Option<Box<StageReport>>)>,
     bell: Arc<Bell>,
 }
 
@@ -88,7 +87,7 @@ fn work(mut stage: Option<Stage>, mut desks: Vec<Desk>, mut sampler: Sampler, be
         let until_sample = sampler.tick();
         for desk in &mut desks {
             while let Some(number) = desk.questions.pop() {
-                let stats = stage.as_ref().map(|stage| serde_json::to_value(stage.stats()).unwrap_or(Value::Null));
+                let stats = stage.as_ref().map(|stage| Box::new(stage.report()));
                 // There are as many slots for answers as for questions, so a refusal means that the core is gone.
                 if desk.answers.push((number, stats)).is_ok() {
                     desk.bell.ring();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use thalweg_protocol::limits::{LOG_FILE_BYTES, PARTITIONS_DEFAULT};
 pub use thalweg_protocol::op::Durability;
 pub use thalweg_udp::Backend;
+pub use thalweg_web::{DEFAULT_ADDR as HTTP_DEFAULT, WebConfig, WebLimits};
 pub use thalweg_worker::stage::ModelSource;
 
 pub use crate::certificate::CertificateFiles;
@@ -20,6 +21,8 @@ pub struct NodeConfig {
     pub data: PathBuf,
     /// Where QUIC is served; port 0 lets the kernel choose.
     pub quic: SocketAddr,
+    /// Whether and where HTTP is served; by default it is not.
+    pub http: Option<HttpConfig>,
     /// Cores to run; by default what inference leaves.
     pub cores: Option<usize>,
     /// Threads that run models; by default a quarter of the CPUs, at least one, none without a model.
@@ -53,6 +56,15 @@ pub struct NodeConfig {
     pub source: Source,
 }
 
+/// Whether and where HTTP is served.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HttpConfig {
+    /// Where, and what its clients can press against.
+    pub web: WebConfig,
+    /// Whether the node does without HTTP, and says so, if somebody else serves there.
+    pub optional: bool,
+}
+
 /// What stands between the log and the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DiskShell {
@@ -73,6 +85,7 @@ impl Default for NodeConfig {
         Self {
             data: PathBuf::new(),
             quic: SocketAddr::from((Ipv4Addr::LOCALHOST, 4433)),
+            http: None,
             cores: None,
             inference_threads: None,
             models: Vec::new(),

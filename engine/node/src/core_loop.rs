@@ -25,11 +25,14 @@ use crate::drain::Drain;
 use crate::inference::Inference;
 use crate::log::{CoreLog, LogNews};
 use crate::mesh::{Mesh, MeshMessage};
+use crate::outlook::Outlook;
 use crate::park::Parker;
 use crate::reload::Control;
+use crate::report::Reports;
 use crate::sessions::Sessions;
 use crate::stats::{CoreStats, NodeStage};
 use crate::vitals::Vitals;
+use crate::web::WebDesk;
 
 /// An idle core looks around at least this often, whatever it was told to wait for.
 const PARK_MAX: Duration = Duration::from_secs(1);
@@ -54,12 +57,15 @@ pub(crate) struct Shared {
     pub(crate) origin: Instant,
     /// Memory, clock, certificate: written by others, read by cores.
     pub(crate) vitals: Arc<Vitals>,
+    /// What is shown to those who ask from outside.
+    pub(crate) outlook: Arc<Outlook>,
 }
 
 impl Shared {
     /// Begins to drain the node.
     pub(crate) fn drain(&self) {
         self.drain.store(true, Ordering::Release);
+        self.outlook.drains();
         self.bells.iter().for_each(|bell| bell.ring());
     }
 }
@@ -77,6 +83,8 @@ pub(crate) struct Core {
     pub(crate) clerk: ClerkLink,
     pub(crate) sessions: Sessions,
     pub(crate) stats: CoreStats,
+    pub(crate) reports: Reports,
+    pub(crate) web: WebDesk,
     pub(crate) draining: Option<Drain>,
     /// Changed settings.
     control: Consumer<Control>,
@@ -150,6 +158,7 @@ impl Core {
         inference: Option<CoreLink>,
         clerk: ClerkLink,
         control: Consumer<Control>,
+        web: WebDesk,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -164,7 +173,9 @@ impl Core {
             inference: Inference::new(inference),
             clerk,
             sessions: Sessions::default(),
-            stats: CoreStats::default(),
+            stats: CoreStats::of(id),
+            reports: Reports::default(),
+            web,
             draining: None,
             control,
             pressure: 0,
@@ -192,6 +203,7 @@ impl Core {
         let (mut busy_at, mut spin_until) = (Instant::now(), Instant::now());
         loop {
             let now = Instant::now();
+            self.shared.outlook.looked(self.id, now);
             if self.shared.alarm.is_raised() {
                 return self.give_up(now);
             }
@@ -284,6 +296,7 @@ impl Core {
         !self.mesh.is_empty()
             || !self.inference.is_empty()
             || !self.clerk.is_empty()
+            || !self.web.is_empty()
             || !self.control.is_empty()
             || self.shared.vitals.memory_level() != self.pressure
             || self.log.has_news()
@@ -340,7 +353,7 @@ impl Core {
                     self.quic.receive(now, remote, local_ip, ecn, bytes);
                 }
                 MeshMessage::StatsWanted { from, number } => {
-                    let stats = Box::new(self.snapshot());
+                    let stats = Box::new(self.measured_snapshot());
                     self.mesh.send(from, MeshMessage::Stats { number, stats });
                 }
                 MeshMessage::Stats { number, stats } => self.stats_arrived(number, *stats),
@@ -353,6 +366,7 @@ impl Core {
             work += 1;
         }
         work += self.controls();
+        work += self.web_requests();
         let (shard, stats) = (&mut self.shard, &mut self.stats);
         work + self.inference.receive(stats, |event| shard.handle(at, Input::Inference(event)))
     }
@@ -406,7 +420,10 @@ impl Core {
         let input = match news {
             LogNews::Durable(ticket) => Input::Durable { ticket },
             LogNews::Archived(ticket) => Input::Archived { ticket },
-            LogNews::Storage(full) => Input::Storage { full },
+            LogNews::Storage(full) => {
+                self.shared.outlook.set_storage_full(self.id, full.is_some());
+                Input::Storage { full }
+            }
             LogNews::Read((read, result)) => Input::Read { read, result },
             LogNews::Checkpointed { from, number, result } if from == self.id => {
                 return self.checkpointed(number, result);

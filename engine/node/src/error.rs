@@ -7,6 +7,7 @@ use thalweg_journal::LogError;
 use thalweg_protocol::op::Durability;
 use thalweg_quic::QuicError;
 use thalweg_udp::UdpError;
+use thalweg_web::WebError;
 use thalweg_worker::stage::StageError;
 
 use crate::identity::IdentityError;
@@ -23,6 +24,9 @@ pub enum StartError {
     /// QUIC cannot be served.
     #[error(transparent)]
     Quic(#[from] QuicError),
+    /// HTTP cannot be served.
+    #[error(transparent)]
+    Web(#[from] WebError),
     /// The models could not be loaded.
     #[error(transparent)]
     Inference(#[from] StageError),

@@ -154,9 +154,15 @@ impl DataDir {
     ///
     /// # Errors
     /// If the file cannot be written.
-    pub fn announce(&self, quic: SocketAddr, key_sha256: &str, epoch: Epoch) -> Result<(), IdentityError> {
+    pub fn announce(
+        &self,
+        quic: SocketAddr,
+        http: Option<SocketAddr>,
+        key_sha256: &str,
+        epoch: Epoch,
+    ) -> Result<(), IdentityError> {
         let node = json!({
-            "quic": quic.to_string(), "http": null, "key_sha256": key_sha256,
+            "quic": quic.to_string(), "http": http.map(|addr| addr.to_string()), "key_sha256": key_sha256,
             "pid": std::process::id(), "epoch": epoch.0,
         });
         write_secret(&self.path.join(NODE_FILE), format!("{node}\n").as_bytes())
@@ -217,7 +223,7 @@ pub(crate) mod tests {
     fn a_data_directory_has_one_user() {
         let dir = TempDir::new();
         let data = DataDir::open(dir.path()).expect("free");
-        data.announce("127.0.0.1:1".parse().expect("valid"), "00", Epoch(1)).expect("written");
+        data.announce("127.0.0.1:1".parse().expect("valid"), None, "00", Epoch(1)).expect("written");
         let error = DataDir::open(dir.path()).expect_err("taken");
         let text = error.to_string();
         assert!(matches!(error, IdentityError::InUse { pid: Some(_), .. }) && text.contains("--data"), "{text}");

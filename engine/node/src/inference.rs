@@ -17,10 +17,12 @@ pub(crate) struct Inference {
     /// Commands the ring had no room for, in order. Bounded by the generations of the core: each has at most one submit,
     /// one cancel and one credit per report of its readers on the way.
     backlog: VecDeque<Command>,
-    /// When generations were asked for that the scheduler has not taken yet.
+    /// When generations were asked for that have no token yet.
     submitted: BTreeMap<GenerationId, Instant>,
     /// When the tokens of this turn were sampled.
     sampled: Vec<Instant>,
+    /// When those generations were asked for whose first token came in this turn.
+    first: Vec<Instant>,
     /// Answers to commands that cannot be carried out, as there is no stage.
     refused: VecDeque<InferenceEvent>,
 }
@@ -28,7 +30,7 @@ pub(crate) struct Inference {
 impl Inference {
     pub(crate) fn new(link: Option<CoreLink>) -> Self {
         let (backlog, refused) = (VecDeque::new(), VecDeque::new());
-        Self { link, backlog, submitted: BTreeMap::new(), sampled: Vec::new(), refused }
+        Self { link, backlog, submitted: BTreeMap::new(), sampled: Vec::new(), first: Vec::new(), refused }
     }
 
     pub(crate) fn send(&mut self, command: InferenceCommand) {
@@ -85,13 +87,14 @@ impl Inference {
             taken += 1;
             take(match event {
                 Event::Scheduled { generation, at, .. } => {
-                    if let Some(submitted) = self.submitted.remove(&generation) {
-                        stats.record(NodeStage::AskScheduled, at.saturating_duration_since(submitted));
+                    if let Some(submitted) = self.submitted.get(&generation) {
+                        stats.record(NodeStage::AskScheduled, at.saturating_duration_since(*submitted));
                     }
                     continue;
                 }
                 Event::Token { generation, index, id, text, at } => {
                     self.sampled.push(at);
+                    self.first.extend(self.submitted.remove(&generation));
                     InferenceEvent::Token { generation, index, id, text }
                 }
                 Event::Traced(_) => continue,
@@ -112,6 +115,9 @@ impl Inference {
     pub(crate) fn sent(&mut self, stats: &mut CoreStats) {
         for at in self.sampled.drain(..) {
             stats.record(NodeStage::TokenSent, at.elapsed());
+        }
+        for submitted in self.first.drain(..) {
+            stats.record(NodeStage::FirstToken, submitted.elapsed());
         }
     }
 

@@ -20,6 +20,7 @@ use crate::log::CoreLog;
 use crate::mesh::Mesh;
 use crate::park::Parker;
 use crate::reload::Control;
+use crate::web::WebDesk;
 
 /// A core that has not come up after this long will not.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,6 +40,7 @@ pub(crate) struct Parts {
     pub(crate) inference: Option<CoreLink>,
     pub(crate) clerk: ClerkLink,
     pub(crate) control: Consumer<Control>,
+    pub(crate) web: WebDesk,
     pub(crate) log: LogParts,
     pub(crate) states: Vec<(Partition, Box<PartitionState>)>,
     pub(crate) bell: Arc<Bell>,
@@ -183,8 +185,9 @@ impl Ended {
 async fn run_core(parts: Parts, ready: mpsc::SyncSender<Ready>) {
     #[cfg(test)]
     let broken = parts.broken;
-    let Parts { core, shared, socket, quic, shard, mesh, inference, clerk, control, log, states, bell, spin, .. } =
-        parts;
+    let Parts {
+        core, shared, socket, quic, shard, mesh, inference, clerk, control, web, log, states, bell, spin, ..
+    } = parts;
     let _guard = shared.alarm.guard(format!("core {}", core.0));
     let log = CoreLog::new(core, log);
     let parker = Parker::new(bell, socket.wait_fd(), log.wake_fds()).await.map_err(|error| error.to_string());
@@ -196,14 +199,16 @@ async fn run_core(parts: Parts, ready: mpsc::SyncSender<Ready>) {
         Ok((parker, quic)) => {
             let id = core.0;
             let _ = ready.send((id, Ok(())));
+            let outlook = Arc::clone(&shared.outlook);
             let mut core =
-                Core::new(core, shared, socket, quic, Shard::new(shard), log, mesh, inference, clerk, control);
+                Core::new(core, shared, socket, quic, Shard::new(shard), log, mesh, inference, clerk, control, web);
             core.restore(states);
             let _ = ready.send((id, Ok(())));
             drop(ready);
             #[cfg(test)]
             assert_ne!(broken, Some(Broken::Panics), "as planned");
             core.run(parker, spin).await;
+            outlook.ended(CoreId(id));
         }
         Err(reason) => {
             let _ = ready.send((core.0, Err(reason)));

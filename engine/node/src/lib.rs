@@ -24,11 +24,15 @@ mod launch;
 mod log;
 pub mod memory;
 mod mesh;
+mod metrics;
+mod outlook;
 mod park;
 pub mod reload;
+mod report;
 mod sessions;
 mod stats;
 pub mod vitals;
+mod web;
 
 pub use boot::{Node, default_data_dir, run_until_signal};
 pub use error::StartError;

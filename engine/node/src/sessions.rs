@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use serde_json::{Value, json};
 use thalweg_domain::permission::Action;
 use thalweg_protocol::ids::{CoreId, Request, Watch};
 use thalweg_protocol::limits::{HELLO_TIMEOUT_MS, RECONNECT_DELAY_MS};
@@ -18,12 +17,13 @@ use crate::connection::Connection;
 use crate::core_loop::Core;
 use crate::disk::ReadJob;
 use crate::mesh::MeshMessage;
-use crate::stats::{CoreStats, report};
+use crate::report::Asker;
+use crate::stats::CoreStats;
 
 /// When a checkpoint that had no room may be tried again.
 const CHECKPOINT_RETRY_MS: u32 = 1_000;
-/// Collections of statistics under way on one core, and checkpoints; one more is refused.
-const REPORTS_MAX: usize = 64;
+/// Checkpoints under way on one core; one more is refused.
+const CHECKPOINTS_MAX: usize = 64;
 
 /// The connections of one core, and what it owes them itself.
 #[derive(Default)]
@@ -31,21 +31,11 @@ pub(crate) struct Sessions {
     connections: BTreeMap<u64, Connection>,
     /// Connections that have not said hello, oldest first.
     awaiting_hello: VecDeque<(Instant, QuicLink)>,
-    reports: BTreeMap<u64, Report>,
-    reports_begun: u64,
     checkpoints: BTreeMap<u64, Checkpoint>,
     checkpoints_begun: u64,
     hellos_accepted: u64,
     hellos_refused: BTreeMap<&'static str, u64>,
     closed_slow: u64,
-}
-
-/// Statistics that somebody asked for and that are still being collected.
-struct Report {
-    link: QuicLink,
-    request: Request,
-    cores: Vec<CoreStats>,
-    inference: Option<Option<Value>>,
 }
 
 /// A checkpoint that somebody asked for and that is not done on all cores.
@@ -156,7 +146,7 @@ impl Core {
             (Err(reject), None) => self.turn_away(now, link, request, reject),
             (Ok(ClientOp::Ping { nonce }), Some(_)) => self.reply(now, link, request, &ServerOp::Pong { nonce }),
             (Ok(ClientOp::Stats), Some(principal)) => match principal.require(Action::Admin, "stats") {
-                Ok(()) => self.begin_report(now, link, request),
+                Ok(()) => self.begin_report(now, Asker::Client { link, request }),
                 Err(reject) => self.reply(now, link, request, &ServerOp::Reject(reject)),
             },
             (Ok(ClientOp::Checkpoint), Some(principal)) => match principal.require(Action::Admin, "checkpoint") {
@@ -291,7 +281,7 @@ impl Core {
     }
 
     fn begin_checkpoint(&mut self, now: Instant, link: QuicLink, request: Request) {
-        if self.sessions.checkpoints.len() >= REPORTS_MAX {
+        if self.sessions.checkpoints.len() >= CHECKPOINTS_MAX {
             let reject = Reject::new(RejectCode::Busy, "too many checkpoints are under way").retry_after_ms(1_000);
             self.reply(now, link, request, &ServerOp::Reject(reject));
             return;
@@ -322,58 +312,6 @@ impl Core {
         };
         let Checkpoint { link, request, .. } = entry.remove();
         self.reply(Instant::now(), link, request, &op);
-    }
-
-    fn begin_report(&mut self, now: Instant, link: QuicLink, request: Request) {
-        if self.sessions.reports.len() >= REPORTS_MAX {
-            let reject = Reject::new(RejectCode::Busy, "too many statistics are being collected").retry_after_ms(1_000);
-            self.reply(now, link, request, &ServerOp::Reject(reject));
-            return;
-        }
-        self.sessions.reports_begun += 1;
-        let number = self.sessions.reports_begun;
-        let asked = self.clerk.ask_inference_stats(number);
-        let inference = if asked { None } else { Some(None) };
-        let report = Report { link, request, cores: vec![self.snapshot()], inference };
-        self.sessions.reports.insert(number, report);
-        for core in (0..self.shared.bells.len() as u16).map(CoreId).filter(|core| *core != self.id) {
-            self.mesh.send(core, MeshMessage::StatsWanted { from: self.id, number });
-        }
-        self.finish_report(number);
-    }
-
-    pub(crate) fn stats_arrived(&mut self, number: u64, stats: CoreStats) {
-        if let Some(report) = self.sessions.reports.get_mut(&number) {
-            report.cores.push(stats);
-            self.finish_report(number);
-        }
-    }
-
-    pub(crate) fn inference_stats_arrived(&mut self, number: u64, stats: Option<Value>) {
-        if let Some(report) = self.sessions.reports.get_mut(&number) {
-            report.inference = Some(stats);
-            self.finish_report(number);
-        }
-    }
-
-    /// Sends a report once everybody has given their part.
-    fn finish_report(&mut self, number: u64) {
-        let cores = self.shared.bells.len();
-        let complete = |report: &mut Report| report.cores.len() == cores && report.inference.is_some();
-        let std::collections::btree_map::Entry::Occupied(mut entry) = self.sessions.reports.entry(number) else {
-            return;
-        };
-        if !complete(entry.get_mut()) {
-            return;
-        }
-        let collected = entry.remove();
-        let mut node = self.shared.about.clone();
-        node.insert("uptime_s".into(), json!(self.shared.origin.elapsed().as_secs()));
-        node.insert("draining".into(), json!(self.draining.is_some()));
-        node.insert("vitals".into(), self.shared.vitals.report());
-        let json = report(node, &collected.cores, collected.inference.flatten());
-        let op = ServerOp::StatsReport { json: json.to_string().into() };
-        self.reply(Instant::now(), collected.link, collected.request, &op);
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
+use thalweg_protocol::ids::CoreId;
 use thalweg_protocol::limits::LOG_BATCH_BYTES_MAX;
 use thalweg_protocol::reject::RejectCode;
 use thalweg_quic::QuicCounters;
@@ -25,11 +26,22 @@ pub(crate) enum NodeStage {
     TokenSent,
     /// From handing a batch of the log to the disk until it was written and synced.
     LogWrite,
+    /// From an ask's arrival on its owner core until the turn that sent its first token was over.
+    FirstToken,
+    /// Putting together what the core measured, for those who asked.
+    Scrape,
+}
+
+impl NodeStage {
+    /// The stages' names, in order.
+    const NAMES: [&'static str; 6] = ["turn", "ask_scheduled", "token_sent", "log_write", "first_token", "scrape"];
 }
 
 /// What one core measured and counted.
 #[derive(Debug, Clone)]
 pub(crate) struct CoreStats {
+    /// Whose they are.
+    pub(crate) core: u16,
     shard_stages: Vec<(&'static str, Histogram<u64>)>,
     node_stages: Vec<(&'static str, Histogram<u64>)>,
     pub(crate) counters: BTreeMap<&'static str, u64>,
@@ -40,6 +52,8 @@ pub(crate) struct CoreStats {
     /// Records in them.
     pub(crate) batch_records: Histogram<u64>,
     pub(crate) stalls: u64,
+    /// The same by where most of the time went.
+    pub(crate) stall_places: BTreeMap<&'static str, u64>,
     /// Where the longest stall was, and how long, in microseconds.
     pub(crate) worst_stall: Option<(&'static str, u64)>,
 }
@@ -57,8 +71,9 @@ pub(crate) fn sizes() -> Histogram<u64> {
 impl Default for CoreStats {
     fn default() -> Self {
         let shard_stages = thalweg_shard::Stage::ALL.iter().map(|stage| (stage.as_str(), histogram())).collect();
-        let node_stages = ["turn", "ask_scheduled", "token_sent", "log_write"].map(|name| (name, histogram())).into();
+        let node_stages = NodeStage::NAMES.map(|name| (name, histogram())).into();
         Self {
+            core: 0,
             shard_stages,
             node_stages,
             counters: BTreeMap::new(),
@@ -67,12 +82,18 @@ impl Default for CoreStats {
             batch_bytes: sizes(),
             batch_records: sizes(),
             stalls: 0,
+            stall_places: BTreeMap::new(),
             worst_stall: None,
         }
     }
 }
 
 impl CoreStats {
+    /// Nothing yet, of this core.
+    pub(crate) fn of(core: CoreId) -> Self {
+        Self { core: core.0, ..Self::default() }
+    }
+
     pub(crate) fn sample(&mut self, sample: thalweg_shard::Sample) {
         self.shard_stages[sample.stage as usize].1.saturating_record(u64::from(sample.us).max(1));
     }
@@ -83,6 +104,7 @@ impl CoreStats {
 
     pub(crate) fn stalled(&mut self, place: &'static str, took_us: u64) {
         self.stalls += 1;
+        *self.stall_places.entry(place).or_default() += 1;
         if self.worst_stall.is_none_or(|(_, worst_us)| took_us > worst_us) {
             self.worst_stall = Some((place, took_us));
         }
@@ -97,8 +119,10 @@ impl CoreStats {
             ("missed", counters.missed),
             ("slow_disconnected", counters.slow_disconnected),
             ("history_reads", counters.history_reads),
+            ("history_disk_reads", counters.disk_reads),
             ("forwarded", counters.forwarded),
             ("generations", counters.generations),
+            ("generations_resumed", counters.resumed),
             ("tokens", counters.tokens),
         ] {
             self.counters.insert(name, count);
@@ -114,13 +138,25 @@ impl CoreStats {
         macro_rules! keep {
             ($from:ident: $($field:ident)*) => { $(self.counters.insert(stringify!($field), $from.$field);)* };
         }
-        keep!(quic: datagrams_received datagrams_ignored handshakes_started accepted handshakes_failed
-            handshakes_timed_out retries_sent refused resets_sent frames_received frame_bytes_received frames_sent
-            frame_bytes_sent frames_refused unreliable_received lanes_refused migrated closed_by_peer closed_by_us
+        keep!(quic: datagrams_received datagrams_ignored batches_sent handshakes_started accepted handshakes_failed
+            handshakes_timed_out retries_sent refused resets_sent answers_sent answers_dropped frames_received
+            frame_bytes_received frames_sent frame_bytes_sent frames_refused unreliable_received lanes_refused migrated closed_by_peer closed_by_us
             closed_by_reject closed_by_timeout closed_by_reset closed_by_transport);
-        keep!(udp: received_datagrams received_batches received_unusable sent_datagrams sent_bytes sent_batches
-            send_blocked send_failed system_calls ring_buffers ring_starved);
+        keep!(udp: received_datagrams received_bytes received_batches received_unusable sent_datagrams sent_bytes
+            sent_batches send_blocked send_failed system_calls ring_buffers ring_starved);
     }
+}
+
+/// Puts the histograms of all cores together, by stage.
+pub(crate) fn merged_stages(cores: &[CoreStats]) -> Vec<(&'static str, Histogram<u64>)> {
+    let mut merged: Vec<(&'static str, Histogram<u64>)> = Vec::new();
+    for (name, histogram) in cores.iter().flat_map(|core| core.shard_stages.iter().chain(&core.node_stages)) {
+        match merged.iter_mut().find(|(other, _)| other == name) {
+            Some((_, sum)) => sum.add(histogram).expect("all histograms have the same bounds"),
+            None => merged.push((name, histogram.clone())),
+        }
+    }
+    merged
 }
 
 fn latencies(histogram: &Histogram<u64>) -> Value {
@@ -141,15 +177,7 @@ fn spread<'a>(all: impl Iterator<Item = &'a Histogram<u64>>) -> Value {
 /// Merges what the cores measured and counted into the report that `thalweg admin stats --json` prints.
 pub(crate) fn report(node: Map<String, Value>, cores: &[CoreStats], inference: Option<Value>) -> Value {
     let mut stages = Map::new();
-    let each = |core: &CoreStats| [core.shard_stages.clone(), core.node_stages.clone()].concat();
-    let mut merged: Vec<(&'static str, Histogram<u64>)> = Vec::new();
-    for (name, histogram) in cores.iter().flat_map(each) {
-        match merged.iter_mut().find(|(other, _)| *other == name) {
-            Some((_, sum)) => sum.add(histogram).expect("all histograms have the same bounds"),
-            None => merged.push((name, histogram)),
-        }
-    }
-    for (name, histogram) in merged.iter().filter(|(_, histogram)| !histogram.is_empty()) {
+    for (name, histogram) in merged_stages(cores).iter().filter(|(_, histogram)| !histogram.is_empty()) {
         stages.insert((*name).to_owned(), latencies(histogram));
     }
     let sum = |of: fn(&CoreStats) -> &BTreeMap<&'static str, u64>| {
