@@ -1,5 +1,7 @@
 //! A channel: an ordered sequence of messages with a bounded history.
 
+mod roster;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -15,6 +17,8 @@ use thalweg_protocol::reject::{Reject, RejectCode};
 
 use crate::partition::{ChannelState, Mark, first_kept, is_logged};
 use crate::record::{ChannelSettings, Message};
+
+pub use roster::{DIRECT_PREFIX, Roster, check_name, direct_name, direct_users};
 
 /// Marks of one channel; a longer history is measured more coarsely.
 const MARKS_MAX: usize = 1_024;
@@ -44,6 +48,11 @@ pub struct Channel {
     marks: VecDeque<Mark>,
     /// Nothing before this is kept, whatever the measures say.
     floor: Position,
+    /// How many of its messages were written as such; ahead of what is durable, like `decided`.
+    messages: u64,
+    /// When the newest decided message was accepted, in microseconds since 1970.
+    active_us: u64,
+    roster: Roster,
 }
 
 /// Where the messages from a position on are to be had.
@@ -94,13 +103,28 @@ impl Channel {
     pub fn new(id: ChannelId, settings: ChannelSettings) -> Self {
         let (head, decided) = (Position(0), Position(0));
         let (history, marks) = (VecDeque::new(), VecDeque::new());
-        Self { id, settings, history, history_bytes: 0, head, decided, bytes: 0, marks, floor: Position(1) }
+        Self {
+            id,
+            settings,
+            history,
+            history_bytes: 0,
+            head,
+            decided,
+            bytes: 0,
+            marks,
+            floor: Position(1),
+            messages: 0,
+            active_us: 0,
+            roster: Roster::default(),
+        }
     }
 
     /// The channel that the log left behind; its messages are on disk.
     pub fn restore(id: ChannelId, settings: ChannelSettings, state: &ChannelState) -> Self {
         let mut channel = Self::new(id, settings);
         (channel.head, channel.decided, channel.bytes) = (state.head, state.head, state.bytes);
+        (channel.messages, channel.active_us) = (state.messages, state.active_us);
+        channel.roster = Roster::restore(&state.facts, &state.mentioned);
         state.marks.iter().for_each(|mark| channel.mark(*mark));
         channel
     }
@@ -115,10 +139,55 @@ impl Channel {
         is_logged(&self.settings)
     }
 
+    /// What it keeps.
+    pub fn settings(&self) -> &ChannelSettings {
+        &self.settings
+    }
+
+    /// The people it belongs to.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
+    }
+
+    /// The people it belongs to, to take in what was decided.
+    pub fn roster_mut(&mut self) -> &mut Roster {
+        &mut self.roster
+    }
+
+    /// How many of its messages were written as such.
+    pub fn messages(&self) -> u64 {
+        self.messages
+    }
+
+    /// When the newest message was accepted, in microseconds since 1970; 0 if that is not known.
+    pub fn active_us(&self) -> u64 {
+        self.active_us
+    }
+
     /// Gives the next message its place. It counts from here on, though nobody sees it until it is applied.
     pub fn decide_position(&mut self) -> Position {
         self.decided = self.decided.next();
         self.decided
+    }
+
+    /// Gives the next message its time, which never lies before that of the one before it, however the clock was set.
+    pub fn decide_timestamp(&mut self, now_us: u64) -> u64 {
+        self.active_us = self.active_us.max(now_us);
+        self.active_us
+    }
+
+    /// Counts the next message that is written as such, and gives its number.
+    pub fn decide_number(&mut self) -> u64 {
+        self.messages += 1;
+        self.messages
+    }
+
+    /// A message, or what is left of it if its text was taken back.
+    pub fn shown(&self, message: &Arc<Message>) -> Arc<Message> {
+        if self.roster.is_redacted(message.position) {
+            return Arc::new(message.redacted());
+        }
+        Arc::clone(message)
     }
 
     /// Takes a decided message in.
@@ -184,7 +253,15 @@ impl Channel {
             bytes += message.payload.len();
             first || bytes <= HISTORY_BATCH_BYTES
         };
-        Kept::AtHand(self.history.iter().skip(skip).take(HISTORY_BATCH_MESSAGES).take_while(fits).cloned().collect())
+        Kept::AtHand(
+            self.history
+                .iter()
+                .skip(skip)
+                .take(HISTORY_BATCH_MESSAGES)
+                .take_while(fits)
+                .map(|message| self.shown(message))
+                .collect(),
+        )
     }
 
     /// Which messages must be read from disk before [`conversation`](Self::conversation) knows the recent past.
