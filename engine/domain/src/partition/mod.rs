@@ -204,11 +204,6 @@ impl PartitionState {
         });
     }
 
-    /// Whether the messages of a channel from this piece, or an older one, are still wanted.
-    pub fn keeps(&self, id: ChannelId) -> bool {
-        self.channels.get(&id).is_some_and(|state| !state.deleted)
-    }
-
     fn remember(&mut self, posting: &Posting, lsn: Lsn) {
         let Posting { channel, message, .. } = posting;
         let writer = Writer { tenant: channel.tenant.clone(), session: message.session };
@@ -284,12 +279,17 @@ impl PartitionState {
 
 impl ChannelState {
     fn expire(&mut self, now_us: u64) {
-        let Some((_, settings)) = self.made.as_ref().filter(|_| self.marks.len() > MARKS_MAX) else { return };
+        let Some((_, settings)) = &self.made else { return };
+        if self.marks.len() <= MARKS_MAX && self.facts.redacted.is_empty() {
+            return;
+        }
         let first = first_kept(settings, self.head, self.bytes, self.marks.iter(), now_us);
-        // The last that is spent says where what is kept begins.
-        let spent = self.marks.partition_point(|mark| mark.position < first).saturating_sub(1);
-        self.marks.drain(..spent);
         self.facts.redacted = self.facts.redacted.split_off(&first);
+        if self.marks.len() > MARKS_MAX {
+            // The last that is spent says where what is kept begins.
+            let spent = self.marks.partition_point(|mark| mark.position < first).saturating_sub(1);
+            self.marks.drain(..spent);
+        }
     }
 
     fn add(&mut self, newer: Self) {
