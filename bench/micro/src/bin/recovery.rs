@@ -142,7 +142,11 @@ impl Load {
                 let partition = partition_of(&tenant, channel.as_str(), PARTITIONS_DEFAULT);
                 let key = ChannelKey { tenant: tenant.clone(), channel };
                 let settings = ChannelSettings::new(Durability::Disk);
-                let lsn = append(partition, &mut |_| Event::ChannelCreated { channel: key.clone(), settings, facts: Vec::new() });
+                let lsn = append(partition, &mut |_| Event::ChannelCreated {
+                    channel: key.clone(),
+                    settings,
+                    facts: Vec::new(),
+                });
                 Channel { key, partition, id: ChannelId(lsn.0), head: Position(0) }
             })
             .collect();

@@ -89,8 +89,8 @@ impl Story {
                 Event::GenerationDeleted { generation }
             }
             (8 | 9, Some(id), _) => {
-                let facts = vec![member(which, which % 3 == 0), reading(which)];
-                let posting = (which % 2 == 0).then(|| self.posting(id, which as u128 % 2));
+                let facts = vec![member(which, which.is_multiple_of(3)), reading(which)];
+                let posting = which.is_multiple_of(2).then(|| self.posting(id, which as u128 % 2));
                 Event::ChannelChanged { channel: key(id.0), id, facts, posting }
             }
             (10, _, _) => {
