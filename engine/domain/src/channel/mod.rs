@@ -2,7 +2,7 @@
 
 mod roster;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use thalweg_protocol::generation::{ChatMessage, Role};
@@ -214,6 +214,12 @@ impl Channel {
         }
     }
 
+    /// The message at a position, if it is at hand.
+    pub fn at_hand(&self, position: Position) -> Option<Arc<Message>> {
+        let first = self.history.front()?.position;
+        self.history.get(usize::try_from(position.0.checked_sub(first.0)?).ok()?).cloned()
+    }
+
     /// Where the newest applied message stands.
     pub fn head(&self) -> Position {
         self.head
@@ -282,10 +288,20 @@ impl Channel {
         let mut bytes = 0;
         let at_hand = self.history.front().map_or(self.head.next(), |message| message.position);
         let older = older.iter().rev().skip_while(|message| message.position >= at_hand);
-        let said = self.history.iter().rev().chain(older).filter(|message| message.kind == DeliveryKind::Message);
+        let newest_first = || self.history.iter().rev().chain(older.clone());
+        // What was edited is given as it reads now; what was taken back, not at all.
+        let mut edits = BTreeMap::new();
+        for edit in newest_first().filter(|message| message.kind == DeliveryKind::Edit) {
+            edits.entry(edit.context.target).or_insert(&edit.body);
+        }
+        let said = newest_first().filter(|message| {
+            message.kind == DeliveryKind::Message
+                && !message.context.redacted
+                && !self.roster.is_redacted(message.position)
+        });
         let mut lines: Vec<_> = said
             .map(|message| {
-                let text = String::from_utf8_lossy(&message.body);
+                let text = String::from_utf8_lossy(edits.get(&message.position).unwrap_or(&&message.body));
                 let text = text.strip_prefix("@ai").map_or(&*text, str::trim_start);
                 if message.generation.is_some() {
                     ChatMessage { role: Role::Assistant, content: text.to_owned() }
