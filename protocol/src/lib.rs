@@ -7,18 +7,22 @@
 //! - [`reject`]: what is said to a peer whose request is refused, with stable codes;
 //! - [`frame`]: the length-prefixed frames of a lane, and the splitter that cuts a byte stream into them;
 //! - [`op`]: the operations inside the frames, decoded from verified FlatBuffers;
-//! - [`generation`]: what is asked of a model and what comes back.
+//! - [`chat`]: what people do in channels beside writing and reading;
+//! - [`generation`]: what is asked of a model and what comes back;
+//! - [`trace`]: what a request is part of.
 //!
 //! Two invariants hold everywhere: a decoder verifies before it reads, and nothing is allocated because a peer's length
 //! field said so.
 #![deny(unsafe_code)]
 
+pub mod chat;
 pub mod frame;
 pub mod generation;
 pub mod ids;
 pub mod limits;
 pub mod op;
 pub mod reject;
+pub mod trace;
 
 #[allow(
     unsafe_code,

@@ -99,6 +99,69 @@ pub const DEDUPE_OUTCOMES_MAX: usize = 65_536;
 /// Commands remembered per session and partition.
 pub const DEDUPE_COMMANDS_MAX: usize = IN_FLIGHT_MAX;
 
+/// Members of one channel, with those who are invited or banned.
+pub const MEMBERS_MAX: usize = 16_384;
+/// Members in one answer about a channel.
+pub const MEMBERS_LISTED: usize = 1_000;
+/// People one message can mention; further ones are not told.
+pub const MENTIONS_MAX: usize = 16;
+/// Messages of one channel whose bodies were taken back while they are kept; one more is refused.
+pub const REDACTIONS_MAX: usize = 65_536;
+/// Longest topic of a channel, in bytes.
+pub const TOPIC_BYTES_MAX: usize = 512;
+/// Longest reaction, in bytes: an emoji with all its modifiers.
+pub const REACTION_BYTES_MAX: usize = 32;
+/// People in one direct conversation, with the one who opens it.
+pub const DIRECT_USERS_MAX: usize = 8;
+/// Channels in one answer to a request for a list.
+pub const CHANNELS_LISTED: usize = 500;
+/// Requests for lists of channels that one session has under way.
+pub const LISTS_MAX: usize = 4;
+/// Longest text to search for, in bytes.
+pub const SEARCH_QUERY_BYTES_MAX: usize = 256;
+/// Messages that one request to search looks at; the answer says where to go on.
+pub const SEARCH_MESSAGES: usize = HISTORY_BATCH_MESSAGES;
+/// Longest name a user is shown under, in bytes.
+pub const DISPLAY_BYTES_MAX: usize = 64;
+/// Longest text about a user, in bytes.
+pub const ABOUT_BYTES_MAX: usize = 512;
+/// Longest status of a user, in bytes.
+pub const STATUS_BYTES_MAX: usize = 128;
+/// Users of one core whose profile or last visit is kept.
+pub const USERS_MAX: usize = 1 << 20;
+/// A user's last visit is noted in the log at most this often, in milliseconds.
+pub const SEEN_NOTE_MS: u64 = 60_000;
+/// Clients that take part in presence say that they are there at this distance, in milliseconds.
+pub const PRESENCE_HEARTBEAT_MS: u64 = 15_000;
+/// Who takes part in presence and was not heard for this long counts as gone, in milliseconds.
+pub const PRESENCE_TIMEOUT_MS: u64 = 45_000;
+/// Changes of presence in a channel are gathered for this long before its readers are told, in milliseconds.
+pub const PRESENCE_TICK_MS: u64 = 250;
+/// With more people than this in a channel, its readers are told of a sample, and less often.
+pub const PRESENCE_LARGE: usize = 128;
+/// Distance of two reports on the people of a large channel, in milliseconds.
+pub const PRESENCE_LARGE_TICK_MS: u64 = 5_000;
+/// People named in one report on presence.
+pub const PRESENCE_SAMPLE: usize = 64;
+/// People whose presence one channel keeps; further ones are only counted.
+pub const PRESENT_MAX: usize = 16_384;
+/// Somebody who was typing and says nothing more has stopped after this, in milliseconds.
+pub const TYPING_MS: u64 = 5_000;
+/// Distance of two notices that one session types in one channel, below which they are dropped, in milliseconds.
+pub const TYPING_DISTANCE_MS: u64 = 1_000;
+/// A client counts its user as away after this long without a key, in milliseconds.
+pub const AWAY_AFTER_MS: u64 = 300_000;
+/// Longest password, in bytes.
+pub const PASSWORD_BYTES_MAX: usize = 256;
+/// Longest request to a node's administration, in bytes of JSON.
+pub const MANAGE_BYTES_MAX: usize = 64 << 10;
+/// Longest answer of a node's administration, in bytes of JSON.
+pub const MANAGED_BYTES_MAX: usize = 768 << 10;
+/// Requests to the node's administration, and hellos that wait for it, of one core.
+pub const GATE_REQUESTS_MAX: usize = 256;
+/// Users and tenants whose use one core counts; those who used least recently are forgotten.
+pub const USAGES_MAX: usize = 65_536;
+
 /// Slots of a ring between two cores, or between a core and an inference thread.
 pub const RING_SLOTS: usize = 4_096;
 /// Inputs a core takes from one source before it looks at the others.
@@ -230,5 +293,10 @@ const _: () = {
     assert!(LINK_QUEUE_BYTES >= SESSION_QUEUE_BYTES + 2 * FRAME_BYTES_MAX, "a full session can still be answered");
     assert!(LEAD_TOKENS <= LEAD_TOKENS_MAX && LEAD_MESSAGES <= LEAD_MESSAGES_MAX, "defaults lie within their maxima");
     assert!(DRAIN_MS < 30_000, "a drained node is out within 30 s");
+    assert!(PRESENCE_TIMEOUT_MS >= 3 * PRESENCE_HEARTBEAT_MS, "two lost heartbeats are not an absence");
+    assert!(PRESENCE_SAMPLE <= PRESENCE_LARGE && PRESENCE_LARGE <= PRESENT_MAX, "a small channel is told in full");
+    assert!(MEMBERS_LISTED * (NAME_BYTES_MAX + 64) <= FRAME_BYTES_MAX, "a list of members fits in a frame");
+    assert!(CHANNELS_LISTED * (NAME_BYTES_MAX + TOPIC_BYTES_MAX + 256) <= FRAME_BYTES_MAX, "a list fits in a frame");
+    assert!(MANAGED_BYTES_MAX + 1024 <= FRAME_BYTES_MAX && MANAGE_BYTES_MAX <= MANAGED_BYTES_MAX);
     assert!(CONVERSATION_BYTES <= PROMPT_BYTES_MAX, "a channel's past fits in a prompt");
 };

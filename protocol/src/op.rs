@@ -9,6 +9,9 @@ mod encode;
 
 use bytes::Bytes;
 
+use crate::chat::{
+    ChannelAbout, ChannelReport, ChannelSummary, ChatOp, Context, Post, Presence, PresentUser, ProfileReport,
+};
 use crate::generation::{AskRequest, FinishReason, Usage};
 use crate::ids::{Epoch, GenerationId, Name, Position, Sequence, SessionId, Subscription, Watch};
 use crate::reject::Reject;
@@ -75,6 +78,8 @@ pub struct Publish {
     pub body: Bytes,
     /// 0: the body is plain. Other numbers are reserved for sealed bodies.
     pub key: u32,
+    /// What it does, and to which message.
+    pub post: Post,
 }
 
 /// A request for the messages of a channel; its request number becomes the subscription's.
@@ -90,6 +95,8 @@ pub struct Subscribe {
     pub lead: u32,
     /// Make the channel if there is none.
     pub make: bool,
+    /// Whether to be seen in the channel, and to be told who is there.
+    pub presence: bool,
 }
 
 /// How long what is written to a channel outlives what may happen to its node.
@@ -127,6 +134,8 @@ pub struct CreateChannel {
     pub history_age_ms: u64,
     /// How durable its messages are; the node's default if not said.
     pub durability: Option<Durability>,
+    /// How it is to be used.
+    pub about: ChannelAbout,
 }
 
 /// A request to read a generation, perhaps one that was read before, over another connection or from another life of the
@@ -186,6 +195,34 @@ pub enum ClientOp {
     /// Asks for a page of a channel's history, from a position on (0: the oldest kept); `limit` 0 for as many as fit.
     /// Answer: `Page`.
     ReadHistory { channel: Name, from: Position, limit: u32 },
+    /// Something about channels, their members and the people in them.
+    Chat(ChatOp),
+    /// Asks for a token by name and password; may come before the hello. Answer: `LoggedIn`.
+    Login(Login),
+    /// Asks something of the node's administration: a JSON object. Answer: `Managed`.
+    Manage { json: Bytes },
+    /// The session's user is there. No answer; as a datagram.
+    Heartbeat,
+    /// The user is writing in a channel, or stopped to. No answer; as a datagram.
+    Typing { subscription: Subscription, on: bool },
+}
+
+/// A request for a token.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Login {
+    /// Whose user.
+    pub tenant: Name,
+    /// Which user.
+    pub user: Name,
+    /// The password, as the user typed it.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Login {
+    /// Without the password, which must not get into a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Login").field("tenant", &self.tenant).field("user", &self.user).finish_non_exhaustive()
+    }
 }
 
 /// The first frame of a node.
@@ -215,6 +252,8 @@ pub struct Welcome {
     pub lead_messages: u32,
     /// Default lead of a watched generation.
     pub lead_tokens: u32,
+    /// When the token ends, in microseconds since 1970; 0 if it does not.
+    pub token_expires_us: u64,
 }
 
 /// What a delivery is.
@@ -228,6 +267,18 @@ pub enum DeliveryKind {
     GenerationStarted,
     /// A model's answer ended without a message: cancelled, refused or failed. The body says why.
     GenerationEnded,
+    /// A message got another text: the body. The target says which.
+    Edit,
+    /// The target's text was taken back.
+    Redaction,
+    /// Somebody reacted to the target; the body is the emoji.
+    Reaction,
+    /// Somebody took a reaction back.
+    Unreaction,
+    /// Somebody's role changed; the body is the name of whose, the context says to what.
+    Membership,
+    /// The channel is used in another way; the body is its topic.
+    Info,
 }
 
 /// One record of a channel, as its readers get it.
@@ -247,6 +298,8 @@ pub struct Delivery {
     pub body: Bytes,
     /// 0: the body is plain.
     pub key: u32,
+    /// Its place in the channel.
+    pub context: Context,
 }
 
 /// What a node says.
@@ -291,6 +344,22 @@ pub enum ServerOp {
     /// The tokens before `to` stand; those from `to` on were lost with an earlier life of the node before they were
     /// durable, and come again, perhaps with another text.
     Rewound { to: u32 },
+    /// Answer to `AboutChannel` and `OpenDirect`.
+    ChannelReport(Box<ChannelReport>),
+    /// Answer to `ListChannels`; `more`: there are others after the last.
+    ChannelList { channels: Vec<ChannelSummary>, more: bool },
+    /// Answer to `GetProfile`.
+    ProfileReport(Box<ProfileReport>),
+    /// Answer to `WhoIsIn`; not `complete` if there are more than are named.
+    PresenceReport { count: u32, users: Vec<PresentUser>, complete: bool },
+    /// News of the people in a channel, on the delivery lane, about a subscription that takes part in presence.
+    Presence(Presence),
+    /// Somebody is writing in a channel, or stopped to; a datagram, about a subscription that takes part in presence.
+    TypingNotice { user: Name, on: bool },
+    /// Answer to `Login`: a token, and when it ends, in microseconds since 1970.
+    LoggedIn { token: String, expires_us: u64 },
+    /// Answer to `Manage`: a JSON object.
+    Managed { json: Bytes },
 }
 
 #[cfg(test)]

@@ -88,6 +88,26 @@ codes! {
     StorageDamaged = 27, "storage_damaged";
     /// The channel was deleted.
     ChannelDeleted = 28, "channel_deleted";
+    /// The token, or whose it is, was revoked.
+    TokenRevoked = 29, "token_revoked";
+    /// No such user, or another password.
+    LoginFailed = 30, "login_failed";
+    /// Too much in too short a time; come back after the given delay.
+    RateLimited = 31, "rate_limited";
+    /// More than the user or the tenant may have.
+    QuotaExceeded = 32, "quota_exceeded";
+    /// No such message in the channel, or it is no longer kept.
+    MessageUnknown = 33, "message_unknown";
+    /// The name is kept for channels that the node makes itself.
+    NameReserved = 34, "name_reserved";
+    /// No such user.
+    UserUnknown = 35, "user_unknown";
+    /// The issuer of the token cannot be asked for its keys; come back after the given delay.
+    IssuerUnavailable = 36, "issuer_unavailable";
+    /// The node is short of memory; come back after the given delay.
+    Overloaded = 37, "overloaded";
+    /// A request to the node's administration that makes no sense.
+    RequestInvalid = 38, "request_invalid";
 }
 
 impl fmt::Display for RejectCode {

@@ -186,6 +186,7 @@ impl<'a> Append<'a> {
                     history_bytes: 0,
                     history_age_ms: 0,
                     durability: Some(durability),
+                    about: Default::default(),
                 };
                 asked += 1;
                 swarm.request(0, asked as u32, &ClientOp::CreateChannel(create))?;
@@ -294,7 +295,7 @@ impl<'a> Append<'a> {
         writer.unanswered.push(number, intended_ns);
         let sequence = Sequence(writer.count);
         let body = Bytes::from(Stamp { intended_ns, session: swarm.session(link), sequence }.body(self.args.body));
-        let publish = Publish { channel, sequence, retry: false, make: false, body, key: 0 };
+        let publish = Publish { channel, sequence, retry: false, make: false, body, key: 0, post: Default::default() };
         swarm.request(link, number, &ClientOp::Publish(publish))
     }
 

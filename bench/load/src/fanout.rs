@@ -127,6 +127,7 @@ impl<'a> Fan<'a> {
             policy: Policy::Replay,
             lead: LEAD_MESSAGES,
             make: true,
+            presence: false,
         };
         let payload = ClientOp::Subscribe(subscribe).encode();
         let (wanted, mut answered, mut asked) = (self.args.subscribers, 0, 0);
@@ -222,7 +223,15 @@ impl<'a> Fan<'a> {
         self.unacked.push_back(intended_ns);
         let sequence = Sequence(self.published);
         let body = Bytes::from(Stamp { intended_ns, session: swarm.session(PUBLISHER), sequence }.body(self.args.body));
-        let publish = Publish { channel: self.channel.clone(), sequence, retry: false, make: true, body, key: 0 };
+        let publish = Publish {
+            channel: self.channel.clone(),
+            sequence,
+            retry: false,
+            make: true,
+            body,
+            key: 0,
+            post: Default::default(),
+        };
         swarm.request(PUBLISHER, self.published as u32, &ClientOp::Publish(publish))
     }
 

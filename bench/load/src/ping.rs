@@ -105,8 +105,14 @@ pub(crate) fn run(args: &PingArgs, context: &Context) -> Result<Vec<Row>, LoadEr
 
 /// Subscribes a link to a channel, from now on.
 fn subscribe(swarm: &mut Swarm, link: LinkId, channel: &Name) -> Result<(), LoadError> {
-    let subscribe =
-        Subscribe { channel: channel.clone(), from: From::End, policy: Policy::Replay, lead: 0, make: true };
+    let subscribe = Subscribe {
+        channel: channel.clone(),
+        from: From::End,
+        policy: Policy::Replay,
+        lead: 0,
+        make: true,
+        presence: false,
+    };
     swarm.request(link, 1, &ClientOp::Subscribe(subscribe))?;
     let answered = swarm.run_until(CONNECT_LIMIT, |swarm, seen| match seen {
         Some((_, Seen::Frame { op: ServerOp::Subscribed { .. }, .. })) => Ok(true),
@@ -241,7 +247,15 @@ impl Loop {
                 let sequence = Sequence(self.count);
                 let body = Stamp { intended_ns, session: swarm.session(0), sequence }.body(self.bytes);
                 let channel = self.channel.clone();
-                let publish = Publish { channel, sequence, retry: false, make: true, body: Bytes::from(body), key: 0 };
+                let publish = Publish {
+                    channel,
+                    sequence,
+                    retry: false,
+                    make: true,
+                    body: Bytes::from(body),
+                    key: 0,
+                    post: Default::default(),
+                };
                 swarm.request(0, self.count as u32, &ClientOp::Publish(publish))
             }
         }

@@ -94,6 +94,17 @@ pub fn matches(pattern: &str, name: &str) -> bool {
     pattern[p..].iter().all(|&b| b == b'*')
 }
 
+/// What a session came in with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Credential {
+    /// The token's own number; 0 if it has none.
+    pub id: u128,
+    /// When it was issued, in seconds since 1970; 0 if it does not say.
+    pub issued_s: u64,
+    /// When it ends, in seconds since 1970; 0 if it does not.
+    pub expires_s: u64,
+}
+
 /// Who is at the other end of a session, as its token says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principal {
@@ -105,9 +116,16 @@ pub struct Principal {
     pub session: SessionId,
     /// What it may do.
     pub permissions: Vec<Permission>,
+    /// What it came in with.
+    pub credential: Credential,
 }
 
 impl Principal {
+    /// Somebody whose session does not end by itself.
+    pub fn new(tenant: Name, user: Name, session: SessionId, permissions: Vec<Permission>) -> Self {
+        Self { tenant, user, session, permissions, credential: Credential::default() }
+    }
+
     /// Whether `action` on `name` is covered.
     pub fn may(&self, action: Action, name: &str) -> bool {
         self.permissions.iter().any(|p| p.action == action && matches(&p.pattern, name))

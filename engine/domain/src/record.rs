@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use thalweg_protocol::chat::Context;
 use thalweg_protocol::generation::{ChatMessage, OnDetach, Sampling};
 use thalweg_protocol::ids::{
     ChannelId, ChannelKey, Epoch, GenerationId, Lsn, Name, Partition, Position, Sequence, SessionId,
@@ -11,6 +12,7 @@ use thalweg_protocol::limits::{HISTORY_BYTES, HISTORY_MESSAGES};
 use thalweg_protocol::op::{Delivery, DeliveryKind, Durability, ServerOp};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
+use crate::fact::{ChannelFact, UserFact};
 use crate::generation::{Ending, Token};
 
 /// Something that happened, as the log keeps it.
@@ -34,7 +36,7 @@ pub struct Record {
 #[allow(missing_docs, reason = "fields are named after their types")]
 pub enum Event {
     /// A channel was made. The record's own place in the log is the channel's id.
-    ChannelCreated { channel: ChannelKey, settings: ChannelSettings },
+    ChannelCreated { channel: ChannelKey, settings: ChannelSettings, facts: Vec<ChannelFact> },
     /// A channel was deleted, with all it holds.
     ChannelDeleted { channel: ChannelKey, id: ChannelId },
     /// Somebody published.
@@ -47,6 +49,10 @@ pub enum Event {
     GenerationFinished { generation: GenerationId, ending: Ending, posting: Option<Posting> },
     /// A generation was deleted.
     GenerationDeleted { generation: GenerationId },
+    /// Something about a channel changed; its readers may be told of it in the channel.
+    ChannelChanged { channel: ChannelKey, id: ChannelId, facts: Vec<ChannelFact>, posting: Option<Posting> },
+    /// Something about a user changed.
+    UserChanged { tenant: Name, user: Name, facts: Vec<UserFact> },
 }
 
 impl Event {
@@ -56,8 +62,12 @@ impl Event {
             Self::Published(posting) => Some(posting),
             Self::GenerationStarted { posting, .. }
             | Self::GenerationTokens { posting, .. }
-            | Self::GenerationFinished { posting, .. } => posting.as_ref(),
-            Self::ChannelCreated { .. } | Self::ChannelDeleted { .. } | Self::GenerationDeleted { .. } => None,
+            | Self::GenerationFinished { posting, .. }
+            | Self::ChannelChanged { posting, .. } => posting.as_ref(),
+            Self::ChannelCreated { .. }
+            | Self::ChannelDeleted { .. }
+            | Self::GenerationDeleted { .. }
+            | Self::UserChanged { .. } => None,
         }
     }
 }
@@ -129,6 +139,8 @@ pub struct Message {
     pub user: Name,
     /// The generation it belongs to, if a model wrote it.
     pub generation: Option<GenerationId>,
+    /// Its place in the channel.
+    pub context: Context,
     /// The message itself; a slice of `payload`'s memory or of the request's.
     pub body: Bytes,
     /// The encoded [`ServerOp::Delivery`], made once and sent to every reader; the log keeps these bytes.
@@ -154,7 +166,28 @@ impl Message {
     }
 
     fn of(delivery: Delivery, session: SessionId, sequence: Sequence, payload: Bytes) -> Self {
-        let Delivery { position, timestamp_us, kind, user, generation, body, key: _ } = delivery;
-        Self { position, timestamp_us, session, sequence, kind, user, generation, body, payload }
+        let Delivery { position, timestamp_us, kind, user, generation, body, key: _, context } = delivery;
+        Self { position, timestamp_us, session, sequence, kind, user, generation, context, body, payload }
+    }
+
+    /// The message without its text, which was taken back.
+    #[must_use]
+    pub fn redacted(&self) -> Self {
+        let delivery = Delivery {
+            position: self.position,
+            timestamp_us: self.timestamp_us,
+            kind: self.kind,
+            user: self.user.clone(),
+            generation: self.generation,
+            body: Bytes::new(),
+            key: 0,
+            context: Context { redacted: true, mentions: Vec::new(), ..self.context.clone() },
+        };
+        Self::new(delivery, self.session, self.sequence)
+    }
+
+    /// Whether somebody's command wrote it, so that the command is to be recognised when it is repeated.
+    pub fn is_commanded(&self) -> bool {
+        self.sequence != Sequence(0)
     }
 }

@@ -19,6 +19,9 @@
 //! | 5 | generation tokens | generation `u64`, index `u32`, tokens, text, optional posting |
 //! | 6 | generation finished | generation `u64`, ending, optional posting |
 //! | 7 | generation deleted | generation `u64` |
+//! | 8 | channel created, with facts | key, settings, facts of the channel, at least one |
+//! | 9 | channel changed | key, id `u64`, facts of the channel, optional posting |
+//! | 10 | user changed | tenant and user name, facts of the user |
 //!
 //! Names are one byte of length and UTF-8, texts four; lists are a count `u32` and their entries; what is optional is a byte
 //! 0, or 1 and the value. Of these are made:
@@ -33,11 +36,17 @@
 //! | sampling | temperature `f32`, top p `f32`, top k `u32`, seed `u64`, most tokens `u32`, list of stop texts |
 //! | when readers go | 0, or 1 and milliseconds `u64` |
 //! | tokens | list of id `u32` and bytes of text `u32` |
+//! | facts of a channel | list of a byte and: 0 info; 1 user, member; 2 user, who is none; 3 user, reading; 4 position `u64`, redacted |
+//! | info | kind `u8`, topic, who may write `u8`, name of who made it, when `u64` |
+//! | member | role `u8`, since when `u64`, name of who made them that |
+//! | reading | position, number of messages and of mentions `u64` |
+//! | facts of a user | list of a byte and: 0 texts (shown name, about, status); 1 seen at `u64`; 2 forgotten |
 //! | ending | reason `u8`, prompt tokens `u32`, completion tokens `u32`, text |
 //!
 //! The *payload* of a posting is its encoded delivery as it goes to readers, after its length `u32`; what else is known of
 //! the message is read from it. A layout that changes gets another version; the golden file holds one record of each kind.
 
+pub(crate) mod facts;
 pub(crate) mod fields;
 pub(crate) mod parts;
 #[cfg(test)]
@@ -61,6 +70,9 @@ const GENERATION_STARTED: u8 = 4;
 const GENERATION_TOKENS: u8 = 5;
 const GENERATION_FINISHED: u8 = 6;
 const GENERATION_DELETED: u8 = 7;
+const CHANNEL_CREATED_WITH_FACTS: u8 = 8;
+const CHANNEL_CHANGED: u8 = 9;
+const USER_CHANGED: u8 = 10;
 
 /// Why bytes are no record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -78,6 +90,16 @@ pub enum RecordError {
     Long {
         /// What it says.
         bytes: usize,
+    },
+    /// A text is longer than any that is written.
+    #[error("{field} has {bytes} bytes; at most {most} are ever written")]
+    Beyond {
+        /// The field.
+        field: &'static str,
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        most: usize,
     },
     /// Something is left after its last field.
     #[error("{bytes} bytes are left after the last field of the record")]
@@ -147,7 +169,10 @@ pub struct Heading {
 pub fn encode(record: &Record, into: &mut Vec<u8>) {
     let start = into.len();
     let kind = match &record.event {
-        Event::ChannelCreated { .. } => CHANNEL_CREATED,
+        Event::ChannelCreated { facts, .. } if facts.is_empty() => CHANNEL_CREATED,
+        Event::ChannelCreated { .. } => CHANNEL_CREATED_WITH_FACTS,
+        Event::ChannelChanged { .. } => CHANNEL_CHANGED,
+        Event::UserChanged { .. } => USER_CHANGED,
         Event::ChannelDeleted { .. } => CHANNEL_DELETED,
         Event::Published(_) => PUBLISHED,
         Event::GenerationStarted { .. } => GENERATION_STARTED,
@@ -169,9 +194,24 @@ pub fn encode(record: &Record, into: &mut Vec<u8>) {
 
 fn put_event(into: &mut Vec<u8>, event: &Event) {
     match event {
-        Event::ChannelCreated { channel, settings } => {
+        Event::ChannelCreated { channel, settings, facts } => {
             parts::put_key(into, channel);
             parts::put_settings(into, settings);
+            // One without facts stands as it did before there were any.
+            if !facts.is_empty() {
+                facts::put_channel_facts(into, facts);
+            }
+        }
+        Event::ChannelChanged { channel, id, facts, posting } => {
+            parts::put_key(into, channel);
+            put_u64(into, id.0);
+            facts::put_channel_facts(into, facts);
+            parts::put_optional_posting(into, posting.as_ref());
+        }
+        Event::UserChanged { tenant, user, facts } => {
+            fields::put_name(into, tenant);
+            fields::put_name(into, user);
+            facts::put_user_facts(into, facts);
         }
         Event::ChannelDeleted { channel, id } => {
             parts::put_key(into, channel);
@@ -250,9 +290,30 @@ fn read_heading(fields: &mut Fields<'_>) -> Result<Heading, RecordError> {
 
 fn read_event(fields: &mut Fields<'_>, kind: u8) -> Result<Event, RecordError> {
     Ok(match kind {
-        CHANNEL_CREATED => {
-            Event::ChannelCreated { channel: parts::read_key(fields)?, settings: parts::read_settings(fields)? }
+        CHANNEL_CREATED => Event::ChannelCreated {
+            channel: parts::read_key(fields)?,
+            settings: parts::read_settings(fields)?,
+            facts: Vec::new(),
+        },
+        CHANNEL_CREATED_WITH_FACTS => {
+            let (channel, settings) = (parts::read_key(fields)?, parts::read_settings(fields)?);
+            let facts = facts::read_channel_facts(fields)?;
+            if facts.is_empty() {
+                return Err(RecordError::Unknown { field: "number of facts", value: 0 });
+            }
+            Event::ChannelCreated { channel, settings, facts }
         }
+        CHANNEL_CHANGED => Event::ChannelChanged {
+            channel: parts::read_key(fields)?,
+            id: ChannelId(fields.u64("channel id")?),
+            facts: facts::read_channel_facts(fields)?,
+            posting: parts::read_optional_posting(fields)?,
+        },
+        USER_CHANGED => Event::UserChanged {
+            tenant: fields.name("tenant")?,
+            user: fields.name("user")?,
+            facts: facts::read_user_facts(fields)?,
+        },
         CHANNEL_DELETED => {
             Event::ChannelDeleted { channel: parts::read_key(fields)?, id: ChannelId(fields.u64("channel id")?) }
         }

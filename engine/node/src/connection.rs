@@ -69,6 +69,7 @@ impl Reception {
             in_flight_max: limits::IN_FLIGHT_MAX as u32,
             lead_messages: limits::LEAD_MESSAGES,
             lead_tokens: limits::LEAD_TOKENS,
+            token_expires_us: 0,
         };
         Ok((principal, welcome))
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
-pub use thalweg_domain::permission::{Action, Permission, Principal};
+pub use thalweg_domain::permission::{Action, Credential, Permission, Principal};
 use thalweg_protocol::ids::{Name, SessionId};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
@@ -115,6 +115,7 @@ impl Keys {
             user: name("sub", &body.sub)?,
             session,
             permissions: body.allow.iter().map(permission).collect::<Result<_, _>>()?,
+            credential: Credential { id: 0, issued_s: body.iat, expires_s: body.exp },
         })
     }
 }

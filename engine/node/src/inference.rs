@@ -38,7 +38,8 @@ impl Inference {
             InferenceCommand::Submit(submit) => {
                 let submitted = Instant::now();
                 self.submitted.insert(submit.generation, submitted);
-                let thalweg_shard::Submit { generation, tenant, model, messages, sampling, produced, credit } = *submit;
+                let thalweg_shard::Submit { generation, tenant, model, messages, sampling, produced, credit, trace: _ } =
+                    *submit;
                 let model = Some(model);
                 Command::Submit(Box::new(Submit {
                     generation,

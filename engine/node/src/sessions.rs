@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use thalweg_domain::permission::Action;
+use thalweg_protocol::frame::Splitter;
 use thalweg_protocol::ids::{CoreId, Request, Watch};
 use thalweg_protocol::limits::{HELLO_TIMEOUT_MS, RECONNECT_DELAY_MS};
 use thalweg_protocol::op::{ClientOp, ServerOp};
@@ -36,6 +37,8 @@ pub(crate) struct Sessions {
     hellos_accepted: u64,
     hellos_refused: BTreeMap<&'static str, u64>,
     closed_slow: u64,
+    /// Datagrams to or from clients that were not taken.
+    unreliable_dropped: u64,
 }
 
 /// A checkpoint that somebody asked for and that is not done on all cores.
@@ -55,6 +58,7 @@ impl Sessions {
         stats.counters.insert("hellos_accepted", self.hellos_accepted);
         stats.counters.insert("hellos_refused", self.hellos_refused.values().sum());
         stats.counters.insert("closed_slow", self.closed_slow);
+        stats.counters.insert("unreliable_dropped", self.unreliable_dropped);
         for (code, count) in &self.hellos_refused {
             *stats.rejects.entry(code).or_default() += count;
         }
@@ -115,8 +119,25 @@ impl Core {
                     self.shard.handle(at, Input::Closed { link: shard_link(link) });
                 }
             }
-            // A reader that stopped reading a lane says so with credit, or by going; datagrams have no use yet.
-            Event::LaneClosed { .. } | Event::Datagram { .. } => {}
+            Event::Datagram { link, payload } => self.datagram(link, &payload),
+            // A reader that stopped reading a lane says so with credit, or by going.
+            Event::LaneClosed { .. } => {}
+        }
+    }
+
+    /// Takes in what may be lost: that a user is there, or is writing. Anything else is for the command lane, and counted.
+    fn datagram(&mut self, link: QuicLink, datagram: &Bytes) {
+        let mut splitter = Splitter::new();
+        splitter.push(datagram.clone());
+        let frame = splitter.next().ok().flatten().filter(|_| splitter.pending() == 0);
+        let open = self.sessions.connections.get(&link.number()).is_some_and(|own| own.principal.is_some());
+        let op = frame.filter(|_| open).map(|frame| (frame.subject, ClientOp::decode(&frame.payload)));
+        match op {
+            Some((subject, Ok(op @ (ClientOp::Heartbeat | ClientOp::Typing { .. })))) => {
+                let (at, request) = (self.now(), Request(subject));
+                self.shard.handle(at, Input::Request { link: shard_link(link), request, op, trace: 0 });
+            }
+            _ => self.sessions.unreliable_dropped += 1,
         }
     }
 
@@ -163,7 +184,7 @@ impl Core {
             },
             (Ok(op), Some(_)) => {
                 let at = self.now();
-                self.shard.handle(at, Input::Request { link: shard_link(link), request, op });
+                self.shard.handle(at, Input::Request { link: shard_link(link), request, op, trace: 0 });
             }
             // The frame's boundaries are known, so one bad request does not end the session.
             (Err(reject), Some(_)) => self.reply(now, link, request, &ServerOp::Reject(reject)),
@@ -244,6 +265,14 @@ impl Core {
             }
             Output::Peer { to, message } => self.mesh.send(to, MeshMessage::Shard(message)),
             Output::Inference(command) => self.inference.send(command),
+            Output::Datagram { link, subscription, payload } => {
+                let header = thalweg_protocol::frame::header(payload.len(), subscription.0);
+                let datagram = [&header[..], &payload].concat().into();
+                // What is lost is of no use later; a client that takes no datagrams does without.
+                let sent = self.quic.send_datagram(quic_link(link), datagram);
+                self.sessions.unreliable_dropped += u64::from(sent.is_err());
+            }
+            Output::Audit(_) => {}
             Output::Close { link, reject } => {
                 self.quic.close(now, quic_link(link), reject.code as u32, reject.message.as_bytes());
             }

@@ -127,7 +127,7 @@ impl CoreStats {
         ] {
             self.counters.insert(name, count);
         }
-        for (code, &count) in RejectCode::ALL.iter().zip(&counters.rejects) {
+        for (code, &count) in RejectCode::ALL.iter().zip(counters.rejects.iter()) {
             if count > 0 {
                 *self.rejects.entry(code.as_str()).or_default() += count;
             }

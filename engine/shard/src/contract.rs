@@ -1,17 +1,20 @@
 //! What goes into a shard and what comes out: closed enums, no callbacks.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use thalweg_domain::partition::PartitionState;
 use thalweg_domain::permission::Principal;
+use thalweg_domain::quota::Limits;
 use thalweg_domain::record::{ChannelSettings, Message, Record};
+use thalweg_protocol::chat::{ChannelAbout, ChannelSummary, ChatOp};
 use thalweg_protocol::generation::{AskRequest, ChatMessage, FinishReason, Sampling, Usage};
 use thalweg_protocol::ids::{
     ChannelId, ChannelKey, CoreId, GenerationId, Name, Partition, Position, Request, Subscription, Watch,
 };
 use thalweg_protocol::op::{ClientOp, Publish, ServerOp, WatchRequest};
-use thalweg_protocol::reject::Reject;
+use thalweg_protocol::reject::{Reject, RejectCode};
 
 use crate::fan::{FanId, SubscriptionRef};
 
@@ -45,6 +48,8 @@ pub struct Origin {
     pub link: Link,
     /// The request.
     pub request: Request,
+    /// The span of a trace that the request is; 0 if it is not traced.
+    pub trace: u64,
 }
 
 /// What happens to a shard.
@@ -72,6 +77,8 @@ pub enum Input {
         request: Request,
         /// What it asks.
         op: ClientOp,
+        /// The span of a trace that the request is; 0 if it is not traced.
+        trace: u64,
     },
     /// A connection is gone.
     Closed {
@@ -109,6 +116,14 @@ pub enum Input {
     Storage {
         /// What the disk said.
         full: Option<String>,
+    },
+    /// What sessions, users and tenants may do from now on.
+    Limits(Arc<Limits>),
+    /// How short of memory the node is: 0 not at all; from 1 on what can be read back from disk is let go of; from 2 on
+    /// nobody new is served; from 3 on nothing is written.
+    Pressure {
+        /// How short.
+        level: u8,
     },
     /// A model says something.
     Inference(InferenceEvent),
@@ -183,6 +198,17 @@ pub enum Output {
     },
     /// Hand to the inference stage.
     Inference(InferenceCommand),
+    /// Send as a datagram, which may be lost.
+    Datagram {
+        /// To whom.
+        link: Link,
+        /// About which subscription.
+        subscription: Subscription,
+        /// An encoded [`ServerOp`].
+        payload: Bytes,
+    },
+    /// Note in the audit trail.
+    Audit(AuditEvent),
     /// Close a connection, telling it why.
     Close {
         /// Which.
@@ -190,6 +216,19 @@ pub enum Output {
         /// Why.
         reject: Reject,
     },
+}
+
+/// A decision about what somebody may do, for the audit trail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditEvent {
+    /// Whom it was about.
+    pub principal: Arc<Principal>,
+    /// What they wanted.
+    pub action: &'static str,
+    /// With what: names, never what was written.
+    pub object: String,
+    /// Why not; `None` if they could.
+    pub refused: Option<RejectCode>,
 }
 
 /// What shards say to each other.
@@ -206,19 +245,31 @@ pub enum PeerMessage {
 #[allow(missing_docs, reason = "fields are named after their types")]
 pub enum OwnerMessage {
     /// Make a channel.
-    Create { origin: Origin, channel: ChannelKey, settings: ChannelSettings },
+    Create {
+        origin: Origin,
+        principal: Arc<Principal>,
+        channel: ChannelKey,
+        settings: ChannelSettings,
+        about: Box<ChannelAbout>,
+    },
     /// Write a message.
     Publish { origin: Origin, principal: Arc<Principal>, publish: Box<Publish> },
     /// From now on tell `fan` about every message of a channel; answered by [`SessionMessage::Attached`].
-    Attach { origin: Origin, channel: ChannelKey, make: bool, fan: FanId },
+    Attach { origin: Origin, principal: Arc<Principal>, channel: ChannelKey, make: bool, fan: FanId },
     /// No longer.
     Detach { core: CoreId, channel: ChannelKey, fan: FanId },
     /// Read history; answered by [`SessionMessage::History`].
     Read { core: CoreId, channel: ChannelKey, reader: SubscriptionRef, from: Position },
     /// Read a page of history.
-    Page { origin: Origin, channel: ChannelKey, from: Position, limit: u32 },
+    Page { origin: Origin, principal: Arc<Principal>, channel: ChannelKey, from: Position, limit: u32 },
     /// Delete a channel.
-    Delete { origin: Origin, channel: ChannelKey },
+    Delete { origin: Origin, principal: Arc<Principal>, channel: ChannelKey },
+    /// Something about a channel, its members or the people in it.
+    Channel { origin: Origin, principal: Arc<Principal>, channel: ChannelKey, op: Box<ChatOp> },
+    /// Something about a user.
+    User { origin: Origin, principal: Arc<Principal>, op: Box<ChatOp> },
+    /// List the channels this core owns; answered by [`SessionMessage::Listed`].
+    List { origin: Origin, principal: Arc<Principal>, after: String, limit: u32, all: bool },
     /// Delete what this core owns of a tenant; answered by [`SessionMessage::TenantDeleted`].
     DeleteTenant { origin: Origin, tenant: Name },
     /// Ask a model.
@@ -249,6 +300,12 @@ pub enum SessionMessage {
     HistoryFailed { reader: SubscriptionRef, reject: Reject },
     /// A channel is gone, and with it its readers.
     Gone { fan: FanId, reject: Reject },
+    /// A user may not read a channel any more.
+    Expelled { fan: FanId, user: Name, reject: Reject },
+    /// Only a channel's members may read it any more.
+    Closed { fan: FanId, members: Arc<BTreeSet<Name>>, reject: Reject },
+    /// The answer to [`OwnerMessage::List`]: the first channels of one core by name, and whether it has more.
+    Listed { link: Link, request: Request, channels: Vec<ChannelSummary>, more: bool },
     /// The answer to [`OwnerMessage::DeleteTenant`]: how many channels there were.
     TenantDeleted { link: Link, request: Request, channels: u32 },
     /// A frame for a watcher of a generation.
@@ -276,6 +333,8 @@ pub struct Submit {
     pub sampling: Sampling,
     /// Tokens with an index below this may be produced.
     pub credit: u32,
+    /// The span of a trace that asked for it; 0 if it is not traced.
+    pub trace: u64,
 }
 
 /// What a shard asks of the inference stage.

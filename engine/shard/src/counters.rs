@@ -1,5 +1,7 @@
 //! What a shard counts and how long its stages take.
 
+use std::ops::{Deref, DerefMut};
+
 use thalweg_protocol::reject::RejectCode;
 
 /// Counts since the shard began.
@@ -30,7 +32,32 @@ pub struct Counters {
     /// Tokens received from the inference stage.
     pub tokens: u64,
     /// Refusals, by code number.
-    pub rejects: [u64; RejectCode::ALL.len()],
+    pub rejects: Rejects,
+}
+
+/// A count for each code of refusal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejects([u64; RejectCode::ALL.len()]);
+
+impl Default for Rejects {
+    fn default() -> Self {
+        Self([0; RejectCode::ALL.len()])
+    }
+}
+
+impl Deref for Rejects {
+    type Target = [u64];
+
+    /// The counts, in the order of the codes' numbers.
+    fn deref(&self) -> &[u64] {
+        &self.0
+    }
+}
+
+impl DerefMut for Rejects {
+    fn deref_mut(&mut self) -> &mut [u64] {
+        &mut self.0
+    }
 }
 
 /// A stage that a message or a token passes inside a shard.
@@ -68,4 +95,17 @@ pub struct Sample {
     pub stage: Stage,
     /// How long.
     pub us: u32,
+}
+
+/// What a traced request spent its time with, between two moments of [`Now::mono_us`](crate::Now::mono_us).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// The span of the request.
+    pub parent: u64,
+    /// With what.
+    pub name: &'static str,
+    /// When it began.
+    pub start_us: u64,
+    /// When it ended.
+    pub end_us: u64,
 }

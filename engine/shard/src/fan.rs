@@ -4,17 +4,17 @@
 //! in turn and in bursts, as far as their credit and the room in their session's queue go. A reader whose cursor fell off
 //! the tail is read back to it from the owner's history.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use thalweg_domain::permission::{Action as Access, Principal};
 use thalweg_domain::record::Message;
-use thalweg_protocol::ids::{ChannelKey, Position, Request, Subscription};
+use thalweg_protocol::ids::{ChannelKey, Name, Position, Request, Subscription};
 use thalweg_protocol::limits::{
     FRAME_HEADER_BYTES, LEAD_MESSAGES, LEAD_MESSAGES_MAX, SESSION_QUEUE_BYTES, SUBSCRIPTIONS_MAX, TAIL_BYTES,
     TAIL_MESSAGES,
 };
-use thalweg_protocol::op::{From, Policy, ServerOp, Subscribe};
+use thalweg_protocol::op::{DeliveryKind, From, Policy, ServerOp, Subscribe};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
 use crate::contract::{AttachResult, Link, Origin, Output, OwnerMessage};
@@ -155,10 +155,11 @@ impl Shard {
     pub(crate) fn request_subscribe(
         &mut self,
         origin: Origin,
-        principal: &Principal,
+        principal: Arc<Principal>,
         subscribe: Subscribe,
     ) -> Result<(), Reject> {
         principal.require(Access::Read, subscribe.channel.as_str())?;
+        self.newcomers_are_served()?;
         let Some(session) = self.sessions.get(origin.link) else { return Ok(()) };
         let number = Subscription(origin.request.0);
         if session.subscriptions.contains_key(&number.0) {
@@ -183,7 +184,7 @@ impl Shard {
         let fan = self.fan_of(&channel);
         self.add_reader(origin.link, number, fan, lead, &subscribe);
         let partition = self.partition(&channel.tenant, channel.channel.as_str());
-        self.tell_owner(partition, OwnerMessage::Attach { origin, channel, make, fan });
+        self.tell_owner(partition, OwnerMessage::Attach { origin, principal, channel, make, fan });
         Ok(())
     }
 
@@ -333,6 +334,10 @@ impl Shard {
             return;
         }
         let head = message.position;
+        if message.kind == DeliveryKind::Redaction {
+            self.redact_gathered(id, message.context.target);
+        }
+        let Some(fan) = self.fans.fans.get_mut(&id) else { return };
         fan.push(message, self.now.mono_us);
         let mut too_slow = Vec::new();
         let Fans { fans, readers, ready, .. } = &mut self.fans;
@@ -372,6 +377,56 @@ impl Shard {
         self.drop_subscription(link, number);
         let payload = ServerOp::Ended(Reject::new(RejectCode::SlowReader, text)).encode();
         self.deliver(link, number, payload);
+    }
+
+    /// Takes the text of a message out of what is gathered here for readers who have not had it.
+    fn redact_gathered(&mut self, id: FanId, target: Position) {
+        let Fans { fans, readers, .. } = &mut self.fans;
+        let Some(fan) = fans.get_mut(&id) else { return };
+        let redact = |message: &mut Arc<Message>| {
+            if message.position == target {
+                *message = Arc::new(message.redacted());
+            }
+        };
+        fan.tail.iter_mut().for_each(|(message, _)| redact(message));
+        fan.tail_bytes = fan.tail.iter().map(|(message, _)| message.payload.len()).sum();
+        for &index in &fan.readers {
+            let reader = readers.get_mut(index).and_then(Option::as_mut);
+            reader.into_iter().flat_map(|reader| &mut reader.replay).for_each(redact);
+        }
+    }
+
+    /// Ends the subscriptions of a user, who may not read a channel any more.
+    pub(crate) fn expelled(&mut self, id: FanId, user: &Name, reject: &Reject) {
+        self.end_readers(id, reject, |reader| reader == user);
+    }
+
+    /// Ends the subscriptions of everybody but a channel's members.
+    pub(crate) fn closed(&mut self, id: FanId, members: &BTreeSet<Name>, reject: &Reject) {
+        self.end_readers(id, reject, |reader| !members.contains(reader));
+    }
+
+    fn end_readers(&mut self, id: FanId, reject: &Reject, goes: impl Fn(&Name) -> bool) {
+        let Some(fan) = self.fans.fans.get(&id) else { return };
+        let channel = fan.key.channel.clone();
+        let readers = fan.readers.iter().filter_map(|&index| self.fans.readers.get(index)?.as_ref());
+        let going: Vec<_> = readers
+            .filter(|reader| {
+                // Whoever administers the channel stays.
+                self.sessions.get(reader.link).is_some_and(|session| {
+                    let principal = &session.principal;
+                    goes(&principal.user) && !principal.may(Access::Admin, channel.as_str())
+                })
+            })
+            .map(|reader| (reader.link, reader.number, reader.state == State::Attaching))
+            .collect();
+        for (link, number, attaching) in going {
+            // One that was not accepted yet was, or will be, answered by the owner.
+            if !attaching {
+                self.drop_subscription(link, number);
+                self.deliver(link, number, ServerOp::Ended(reject.clone()).encode());
+            }
+        }
     }
 
     /// A channel is gone.

@@ -7,6 +7,7 @@
 //! A generation that was cut off by the end of its node goes on from its last durable token. Somebody who saw more than
 //! that says which text it saw; if what comes again is the same it is not told, and else it is told how far to go back.
 
+mod expulsion;
 mod resume;
 
 use std::collections::BTreeMap;
@@ -37,6 +38,8 @@ struct Watcher {
     core: CoreId,
     link: Link,
     watch: Watch,
+    /// Who.
+    user: Name,
     /// Tokens before this were sent.
     sent: u32,
     /// Tokens before this were consumed.
@@ -78,6 +81,8 @@ struct Owned {
     deleting: bool,
     /// When it is handed to the inference stage again, which had no room for it.
     resume_at: Option<u64>,
+    /// The span of a trace that asked for it; 0 if it is not traced.
+    trace: u64,
 }
 
 impl Owned {
@@ -97,6 +102,7 @@ impl Owned {
             detached_at: None,
             deleting: false,
             resume_at: None,
+            trace: 0,
         }
     }
 
@@ -163,12 +169,19 @@ impl Shard {
         }
         let (messages, on_detach) = (request.messages, request.on_detach);
         let request = GenerationRequest { tenant, user, model, channel: None, messages, sampling, on_detach };
-        self.begin(id, Arc::new(request), logged, None, lead);
-        self.add_watcher(id, origin, 0, lead, None);
+        self.begin(id, Arc::new(request), logged, None, lead, origin.trace);
+        self.add_watcher(id, origin, principal.user.clone(), 0, lead, None);
     }
 
     /// Somebody spoke to a model in a channel. `older` are messages of it that were read back from disk.
-    pub(crate) fn answer_in_channel(&mut self, channel: ChannelKey, user: Name, model: Name, older: &[Arc<Message>]) {
+    pub(crate) fn answer_in_channel(
+        &mut self,
+        channel: ChannelKey,
+        user: Name,
+        model: Name,
+        trace: u64,
+        older: &[Arc<Message>],
+    ) {
         let partition = self.partition(&channel.tenant, channel.channel.as_str());
         let messages = self.conversation(&channel, older);
         let Some((channel_id, logged)) = self.channel_id(&channel) else { return };
@@ -185,7 +198,7 @@ impl Shard {
             sampling,
             on_detach: OnDetach::Keep(0),
         };
-        self.begin(id, Arc::new(request), logged, posting, LEAD_TOKENS);
+        self.begin(id, Arc::new(request), logged, posting, LEAD_TOKENS, trace);
     }
 
     /// The id of the next generation.
@@ -207,10 +220,11 @@ impl Shard {
         logged: bool,
         posting: Option<Posting>,
         credit: u32,
+        trace: u64,
     ) {
         self.generations.unfinished += 1;
         self.counters.generations += 1;
-        let owned = Owned::new(Generation::new(Arc::clone(&request)), logged, credit);
+        let owned = Owned { trace, ..Owned::new(Generation::new(Arc::clone(&request)), logged, credit) };
         self.generations.owned.insert(id, owned);
         self.submit(id);
         let event = Event::GenerationStarted { generation: id, request, posting };
@@ -223,18 +237,27 @@ impl Shard {
         owned.resume_at = None;
         let GenerationRequest { tenant, model, messages, sampling, .. } = (*owned.generation.request).clone();
         let produced = owned.generation.tokens_from(0).iter().map(|token| token.id).collect();
-        let submit = Submit { generation: id, tenant, model, messages, produced, sampling, credit: owned.credit };
+        let (credit, trace) = (owned.credit, owned.trace);
+        let submit = Submit { generation: id, tenant, model, messages, produced, sampling, credit, trace };
         self.output(Output::Inference(InferenceCommand::Submit(Box::new(submit))));
     }
 
-    fn add_watcher(&mut self, id: GenerationId, origin: Origin, from: u32, lead: u32, unverified: Option<Unverified>) {
+    fn add_watcher(
+        &mut self,
+        id: GenerationId,
+        origin: Origin,
+        user: Name,
+        from: u32,
+        lead: u32,
+        unverified: Option<Unverified>,
+    ) {
         let Some(owned) = self.generations.owned.get_mut(&id) else { return };
-        let Origin { core, link, request } = origin;
+        let Origin { core, link, request, .. } = origin;
         if let Some(at) = owned.detached_at.take() {
             self.deadlines.remove(&(at, Deadline::Detached(id)));
         }
         let watch = Watch(request.0);
-        owned.watchers.push(Watcher { core, link, watch, sent: from, consumed: from, lead, unverified });
+        owned.watchers.push(Watcher { core, link, watch, user, sent: from, consumed: from, lead, unverified });
         if owned.announced {
             self.greet(id, origin);
         }
@@ -245,7 +268,7 @@ impl Shard {
     fn greet(&mut self, id: GenerationId, origin: Origin) {
         let Some(owned) = self.generations.owned.get(&id) else { return };
         let op = ServerOp::Asked { generation: id, model: owned.generation.request.model.to_string() };
-        let (payload, Origin { core, link, request }) = (op.encode(), origin);
+        let (payload, Origin { core, link, request, .. }) = (op.encode(), origin);
         self.answer(origin, op);
         let watch = Watch(request.0);
         self.tell_session(core, SessionMessage::Generation { link, watch, payload, last: false });
@@ -256,7 +279,7 @@ impl Shard {
     pub(crate) fn announce(&mut self, id: GenerationId) {
         let Some(owned) = self.generations.owned.get_mut(&id) else { return };
         owned.announced = true;
-        let origin = |w: &Watcher| Origin { core: w.core, link: w.link, request: Request(w.watch.0) };
+        let origin = |w: &Watcher| Origin { core: w.core, link: w.link, request: Request(w.watch.0), trace: 0 };
         let origins: Vec<_> = owned.watchers.iter().map(origin).collect();
         for origin in origins {
             self.greet(id, origin);
@@ -269,10 +292,15 @@ impl Shard {
         let found = self.generations.owned.get(&id).filter(|owned| owned.generation.request.tenant == principal.tenant);
         let result = found.ok_or_else(|| unknown(id)).and_then(|owned| {
             may_read(principal, owned)?;
+            if let Some((key, _)) = owned.channel()
+                && let Some((channel, _)) = self.channel_with_readers(key)
+            {
+                channel.roster().may_read(principal, &key.channel)?;
+            }
             Unverified::of(owned, from, self.config.epoch, epoch, seen)
         });
         match result {
-            Ok(unverified) => self.add_watcher(id, origin, from, lead_of(lead), unverified),
+            Ok(unverified) => self.add_watcher(id, origin, principal.user.clone(), from, lead_of(lead), unverified),
             Err(reject) => self.refuse(origin, reject),
         }
     }

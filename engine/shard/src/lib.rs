@@ -9,18 +9,21 @@
 
 mod contract;
 mod counters;
+mod directory;
 mod fan;
 mod generations;
 mod log;
+mod members;
 mod owner;
+mod presence;
 mod session;
 mod shard;
 
 pub use contract::{
-    AttachResult, InferenceCommand, InferenceEvent, Input, Link, Now, Origin, Output, OwnerMessage, PeerMessage,
-    ReadId, SessionMessage, Submit, Ticket,
+    AttachResult, AuditEvent, InferenceCommand, InferenceEvent, Input, Link, Now, Origin, Output, OwnerMessage,
+    PeerMessage, ReadId, SessionMessage, Submit, Ticket,
 };
-pub use counters::{Counters, Sample, Stage};
+pub use counters::{Counters, Rejects, Sample, Span, Stage};
 pub use fan::FanId;
 pub use shard::{Config, Shard};
 

@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use thalweg_domain::partition::PartitionState;
+use thalweg_domain::permission::Principal;
 use thalweg_domain::record::{Event, Message, Record};
 use thalweg_protocol::ids::{ChannelId, ChannelKey, CoreId, Lsn, Name, Partition, Position};
 use thalweg_protocol::limits::{
     APPENDS_PENDING_BYTES, HISTORY_BATCH_MESSAGES, READS_MAX, RECONNECT_DELAY_MS, RESIDENT_BYTES,
 };
-use thalweg_protocol::op::ServerOp;
+use thalweg_protocol::op::{Publish, ServerOp};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
 use crate::contract::{Origin, Output, ReadId, SessionMessage, Ticket};
@@ -22,6 +23,8 @@ use crate::shard::Shard;
 
 /// What an entry of the log takes in memory beside its message's payload, about, in bytes.
 const ENTRY_BYTES: usize = 256;
+/// While the node is short of memory, this part of the messages that could be at hand is.
+const PRESSED_SHARE: usize = 8;
 /// Those who are refused because the log is behind are told to come back after this, in milliseconds.
 const BEHIND_DELAY_MS: u32 = 100;
 
@@ -49,8 +52,12 @@ pub(crate) enum Purpose {
     History { core: CoreId, reader: SubscriptionRef },
     /// For somebody who pages through history.
     Page { origin: Origin, limit: usize },
-    /// For a model that was spoken to in a channel.
-    Conversation { user: Name, model: Name },
+    /// For a model that was spoken to in a channel; `trace` is the span of what was said.
+    Conversation { user: Name, model: Name, trace: u64 },
+    /// For somebody who looks for a text.
+    Search { origin: Origin, query: String, limit: u32 },
+    /// For a write that means this message.
+    Target { origin: Origin, principal: Arc<Principal>, publish: Box<Publish> },
 }
 
 /// A read from disk that is under way.
@@ -156,6 +163,11 @@ impl Shard {
             self.log.pending_bytes -= pending.bytes;
             self.log.durable = pending.ticket;
             self.sample(Stage::Commit, pending.appended_us);
+            for action in &pending.actions {
+                if let Action::AnswerWrite { origin, .. } = action {
+                    self.span(origin.trace, "log.commit", pending.appended_us);
+                }
+            }
             self.commit(pending.ticket, &pending.event, pending.actions);
         }
         self.log.durable = self.log.durable.max(ticket);
@@ -198,13 +210,20 @@ impl Shard {
 
     /// Lets go of the oldest messages at hand, as far as they are on disk, until the rest is within its bound.
     fn evict(&mut self) {
-        while self.log.resident_bytes > RESIDENT_BYTES
+        let most = if self.pressure > 0 { RESIDENT_BYTES / PRESSED_SHARE } else { RESIDENT_BYTES };
+        while self.log.resident_bytes > most
             && self.log.resident.front().is_some_and(|oldest| oldest.ticket <= self.log.archived)
         {
             let Some(oldest) = self.log.resident.pop_front() else { return };
             self.log.resident_bytes -= oldest.bytes;
             self.evict_from_channel(&oldest.channel, oldest.id, oldest.position);
         }
+    }
+
+    /// Takes in how short of memory the node is.
+    pub(crate) fn press(&mut self, level: u8) {
+        self.pressure = level;
+        self.evict();
     }
 
     /// Reads the messages `from..to` of a channel from disk, or as many of them as one answer holds.
@@ -241,9 +260,13 @@ impl Shard {
             self.begin_read(reading);
         }
         if self.channel_id(&channel).is_none_or(|(now, _)| now != id) {
-            // The channel was deleted meanwhile. Its readers were told; who asked for a page is told now.
-            if let Purpose::Page { origin, .. } = purpose {
-                self.refuse(origin, deleted(&channel));
+            // The channel was deleted meanwhile. Its readers were told; who asked for something is told now.
+            match purpose {
+                Purpose::Page { origin, .. } | Purpose::Search { origin, .. } => self.refuse(origin, deleted(&channel)),
+                Purpose::Target { origin, principal, publish } => {
+                    self.target_read(origin, &principal, *publish, Err(deleted(&channel)));
+                }
+                Purpose::History { .. } | Purpose::Conversation { .. } => {}
             }
             return;
         }
@@ -254,6 +277,7 @@ impl Shard {
                 self.let_go_before(&channel, kept);
             }
         }
+        let result = result.map(|messages| self.shown(&channel, messages));
         match purpose {
             Purpose::History { core, reader } => {
                 let first = self.first_of(&channel);
@@ -269,11 +293,31 @@ impl Shard {
                 Ok(messages) => self.answer_page(origin, &channel, from, limit, &messages),
                 Err(reject) => self.refuse(origin, reject),
             },
-            Purpose::Conversation { user, model } => {
+            Purpose::Conversation { user, model, trace } => {
                 // A model that sees less of the past is better than none.
-                self.answer_in_channel(channel, user, model, &result.unwrap_or_default());
+                self.answer_in_channel(channel, user, model, trace, &result.unwrap_or_default());
             }
+            Purpose::Search { origin, query, limit } => match result {
+                Ok(messages) => {
+                    let whole = messages.last().is_none_or(|last| last.position.next() == to);
+                    // What did not fit in one answer of the disk is the newer part; it is looked at first, in halves.
+                    if whole {
+                        self.answer_search(origin, &channel, &query, from, limit, &messages);
+                    } else {
+                        let from = Position(from.0 + (to.0 - from.0) / 2);
+                        self.read_disk(Purpose::Search { origin, query, limit }, channel, id, from, to);
+                    }
+                }
+                Err(reject) => self.refuse(origin, reject),
+            },
+            Purpose::Target { origin, principal, publish } => self.target_read(origin, &principal, *publish, result),
         }
+    }
+
+    /// Messages as they may be shown: without the texts that were taken back.
+    fn shown(&mut self, channel: &ChannelKey, messages: Vec<Arc<Message>>) -> Vec<Arc<Message>> {
+        let Some(channel) = self.channel_mut(channel) else { return messages };
+        messages.iter().map(|message| channel.shown(message)).collect()
     }
 
     /// Takes in what the log left behind of a partition.
@@ -281,6 +325,7 @@ impl Shard {
         debug_assert!(!self.log.lsns.contains_key(&partition), "the past of a partition comes once, and first");
         self.log.lsns.insert(partition, state.last);
         self.restore_channels(partition, state.channels, state.dedupe);
+        self.restore_users(state.users);
         for (id, state) in state.generations {
             self.restore_generation(id, state);
         }

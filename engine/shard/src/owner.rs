@@ -1,19 +1,21 @@
 //! The channels this core owns: decide, append, apply, answer, spread.
 
-use std::collections::BTreeMap;
-
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use thalweg_domain::channel::{Channel, Kept, mentions_model};
+use bytes::Bytes;
+use thalweg_domain::channel::{Channel, Kept, Roster, check_name, mentions_model};
 use thalweg_domain::dedupe::{Dedupe, Outcome, Verdict, Writer};
+use thalweg_domain::fact::ChannelFact;
 use thalweg_domain::partition::ChannelState;
 use thalweg_domain::permission::{Action as Access, Principal};
 use thalweg_domain::record::{ChannelSettings, Event, Message, Posting};
+use thalweg_protocol::chat::{ChannelAbout, Context, PostKind};
 use thalweg_protocol::generation::ChatMessage;
 use thalweg_protocol::ids::{
     ChannelId, ChannelKey, CoreId, GenerationId, Lsn, Name, Partition, Position, Sequence, SessionId,
 };
-use thalweg_protocol::limits::{CHANNELS_MAX, HISTORY_BATCH_MESSAGES};
+use thalweg_protocol::limits::{CHANNELS_MAX, HISTORY_BATCH_MESSAGES, REACTION_BYTES_MAX};
 use thalweg_protocol::op::{Delivery, DeliveryKind, Durability, Publish, ServerOp};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
@@ -37,8 +39,12 @@ pub(crate) enum Action {
     Attach { origin: Origin, channel: ChannelKey, fan: FanId },
     /// No longer; in order with `Attach`, which waits for the log.
     Detach { core: CoreId, channel: ChannelKey, fan: FanId },
-    /// Somebody spoke to a model in a channel.
-    Mention { channel: ChannelKey, user: Name, model: Name },
+    /// Somebody spoke to a model in a channel; `trace` is the span of their message.
+    Mention { channel: ChannelKey, user: Name, model: Name, trace: u64 },
+    /// Somebody, or everybody who is no member, may not be allowed to read a channel any more.
+    Expel { channel: ChannelKey, user: Option<Name> },
+    /// Tell the core of a session.
+    Tell { core: CoreId, message: SessionMessage },
     /// What this core owned of a tenant is gone.
     TenantDeleted { origin: Origin, channels: u32 },
     /// The beginning of a generation is durable: its watchers may see it.
@@ -71,11 +77,32 @@ pub(crate) struct Owner {
     dedupe_unlogged: BTreeMap<Partition, Dedupe>,
     /// Counts the latter, in place of positions in the log.
     unlogged: u64,
+    /// Writers whose next write waits for a message to be read from disk, and what they wrote after it. Bounded by what a
+    /// session may have unanswered.
+    held: BTreeMap<(Partition, Writer), VecDeque<Held>>,
+}
+
+/// A write that waits for an earlier one of its writer.
+struct Held {
+    origin: Origin,
+    principal: Arc<Principal>,
+    publish: Publish,
 }
 
 impl Owner {
     pub(crate) fn channels(&self) -> usize {
         self.channels.len()
+    }
+
+    /// The channels of a tenant, in the order of their names.
+    pub(crate) fn of_tenant<'a>(&'a self, tenant: &'a Name) -> impl Iterator<Item = (&'a ChannelKey, &'a Channel)> {
+        let start = ChannelKey { tenant: tenant.clone(), channel: first_name() };
+        let live = self
+            .channels
+            .range(start..)
+            .take_while(move |(key, _)| key.tenant == *tenant)
+            .filter(|(_, owned)| !owned.deleting);
+        live.map(|(key, owned)| (key, &owned.channel))
     }
 
     fn dedupe(&mut self, partition: Partition, logged: bool) -> &mut Dedupe {
@@ -84,9 +111,34 @@ impl Owner {
     }
 }
 
-fn unknown(channel: &ChannelKey) -> Reject {
+pub(crate) fn unknown(channel: &ChannelKey) -> Reject {
     let text = format!("there is no channel {}; publish or subscribe with `make`, or create it", channel.channel);
     Reject::new(RejectCode::ChannelUnknown, text)
+}
+
+/// The first of all names.
+fn first_name() -> Name {
+    Name::new("!").expect("the first character that names may hold")
+}
+
+fn no_message(publish: &Publish) -> Reject {
+    let text = format!(
+        "{} has no message {} to do that to: there never was, it is no longer kept, or it was taken back",
+        publish.channel, publish.post.target
+    );
+    Reject::new(RejectCode::MessageUnknown, text)
+}
+
+/// Checks that the body of a reaction is an emoji, or at least a short word.
+fn check_reaction(body: &[u8]) -> Result<(), Reject> {
+    let good = std::str::from_utf8(body).is_ok_and(|text| {
+        (1..=REACTION_BYTES_MAX).contains(&text.len()) && !text.contains(|c: char| c.is_control() || c.is_whitespace())
+    });
+    if good {
+        return Ok(());
+    }
+    let text = format!("a reaction is 1 to {REACTION_BYTES_MAX} bytes of text without white space, such as an emoji");
+    Err(Reject::new(RejectCode::ParameterInvalid, text))
 }
 
 pub(crate) fn deleted(channel: &ChannelKey) -> Reject {
@@ -110,7 +162,14 @@ impl Shard {
         }
     }
 
-    pub(crate) fn create_channel(&mut self, origin: Origin, channel: ChannelKey, settings: ChannelSettings) {
+    pub(crate) fn create_channel(
+        &mut self,
+        origin: Origin,
+        principal: &Arc<Principal>,
+        channel: ChannelKey,
+        settings: ChannelSettings,
+        about: &ChannelAbout,
+    ) {
         let made = match self.existing(&channel) {
             Ok(Some(_)) => {
                 self.after_appends(Action::Answer { origin, op: ServerOp::ChannelCreated { created: false } });
@@ -118,7 +177,9 @@ impl Shard {
             }
             Ok(None) => {
                 let answer = Action::Answer { origin, op: ServerOp::ChannelCreated { created: true } };
-                self.make_channel(&channel, settings, vec![answer])
+                self.audit(principal, "create_channel", channel.channel.to_string(), None);
+                let facts = Roster::decide_new(about, &principal.user, self.now.wall_us);
+                self.make_channel(&channel, settings, facts, vec![answer])
             }
             Err(reject) => Err(reject),
         };
@@ -138,10 +199,27 @@ impl Shard {
         }
     }
 
-    fn make_channel(
+    /// The channel, if it exists and is not about to be gone.
+    pub(crate) fn existing_channel(&mut self, key: &ChannelKey) -> Result<Option<&mut Channel>, Reject> {
+        Ok(self.existing(key)?.map(|owned| &mut owned.channel))
+    }
+
+    /// The channel, even if it is about to be gone.
+    pub(crate) fn channel_mut(&mut self, key: &ChannelKey) -> Option<&mut Channel> {
+        self.owner.channels.get_mut(key).map(|owned| &mut owned.channel)
+    }
+
+    /// A channel, and the cores that have readers.
+    pub(crate) fn channel_with_readers(&self, key: &ChannelKey) -> Option<(&Channel, Vec<(CoreId, FanId)>)> {
+        self.owner.channels.get(key).map(|owned| (&owned.channel, owned.cores.clone()))
+    }
+
+    /// Makes a channel that does not exist. `facts` say what it is and whose.
+    pub(crate) fn make_channel(
         &mut self,
         key: &ChannelKey,
         settings: ChannelSettings,
+        facts: Vec<ChannelFact>,
         actions: Vec<Action>,
     ) -> Result<(), Reject> {
         self.storage_has_room()?;
@@ -150,15 +228,16 @@ impl Shard {
             return Err(Reject::new(RejectCode::LimitReached, text));
         }
         let partition = self.partition(&key.tenant, key.channel.as_str());
-        let channel = Channel::new(ChannelId(self.log.next_lsn(partition).0), settings);
-        self.append(partition, Event::ChannelCreated { channel: key.clone(), settings }, actions);
+        let mut channel = Channel::new(ChannelId(self.log.next_lsn(partition).0), settings);
+        facts.iter().for_each(|fact| channel.roster_mut().set(fact));
+        self.append(partition, Event::ChannelCreated { channel: key.clone(), settings, facts }, actions);
         let depends_on = self.log.appended();
         let owned = Owned { channel, partition, cores: Vec::new(), depends_on, deleting: false };
         self.owner.channels.insert(key.clone(), owned);
         Ok(())
     }
 
-    pub(crate) fn delete_channel(&mut self, origin: Origin, key: ChannelKey) {
+    pub(crate) fn delete_channel(&mut self, origin: Origin, principal: &Arc<Principal>, key: ChannelKey) {
         let result = match self.existing(&key) {
             Ok(Some(owned)) => Ok((owned.channel.id(), owned.partition)),
             Ok(None) => Err(unknown(&key)),
@@ -167,6 +246,7 @@ impl Shard {
         match result {
             Ok((id, partition)) => {
                 let answer = Action::Answer { origin, op: ServerOp::Done };
+                self.audit(principal, "delete_channel", key.channel.to_string(), None);
                 self.delete(key, id, partition, vec![answer]);
             }
             Err(reject) => self.refuse(origin, reject),
@@ -192,20 +272,69 @@ impl Shard {
             self.delete(key, id, partition, Vec::new());
         }
         self.delete_generations(tenant);
+        self.delete_users(tenant);
         self.after_appends(Action::TenantDeleted { origin, channels: count });
     }
 
+    /// Somebody writes to a channel of this core. What one session writes to a partition is carried out in its order, though
+    /// one of it may have to wait for the disk.
     pub(crate) fn publish(&mut self, origin: Origin, principal: &Arc<Principal>, publish: Publish) {
-        if let Err(reject) = self.try_publish(origin, principal, publish) {
+        let partition = self.partition(&principal.tenant, publish.channel.as_str());
+        let writer = Writer { tenant: principal.tenant.clone(), session: principal.session };
+        if let Some(held) = self.owner.held.get_mut(&(partition, writer)) {
+            held.push_back(Held { origin, principal: Arc::clone(principal), publish });
+            return;
+        }
+        self.publish_now(origin, principal, publish, None);
+    }
+
+    fn publish_now(
+        &mut self,
+        origin: Origin,
+        principal: &Arc<Principal>,
+        publish: Publish,
+        target: Option<&Arc<Message>>,
+    ) {
+        if let Err(reject) = self.try_publish(origin, principal, publish, target) {
             self.refuse(origin, reject);
         }
     }
 
-    fn try_publish(&mut self, origin: Origin, principal: &Arc<Principal>, publish: Publish) -> Result<(), Reject> {
-        let key = ChannelKey { tenant: principal.tenant.clone(), channel: publish.channel };
+    /// A message that is meant by a write was read from disk, or could not be; then what was written after it is carried out.
+    pub(crate) fn target_read(
+        &mut self,
+        origin: Origin,
+        principal: &Arc<Principal>,
+        publish: Publish,
+        result: Result<Vec<Arc<Message>>, Reject>,
+    ) {
+        let partition = self.partition(&principal.tenant, publish.channel.as_str());
+        let writer = Writer { tenant: principal.tenant.clone(), session: principal.session };
+        let mut held = self.owner.held.remove(&(partition, writer.clone())).unwrap_or_default();
+        let target = publish.post.target;
+        match result.map(|messages| messages.into_iter().find(|message| message.position == target)) {
+            Ok(Some(message)) => self.publish_now(origin, principal, publish, Some(&message)),
+            Ok(None) => self.refuse(origin, no_message(&publish)),
+            Err(reject) => self.refuse(origin, reject),
+        }
+        while let Some(next) = held.pop_front() {
+            self.publish_now(next.origin, &next.principal, next.publish, None);
+            if let Some(waits) = self.owner.held.get_mut(&(partition, writer.clone())) {
+                waits.append(&mut held);
+            }
+        }
+    }
+
+    fn try_publish(
+        &mut self,
+        origin: Origin,
+        principal: &Arc<Principal>,
+        publish: Publish,
+        target: Option<&Arc<Message>>,
+    ) -> Result<(), Reject> {
+        let key = ChannelKey { tenant: principal.tenant.clone(), channel: publish.channel.clone() };
         let partition = self.partition(&key.tenant, key.channel.as_str());
-        let session = principal.session;
-        let writer = Writer { tenant: principal.tenant.clone(), session };
+        let writer = Writer { tenant: principal.tenant.clone(), session: principal.session };
         let logged = match self.owner.channels.get(&key) {
             Some(owned) => owned.channel.is_logged(),
             None => self.config.durability != Durability::Memory,
@@ -224,40 +353,137 @@ impl Shard {
         if logged {
             self.storage_has_room()?;
         }
+        self.writes_are_served()?;
         if self.existing(&key)?.is_none() {
-            if !publish.make {
+            if !publish.make || publish.post.kind != PostKind::Message {
                 return Err(unknown(&key));
             }
-            self.make_channel(&key, ChannelSettings::new(self.config.durability), Vec::new())?;
+            check_name(&key.channel)?;
+            let facts = Roster::decide_new(&ChannelAbout::default(), &principal.user, self.now.wall_us);
+            self.make_channel(&key, ChannelSettings::new(self.config.durability), facts, Vec::new())?;
         }
-        let timestamp_us = self.now.wall_us;
+        if !self.may_publish(&key, principal, &publish, target)? {
+            return self.read_target(origin, principal, key, publish);
+        }
+        self.publish_allowed(origin, principal, key, publish, logged)
+    }
+
+    /// Checks that somebody may write what they want to; `false` if the message that is meant must be read first.
+    fn may_publish(
+        &mut self,
+        key: &ChannelKey,
+        principal: &Arc<Principal>,
+        publish: &Publish,
+        target: Option<&Arc<Message>>,
+    ) -> Result<bool, Reject> {
+        let now_us = self.now.wall_us;
+        let Some(owned) = self.owner.channels.get_mut(key) else { return Err(unknown(key)) };
+        let (channel, name, post) = (&mut owned.channel, &key.channel, publish.post);
+        if post.target > channel.head() || (post.kind != PostKind::Message && post.target < channel.first(now_us)) {
+            return Err(no_message(publish));
+        }
+        match post.kind {
+            PostKind::Message => channel.roster().may_write(principal, name)?,
+            PostKind::React | PostKind::Unreact => {
+                channel.roster().may_write(principal, name)?;
+                check_reaction(&publish.body)?;
+            }
+            PostKind::Edit | PostKind::Redact => {
+                let redact = post.kind == PostKind::Redact;
+                if channel.roster().is_redacted(post.target) {
+                    return Err(no_message(publish));
+                }
+                let at_hand = channel.at_hand(post.target);
+                let Some(target) = target.or(at_hand.as_ref()) else { return Ok(false) };
+                if target.kind != DeliveryKind::Message {
+                    return Err(no_message(publish));
+                }
+                channel.roster().may_amend(principal, name, &target.user, redact)?;
+                if redact {
+                    let first = channel.first(now_us);
+                    channel.roster_mut().may_redact_more(first)?;
+                } else {
+                    channel.roster().may_write(principal, name)?;
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads the message that a write means from disk; what its session writes next waits for it.
+    fn read_target(
+        &mut self,
+        origin: Origin,
+        principal: &Arc<Principal>,
+        key: ChannelKey,
+        publish: Publish,
+    ) -> Result<(), Reject> {
+        let Some(owned) = self.owner.channels.get(&key) else { return Err(unknown(&key)) };
+        let (id, target) = (owned.channel.id(), publish.post.target);
+        let partition = owned.partition;
+        let writer = Writer { tenant: principal.tenant.clone(), session: principal.session };
+        self.owner.held.entry((partition, writer)).or_default();
+        let purpose = Purpose::Target { origin, principal: Arc::clone(principal), publish: Box::new(publish) };
+        self.read_disk(purpose, key, id, target, target.next());
+        Ok(())
+    }
+
+    fn publish_allowed(
+        &mut self,
+        origin: Origin,
+        principal: &Arc<Principal>,
+        key: ChannelKey,
+        publish: Publish,
+        logged: bool,
+    ) -> Result<(), Reject> {
+        let Publish { sequence, body, key: sealed, post, .. } = publish;
+        let partition = self.partition(&key.tenant, key.channel.as_str());
+        let writer = Writer { tenant: principal.tenant.clone(), session: principal.session };
         let lsn = if logged { self.log.next_lsn(partition) } else { Lsn(self.owner.unlogged + 1) };
+        let now_us = self.now.wall_us;
         let Some(owned) = self.owner.channels.get_mut(&key) else { return Err(unknown(&key)) };
-        let (position, id) = (owned.channel.decide_position(), owned.channel.id());
-        let delivery = Delivery {
-            position,
-            timestamp_us,
-            kind: DeliveryKind::Message,
-            user: principal.user.clone(),
-            generation: None,
-            body: publish.body,
-            key: publish.key,
+        let channel = &mut owned.channel;
+        let (position, id) = (channel.decide_position(), channel.id());
+        let timestamp_us = channel.decide_timestamp(now_us);
+        let says = post.kind == PostKind::Message;
+        let mentions = if says { channel.roster().mentions(&body) } else { Vec::new() };
+        channel.roster_mut().count_mentions(&mentions);
+        let number = if says { channel.decide_number() } else { channel.messages() };
+        let context = Context { target: post.target, number, mentions, ..Context::default() };
+        let kind = match post.kind {
+            PostKind::Message => DeliveryKind::Message,
+            PostKind::Edit => DeliveryKind::Edit,
+            PostKind::Redact => DeliveryKind::Redaction,
+            PostKind::React => DeliveryKind::Reaction,
+            PostKind::Unreact => DeliveryKind::Unreaction,
         };
-        let mention = mentions_model(&delivery.body).then(|| self.model(None)).and_then(Result::ok);
+        let body = if kind == DeliveryKind::Redaction { Bytes::new() } else { body };
+        let user = principal.user.clone();
+        let delivery = Delivery { position, timestamp_us, kind, user, generation: None, body, key: sealed, context };
+        let mention = (says && mentions_model(&delivery.body)).then(|| self.model(None)).and_then(Result::ok);
         let mention = mention.filter(|model| principal.may(Access::Ask, model.as_str()));
-        let message = Arc::new(Message::new(delivery, session, publish.sequence));
+        let message = Arc::new(Message::new(delivery, principal.session, sequence));
         let outcome = Outcome { position, timestamp_us };
-        self.owner.dedupe(partition, logged).remember(writer, publish.sequence, outcome, lsn);
+        self.owner.dedupe(partition, logged).remember(writer, sequence, outcome, lsn);
         self.owner.unlogged += u64::from(!logged);
         let op = ServerOp::Published { position, timestamp_us, duplicate: false };
         let mut actions = vec![Action::AnswerWrite { origin, op, since_us: self.now.mono_us }];
         if let Some(model) = mention {
-            let (channel, user) = (key.clone(), principal.user.clone());
-            actions.push(Action::Mention { channel, user, model });
+            let (channel, user, trace) = (key.clone(), principal.user.clone(), origin.trace);
+            actions.push(Action::Mention { channel, user, model, trace });
         }
         self.counters.published += 1;
-        let posting = Posting { channel: key, id, message };
-        self.append_posting(partition, logged, Event::Published(posting), actions);
+        let posting = Posting { channel: key.clone(), id, message };
+        let event = if kind == DeliveryKind::Redaction {
+            let fact = ChannelFact::Redacted { position: post.target };
+            if let Some(channel) = self.channel_mut(&key) {
+                channel.roster_mut().set(&fact);
+            }
+            Event::ChannelChanged { channel: key, id, facts: vec![fact], posting: Some(posting) }
+        } else {
+            Event::Published(posting)
+        };
+        self.append_posting(partition, logged, event, actions);
         Ok(())
     }
 
@@ -269,6 +495,16 @@ impl Shard {
         let channel = event.posting().map(|posting| posting.channel.clone());
         let owned = channel.as_ref().and_then(|key| self.owner.channels.get(key));
         let depends_on = owned.map_or(Ticket::default(), |owned| owned.depends_on);
+        self.append_unlogged_posting(depends_on, event, actions);
+    }
+
+    /// Adds something to a channel in memory once an append is durable.
+    pub(crate) fn append_posting_after(&mut self, ticket: Ticket, event: Event) {
+        self.append_unlogged_posting(ticket, event, Vec::new());
+    }
+
+    fn append_unlogged_posting(&mut self, depends_on: Ticket, event: Event, actions: Vec<Action>) {
+        let channel = event.posting().map(|posting| posting.channel.clone());
         let waits_for = self.append_unlogged(depends_on, event, actions);
         if let Some(owned) = channel.and_then(|key| self.owner.channels.get_mut(&key)) {
             owned.depends_on = owned.depends_on.max(waits_for);
@@ -285,10 +521,15 @@ impl Shard {
         generation: GenerationId,
         body: bytes::Bytes,
     ) -> Option<Posting> {
+        let now_us = self.now.wall_us;
         let owned = self.owner.channels.get_mut(key).filter(|owned| owned.channel.id() == id && !owned.deleting)?;
-        let position = owned.channel.decide_position();
-        let timestamp_us = self.now.wall_us;
-        let delivery = Delivery { position, timestamp_us, kind, user, generation: Some(generation), body, key: 0 };
+        let channel = &mut owned.channel;
+        let (position, timestamp_us) = (channel.decide_position(), channel.decide_timestamp(now_us));
+        let says = kind == DeliveryKind::Message;
+        let number = if says { channel.decide_number() } else { channel.messages() };
+        let context = Context { number, ..Context::default() };
+        let generation = Some(generation);
+        let delivery = Delivery { position, timestamp_us, kind, user, generation, body, key: 0, context };
         let message = Arc::new(Message::new(delivery, SessionId(0), Sequence(0)));
         Some(Posting { channel: key.clone(), id, message })
     }
@@ -304,14 +545,27 @@ impl Shard {
         self.owner.channels.get(key).map_or_else(Vec::new, |owned| owned.channel.conversation(older))
     }
 
-    pub(crate) fn attach(&mut self, origin: Origin, channel: ChannelKey, make: bool, fan: FanId) {
+    pub(crate) fn attach(
+        &mut self,
+        origin: Origin,
+        principal: &Arc<Principal>,
+        channel: ChannelKey,
+        make: bool,
+        fan: FanId,
+    ) {
         let attach = Action::Attach { origin, channel: channel.clone(), fan };
         let made = match self.existing(&channel) {
-            Ok(Some(_)) => {
-                self.after_appends(attach);
-                return;
-            }
-            Ok(None) if make => self.make_channel(&channel, ChannelSettings::new(self.config.durability), vec![attach]),
+            Ok(Some(owned)) => match owned.channel.roster().may_read(principal, &channel.channel) {
+                Ok(()) => {
+                    self.after_appends(attach);
+                    return;
+                }
+                Err(reject) => Err(reject),
+            },
+            Ok(None) if make => check_name(&channel.channel).and_then(|()| {
+                let facts = Roster::decide_new(&ChannelAbout::default(), &principal.user, self.now.wall_us);
+                self.make_channel(&channel, ChannelSettings::new(self.config.durability), facts, vec![attach])
+            }),
             Ok(None) => Err(unknown(&channel)),
             Err(reject) => Err(reject),
         };
@@ -327,7 +581,7 @@ impl Shard {
         fan: FanId,
         result: crate::contract::AttachResult,
     ) {
-        let Origin { core, link, request } = origin;
+        let Origin { core, link, request, .. } = origin;
         self.tell_session(core, SessionMessage::Attached { link, request, channel, fan, result });
     }
 
@@ -358,9 +612,19 @@ impl Shard {
     }
 
     /// Answers a request for a page of history.
-    pub(crate) fn page(&mut self, origin: Origin, channel: ChannelKey, from: Position, limit: u32) {
+    pub(crate) fn page(
+        &mut self,
+        origin: Origin,
+        principal: &Principal,
+        channel: ChannelKey,
+        from: Position,
+        limit: u32,
+    ) {
         let limit = if limit == 0 { HISTORY_BATCH_MESSAGES } else { HISTORY_BATCH_MESSAGES.min(limit as usize) };
         let Some(owned) = self.owner.channels.get(&channel) else { return self.refuse(origin, unknown(&channel)) };
+        if let Err(reject) = owned.channel.roster().may_read(principal, &channel.channel) {
+            return self.refuse(origin, reject);
+        }
         let id = owned.channel.id();
         match owned.channel.read(from, self.now.wall_us) {
             Kept::AtHand(messages) => self.answer_page(origin, &channel, from, limit, &messages),
@@ -408,7 +672,9 @@ impl Shard {
             | Event::Published(_)
             | Event::GenerationStarted { .. }
             | Event::GenerationTokens { .. }
-            | Event::GenerationFinished { .. } => {}
+            | Event::GenerationFinished { .. }
+            | Event::ChannelChanged { .. }
+            | Event::UserChanged { .. } => {}
         }
     }
 
@@ -433,12 +699,15 @@ impl Shard {
             Action::Answer { origin, op } => self.answer(origin, op),
             Action::AnswerWrite { origin, op, since_us } => {
                 self.sample(Stage::Publish, since_us);
+                self.span(origin.trace, "shard.publish", since_us);
                 self.answer(origin, op);
             }
             Action::Attach { origin, channel, fan } => self.attach_now(origin, channel, fan),
             Action::Detach { core, channel, fan } => self.detach_now(core, &channel, fan),
-            Action::Mention { channel, user, model } => self.mentioned(channel, user, model),
-            Action::TenantDeleted { origin: Origin { core, link, request }, channels } => {
+            Action::Mention { channel, user, model, trace } => self.mentioned(channel, user, model, trace),
+            Action::Expel { channel, user } => self.expel(&channel, user),
+            Action::Tell { core, message } => self.tell_session(core, message),
+            Action::TenantDeleted { origin: Origin { core, link, request, .. }, channels } => {
                 self.tell_session(core, SessionMessage::TenantDeleted { link, request, channels });
             }
             Action::Announce { generation } => self.announce(generation),
@@ -462,13 +731,13 @@ impl Shard {
     }
 
     /// Somebody spoke to a model in a channel: its past is gathered, from disk if it must be.
-    fn mentioned(&mut self, channel: ChannelKey, user: Name, model: Name) {
+    fn mentioned(&mut self, channel: ChannelKey, user: Name, model: Name, trace: u64) {
         let Some(owned) = self.owner.channels.get(&channel) else { return };
         let id = owned.channel.id();
         let on_disk = owned.channel.conversation_on_disk(self.now.wall_us).filter(|_| owned.channel.is_logged());
         match on_disk {
-            Some((from, to)) => self.read_disk(Purpose::Conversation { user, model }, channel, id, from, to),
-            None => self.answer_in_channel(channel, user, model, &[]),
+            Some((from, to)) => self.read_disk(Purpose::Conversation { user, model, trace }, channel, id, from, to),
+            None => self.answer_in_channel(channel, user, model, trace, &[]),
         }
     }
 }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use thalweg_domain::channel::Channel;
+use thalweg_domain::channel::{Channel, check_name};
 use thalweg_domain::permission::{Action as Access, Principal};
+use thalweg_protocol::chat::ChannelKind;
 use thalweg_protocol::generation::AskRequest;
 use thalweg_protocol::ids::{ChannelKey, CoreId, GenerationId, Name, Position, Request, SessionId, Watch};
 use thalweg_protocol::limits::{IN_FLIGHT_MAX, RECONNECT_DELAY_MS, WATCHES_MAX};
@@ -12,8 +13,14 @@ use thalweg_protocol::op::{ClientOp, CreateChannel, Publish, ServerOp, WatchRequ
 use thalweg_protocol::reject::{Reject, RejectCode};
 
 use crate::contract::{Link, Origin, Output, OwnerMessage, PeerMessage};
+use crate::directory::Listing;
 use crate::fan::SubscriptionIndex;
 use crate::shard::Shard;
+
+/// From this level of pressure on nobody new is served.
+const PRESSURE_NEWCOMERS: u8 = 2;
+/// From this level of pressure on nothing is written.
+const PRESSURE_WRITES: u8 = 3;
 
 /// A session with an open connection on this core.
 pub(crate) struct Session {
@@ -30,6 +37,8 @@ pub(crate) struct Session {
     pub(crate) waiting_for_room: Vec<SubscriptionIndex>,
     /// Deletions of its tenant: how many cores have not answered, how many channels the others had.
     deletions: BTreeMap<Request, (u16, u32)>,
+    /// Lists of channels that are being gathered.
+    pub(crate) listings: BTreeMap<Request, Listing>,
 }
 
 /// All sessions of this core.
@@ -73,6 +82,7 @@ impl Shard {
             queued: 0,
             waiting_for_room: Vec::new(),
             deletions: BTreeMap::new(),
+            listings: BTreeMap::new(),
         };
         self.sessions.by_link.insert(link, session);
     }
@@ -102,23 +112,23 @@ impl Shard {
         self.tell_owner(generation.partition(), OwnerMessage::Unwatch { core, link, watch, generation });
     }
 
-    pub(crate) fn request(&mut self, link: Link, request: Request, op: ClientOp) {
+    pub(crate) fn request(&mut self, link: Link, request: Request, op: ClientOp, trace: u64) {
         let Some(session) = self.sessions.get(link) else { return };
         let principal = Arc::clone(&session.principal);
-        let origin = Origin { core: self.config.core, link, request };
+        let origin = Origin { core: self.config.core, link, request, trace };
         let result = match op {
             ClientOp::Publish(publish) => self.request_publish(origin, principal, publish),
-            ClientOp::Subscribe(subscribe) => self.request_subscribe(origin, &principal, subscribe),
+            ClientOp::Subscribe(subscribe) => self.request_subscribe(origin, principal, subscribe),
             ClientOp::Consumed { subscription, position } => {
                 self.consumed(link, subscription, position);
                 Ok(())
             }
             ClientOp::Unsubscribe { subscription } => self.request_unsubscribe(origin, subscription),
-            ClientOp::CreateChannel(create) => self.request_create(origin, &principal, create),
-            ClientOp::DeleteChannel { channel } => self.request_delete(origin, &principal, channel),
+            ClientOp::CreateChannel(create) => self.request_create(origin, principal, create),
+            ClientOp::DeleteChannel { channel } => self.request_delete(origin, principal, channel),
             ClientOp::DeleteTenant => self.request_delete_tenant(origin, &principal),
             ClientOp::ReadHistory { channel, from, limit } => {
-                self.request_page(origin, &principal, channel, from, limit)
+                self.request_page(origin, principal, channel, from, limit)
             }
             ClientOp::Ask(ask) => self.request_ask(origin, principal, ask),
             ClientOp::Watch(watch) => self.request_watch(origin, principal, watch),
@@ -129,7 +139,21 @@ impl Shard {
             ClientOp::Unwatch { watch } => self.request_unwatch(origin, watch),
             ClientOp::Cancel { generation } => self.request_cancel(origin, principal, generation),
             ClientOp::Hello(_) => refusal(RejectCode::HelloExpected, "the session is open; say hello once"),
-            ClientOp::Ping { .. } | ClientOp::Stats | ClientOp::Drain | ClientOp::Checkpoint => {
+            ClientOp::Chat(op) => self.request_chat(origin, principal, op),
+            ClientOp::Heartbeat => {
+                self.heard(link);
+                Ok(())
+            }
+            ClientOp::Typing { subscription, on } => {
+                self.request_typing(link, subscription, on);
+                Ok(())
+            }
+            ClientOp::Ping { .. }
+            | ClientOp::Stats
+            | ClientOp::Drain
+            | ClientOp::Checkpoint
+            | ClientOp::Login(_)
+            | ClientOp::Manage { .. } => {
                 refusal(RejectCode::Internal, "this request is the shell's and does not belong to a shard")
             }
         };
@@ -143,6 +167,24 @@ impl Shard {
         if self.draining {
             let reject = Reject::new(RejectCode::Draining, "the node is restarting; come back after the delay");
             return Err(reject.retry_after_ms(RECONNECT_DELAY_MS));
+        }
+        Ok(())
+    }
+
+    /// Refuses what would serve somebody new while the node is short of memory.
+    pub(crate) fn newcomers_are_served(&self) -> Result<(), Reject> {
+        self.has_memory(PRESSURE_NEWCOMERS)
+    }
+
+    /// Refuses writes while the node is very short of memory.
+    pub(crate) fn writes_are_served(&self) -> Result<(), Reject> {
+        self.has_memory(PRESSURE_WRITES)
+    }
+
+    fn has_memory(&self, level: u8) -> Result<(), Reject> {
+        if self.pressure >= level {
+            let text = "the node is short of memory; come back after the delay";
+            return Err(Reject::new(RejectCode::Overloaded, text).retry_after_ms(RECONNECT_DELAY_MS));
         }
         Ok(())
     }
@@ -168,24 +210,35 @@ impl Shard {
         Ok(())
     }
 
-    fn request_create(&mut self, origin: Origin, principal: &Principal, create: CreateChannel) -> Result<(), Reject> {
+    fn request_create(
+        &mut self,
+        origin: Origin,
+        principal: Arc<Principal>,
+        create: CreateChannel,
+    ) -> Result<(), Reject> {
         self.not_draining()?;
         principal.require(Access::Write, create.channel.as_str())?;
+        check_name(&create.channel)?;
         let settings = Channel::decide_settings(&create, self.config.durability)?;
+        if create.about.kind == ChannelKind::Direct {
+            let text = "a direct conversation is opened with the people in it, not created by name";
+            return refusal(RejectCode::ParameterInvalid, text);
+        }
         self.admit(origin.link)?;
         let partition = self.partition(&principal.tenant, create.channel.as_str());
         let channel = ChannelKey { tenant: principal.tenant.clone(), channel: create.channel };
-        self.tell_owner(partition, OwnerMessage::Create { origin, channel, settings });
+        let about = Box::new(create.about);
+        self.tell_owner(partition, OwnerMessage::Create { origin, principal, channel, settings, about });
         Ok(())
     }
 
-    fn request_delete(&mut self, origin: Origin, principal: &Principal, channel: Name) -> Result<(), Reject> {
+    fn request_delete(&mut self, origin: Origin, principal: Arc<Principal>, channel: Name) -> Result<(), Reject> {
         self.not_draining()?;
         principal.require(Access::Admin, channel.as_str())?;
         self.admit(origin.link)?;
         let partition = self.partition(&principal.tenant, channel.as_str());
         let channel = ChannelKey { tenant: principal.tenant.clone(), channel };
-        self.tell_owner(partition, OwnerMessage::Delete { origin, channel });
+        self.tell_owner(partition, OwnerMessage::Delete { origin, principal, channel });
         Ok(())
     }
 
@@ -221,7 +274,7 @@ impl Shard {
     fn request_page(
         &mut self,
         origin: Origin,
-        principal: &Principal,
+        principal: Arc<Principal>,
         channel: Name,
         from: Position,
         limit: u32,
@@ -230,7 +283,7 @@ impl Shard {
         self.admit(origin.link)?;
         let partition = self.partition(&principal.tenant, channel.as_str());
         let channel = ChannelKey { tenant: principal.tenant.clone(), channel };
-        self.tell_owner(partition, OwnerMessage::Page { origin, channel, from, limit });
+        self.tell_owner(partition, OwnerMessage::Page { origin, principal, channel, from, limit });
         Ok(())
     }
 
@@ -254,6 +307,7 @@ impl Shard {
 
     fn request_ask(&mut self, origin: Origin, principal: Arc<Principal>, ask: Box<AskRequest>) -> Result<(), Reject> {
         self.not_draining()?;
+        self.newcomers_are_served()?;
         ask.check()?;
         let model = self.model(ask.model.as_ref())?;
         principal.require(Access::Ask, model.as_str())?;
@@ -377,6 +431,12 @@ impl Shard {
     pub(crate) fn reply(&mut self, link: Link, request: Request, op: ServerOp) {
         if let ServerOp::Reject(reject) = &op {
             self.counters.rejects[reject.code as usize] += 1;
+            if reject.code == RejectCode::Forbidden
+                && let Some(session) = self.sessions.get(link)
+            {
+                let principal = Arc::clone(&session.principal);
+                self.audit(&principal, "request", reject.message.to_string(), Some(reject.code));
+            }
         }
         self.output(Output::Reply { link, request, op });
     }

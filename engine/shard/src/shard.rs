@@ -1,18 +1,22 @@
 //! The shard itself: its state, its contract, and who handles what.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 
+use thalweg_domain::quota::Limits;
 use thalweg_protocol::ids::{CoreId, Epoch, GenerationId, Name, Partition, partition_of};
 use thalweg_protocol::limits::CORES_MAX;
 use thalweg_protocol::op::{Durability, ServerOp};
 use thalweg_protocol::reject::Reject;
 
 use crate::contract::{Input, Now, Origin, Output, OwnerMessage, PeerMessage, SessionMessage};
-use crate::counters::{Counters, Sample, Stage};
+use crate::counters::{Counters, Sample, Span, Stage};
+use crate::directory::Directory;
 use crate::fan::Fans;
 use crate::generations::Generations;
 use crate::log::LogEnd;
 use crate::owner::Owner;
+use crate::presence::Presences;
 use crate::session::Sessions;
 
 /// What a shard must know about its node.
@@ -54,9 +58,15 @@ pub struct Shard {
     pub(crate) owner: Owner,
     pub(crate) fans: Fans,
     pub(crate) generations: Generations,
+    pub(crate) directory: Directory,
+    pub(crate) presence: Presences,
     pub(crate) draining: bool,
+    /// How short of memory the node is.
+    pub(crate) pressure: u8,
+    pub(crate) limits: Arc<Limits>,
     pub(crate) counters: Counters,
     pub(crate) samples: Vec<Sample>,
+    pub(crate) spans: Vec<Span>,
     pub(crate) deadlines: BTreeSet<(u64, Deadline)>,
     outputs: VecDeque<Output>,
     /// What this shard says to itself, in place of a ring. Empty between two calls.
@@ -92,9 +102,14 @@ impl Shard {
             owner: Owner::default(),
             fans: Fans::default(),
             generations: Generations::default(),
+            directory: Directory::default(),
+            presence: Presences::default(),
             draining: false,
+            pressure: 0,
+            limits: Arc::default(),
             counters: Counters::default(),
             samples: Vec::new(),
+            spans: Vec::new(),
             deadlines: BTreeSet::new(),
             outputs: VecDeque::new(),
             to_self: VecDeque::new(),
@@ -108,7 +123,7 @@ impl Shard {
         match input {
             Input::Restore { partition, state } => self.restore(partition, *state),
             Input::Opened { link, principal } => self.open(link, principal),
-            Input::Request { link, request, op } => self.request(link, request, op),
+            Input::Request { link, request, op, trace } => self.request(link, request, op, trace),
             Input::Closed { link } => self.close(link),
             Input::Drained { link, bytes } => self.drained(link, bytes),
             Input::Peer(message) => self.peer(message),
@@ -116,6 +131,8 @@ impl Shard {
             Input::Archived { ticket } => self.archived(ticket),
             Input::Read { read, result } => self.read_done(read, result),
             Input::Storage { full } => self.log.full = full,
+            Input::Limits(limits) => self.limits = limits,
+            Input::Pressure { level } => self.press(level),
             Input::Inference(event) => self.inference(event),
             Input::Timeout => self.timeout(),
             // Reading goes on, so that what was begun can be finished by those who read it.
@@ -176,10 +193,11 @@ impl Shard {
         &self.counters
     }
 
-    /// Sessions, subscriptions, channels owned, channels with readers here, generations kept, generations unfinished,
+    /// Users known, sessions, subscriptions, channels owned, channels with readers here, generations kept, generations unfinished,
     /// appends that are not durable, bytes of messages at hand, reads from disk under way.
-    pub fn gauges(&self) -> [(&'static str, u64); 9] {
+    pub fn gauges(&self) -> [(&'static str, u64); 10] {
         [
+            ("users", self.directory.len() as u64),
             ("sessions", self.sessions.len() as u64),
             ("subscriptions", self.fans.subscriptions() as u64),
             ("channels", self.owner.channels() as u64),
@@ -197,6 +215,18 @@ impl Shard {
         self.samples.drain(..)
     }
 
+    /// Takes the spans since the last call. Bounded by what one turn does, and empty unless something is traced.
+    pub fn spans(&mut self) -> std::vec::Drain<'_, Span> {
+        self.spans.drain(..)
+    }
+
+    /// Notes what a traced request spent its time with; nothing, if it is not traced.
+    pub(crate) fn span(&mut self, trace: u64, name: &'static str, start_us: u64) {
+        if trace != 0 {
+            self.spans.push(Span { parent: trace, name, start_us, end_us: self.now.mono_us });
+        }
+    }
+
     fn peer(&mut self, message: PeerMessage) {
         match message {
             PeerMessage::ToOwner(message) => self.owner_message(message),
@@ -206,13 +236,26 @@ impl Shard {
 
     fn owner_message(&mut self, message: OwnerMessage) {
         match message {
-            OwnerMessage::Create { origin, channel, settings } => self.create_channel(origin, channel, settings),
+            OwnerMessage::Create { origin, principal, channel, settings, about } => {
+                self.create_channel(origin, &principal, channel, settings, &about);
+            }
             OwnerMessage::Publish { origin, principal, publish } => self.publish(origin, &principal, *publish),
-            OwnerMessage::Attach { origin, channel, make, fan } => self.attach(origin, channel, make, fan),
+            OwnerMessage::Attach { origin, principal, channel, make, fan } => {
+                self.attach(origin, &principal, channel, make, fan);
+            }
             OwnerMessage::Detach { core, channel, fan } => self.detach(core, channel, fan),
             OwnerMessage::Read { core, channel, reader, from } => self.read(core, &channel, reader, from),
-            OwnerMessage::Page { origin, channel, from, limit } => self.page(origin, channel, from, limit),
-            OwnerMessage::Delete { origin, channel } => self.delete_channel(origin, channel),
+            OwnerMessage::Page { origin, principal, channel, from, limit } => {
+                self.page(origin, &principal, channel, from, limit);
+            }
+            OwnerMessage::Delete { origin, principal, channel } => self.delete_channel(origin, &principal, channel),
+            OwnerMessage::Channel { origin, principal, channel, op } => {
+                self.about_channel(origin, &principal, channel, *op);
+            }
+            OwnerMessage::User { origin, principal, op } => self.about_user(origin, &principal, *op),
+            OwnerMessage::List { origin, principal, after, limit, all } => {
+                self.list(origin, &principal, &after, limit, all);
+            }
             OwnerMessage::DeleteTenant { origin, tenant } => self.delete_tenant(origin, &tenant),
             OwnerMessage::Ask { origin, principal, model, request } => self.ask(origin, &principal, model, *request),
             OwnerMessage::Watch { origin, principal, request } => self.watch(origin, &principal, request),
@@ -234,6 +277,9 @@ impl Shard {
             SessionMessage::History { reader, first, messages } => self.history(reader, first, messages),
             SessionMessage::HistoryFailed { reader, reject } => self.history_failed(reader, reject),
             SessionMessage::Gone { fan, reject } => self.gone(fan, &reject),
+            SessionMessage::Expelled { fan, user, reject } => self.expelled(fan, &user, &reject),
+            SessionMessage::Closed { fan, members, reject } => self.closed(fan, &members, &reject),
+            SessionMessage::Listed { link, request, channels, more } => self.listed(link, request, channels, more),
             SessionMessage::TenantDeleted { link, request, channels } => self.tenant_deleted(link, request, channels),
             SessionMessage::Generation { link, watch, payload, last } => {
                 self.generation_frame(link, watch, payload, last);
@@ -265,7 +311,7 @@ impl Shard {
     }
 
     pub(crate) fn answer(&mut self, to: Origin, op: ServerOp) {
-        let Origin { core, link, request } = to;
+        let Origin { core, link, request, .. } = to;
         self.tell_session(core, SessionMessage::Answer { link, request, op });
     }
 

@@ -103,6 +103,390 @@ impl<'a> ::flatbuffers::Verifiable for Durability {
 
 impl ::flatbuffers::SimpleToVerifyInSlice for Durability {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_CHANNEL_KIND: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_CHANNEL_KIND: u8 = 3;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_CHANNEL_KIND: [ChannelKind; 4] = [
+  ChannelKind::Unsaid,
+  ChannelKind::Open,
+  ChannelKind::Private,
+  ChannelKind::Direct,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct ChannelKind(pub u8);
+#[allow(non_upper_case_globals)]
+impl ChannelKind {
+  pub const Unsaid: Self = Self(0);
+  pub const Open: Self = Self(1);
+  pub const Private: Self = Self(2);
+  pub const Direct: Self = Self(3);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 3;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::Unsaid,
+    Self::Open,
+    Self::Private,
+    Self::Direct,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::Unsaid => Some("Unsaid"),
+      Self::Open => Some("Open"),
+      Self::Private => Some("Private"),
+      Self::Direct => Some("Direct"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for ChannelKind {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for ChannelKind {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for ChannelKind {
+    type Output = ChannelKind;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for ChannelKind {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for ChannelKind {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for ChannelKind {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_POST_RULE: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_POST_RULE: u8 = 3;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_POST_RULE: [PostRule; 4] = [
+  PostRule::Unsaid,
+  PostRule::Everyone,
+  PostRule::Members,
+  PostRule::Moderators,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct PostRule(pub u8);
+#[allow(non_upper_case_globals)]
+impl PostRule {
+  pub const Unsaid: Self = Self(0);
+  pub const Everyone: Self = Self(1);
+  pub const Members: Self = Self(2);
+  pub const Moderators: Self = Self(3);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 3;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::Unsaid,
+    Self::Everyone,
+    Self::Members,
+    Self::Moderators,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::Unsaid => Some("Unsaid"),
+      Self::Everyone => Some("Everyone"),
+      Self::Members => Some("Members"),
+      Self::Moderators => Some("Moderators"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for PostRule {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for PostRule {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for PostRule {
+    type Output = PostRule;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for PostRule {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for PostRule {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for PostRule {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_MEMBER_ROLE: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_MEMBER_ROLE: u8 = 6;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_MEMBER_ROLE: [MemberRole; 7] = [
+  MemberRole::None,
+  MemberRole::Banned,
+  MemberRole::Invited,
+  MemberRole::Reader,
+  MemberRole::Member,
+  MemberRole::Moderator,
+  MemberRole::Owner,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct MemberRole(pub u8);
+#[allow(non_upper_case_globals)]
+impl MemberRole {
+  pub const None: Self = Self(0);
+  pub const Banned: Self = Self(1);
+  pub const Invited: Self = Self(2);
+  pub const Reader: Self = Self(3);
+  pub const Member: Self = Self(4);
+  pub const Moderator: Self = Self(5);
+  pub const Owner: Self = Self(6);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 6;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::None,
+    Self::Banned,
+    Self::Invited,
+    Self::Reader,
+    Self::Member,
+    Self::Moderator,
+    Self::Owner,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::None => Some("None"),
+      Self::Banned => Some("Banned"),
+      Self::Invited => Some("Invited"),
+      Self::Reader => Some("Reader"),
+      Self::Member => Some("Member"),
+      Self::Moderator => Some("Moderator"),
+      Self::Owner => Some("Owner"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for MemberRole {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for MemberRole {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for MemberRole {
+    type Output = MemberRole;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for MemberRole {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for MemberRole {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for MemberRole {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_POST_KIND: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_POST_KIND: u8 = 4;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_POST_KIND: [PostKind; 5] = [
+  PostKind::Message,
+  PostKind::Edit,
+  PostKind::Redact,
+  PostKind::React,
+  PostKind::Unreact,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct PostKind(pub u8);
+#[allow(non_upper_case_globals)]
+impl PostKind {
+  pub const Message: Self = Self(0);
+  pub const Edit: Self = Self(1);
+  pub const Redact: Self = Self(2);
+  pub const React: Self = Self(3);
+  pub const Unreact: Self = Self(4);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 4;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::Message,
+    Self::Edit,
+    Self::Redact,
+    Self::React,
+    Self::Unreact,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::Message => Some("Message"),
+      Self::Edit => Some("Edit"),
+      Self::Redact => Some("Redact"),
+      Self::React => Some("React"),
+      Self::Unreact => Some("Unreact"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for PostKind {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for PostKind {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for PostKind {
+    type Output = PostKind;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for PostKind {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for PostKind {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for PostKind {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_FROM_KIND: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MAX_FROM_KIND: u8 = 2;
@@ -367,16 +751,110 @@ impl<'a> ::flatbuffers::Verifiable for Role {
 
 impl ::flatbuffers::SimpleToVerifyInSlice for Role {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MIN_DELIVERY_KIND: u8 = 0;
+pub const ENUM_MIN_PRESENCE_STATE: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_DELIVERY_KIND: u8 = 3;
+pub const ENUM_MAX_PRESENCE_STATE: u8 = 2;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_DELIVERY_KIND: [DeliveryKind; 4] = [
+pub const ENUM_VALUES_PRESENCE_STATE: [PresenceState; 3] = [
+  PresenceState::Offline,
+  PresenceState::Online,
+  PresenceState::Away,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct PresenceState(pub u8);
+#[allow(non_upper_case_globals)]
+impl PresenceState {
+  pub const Offline: Self = Self(0);
+  pub const Online: Self = Self(1);
+  pub const Away: Self = Self(2);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 2;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::Offline,
+    Self::Online,
+    Self::Away,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::Offline => Some("Offline"),
+      Self::Online => Some("Online"),
+      Self::Away => Some("Away"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for PresenceState {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for PresenceState {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for PresenceState {
+    type Output = PresenceState;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for PresenceState {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for PresenceState {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for PresenceState {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_DELIVERY_KIND: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_DELIVERY_KIND: u8 = 9;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_DELIVERY_KIND: [DeliveryKind; 10] = [
   DeliveryKind::Message,
   DeliveryKind::Tokens,
   DeliveryKind::GenerationStarted,
   DeliveryKind::GenerationEnded,
+  DeliveryKind::Edit,
+  DeliveryKind::Redaction,
+  DeliveryKind::Reaction,
+  DeliveryKind::Unreaction,
+  DeliveryKind::Membership,
+  DeliveryKind::Info,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -388,14 +866,26 @@ impl DeliveryKind {
   pub const Tokens: Self = Self(1);
   pub const GenerationStarted: Self = Self(2);
   pub const GenerationEnded: Self = Self(3);
+  pub const Edit: Self = Self(4);
+  pub const Redaction: Self = Self(5);
+  pub const Reaction: Self = Self(6);
+  pub const Unreaction: Self = Self(7);
+  pub const Membership: Self = Self(8);
+  pub const Info: Self = Self(9);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 3;
+  pub const ENUM_MAX: u8 = 9;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::Message,
     Self::Tokens,
     Self::GenerationStarted,
     Self::GenerationEnded,
+    Self::Edit,
+    Self::Redaction,
+    Self::Reaction,
+    Self::Unreaction,
+    Self::Membership,
+    Self::Info,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -404,6 +894,12 @@ impl DeliveryKind {
       Self::Tokens => Some("Tokens"),
       Self::GenerationStarted => Some("GenerationStarted"),
       Self::GenerationEnded => Some("GenerationEnded"),
+      Self::Edit => Some("Edit"),
+      Self::Redaction => Some("Redaction"),
+      Self::Reaction => Some("Reaction"),
+      Self::Unreaction => Some("Unreaction"),
+      Self::Membership => Some("Membership"),
+      Self::Info => Some("Info"),
       _ => None,
     }
   }
@@ -553,10 +1049,10 @@ impl ::flatbuffers::SimpleToVerifyInSlice for FinishReason {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_OP: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_OP: u8 = 36;
+pub const ENUM_MAX_OP: u8 = 61;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_OP: [Op; 37] = [
+pub const ENUM_VALUES_OP: [Op; 62] = [
   Op::NONE,
   Op::Hello,
   Op::CreateChannel,
@@ -594,6 +1090,31 @@ pub const ENUM_VALUES_OP: [Op; 37] = [
   Op::Deleted,
   Op::Page,
   Op::Rewound,
+  Op::Join,
+  Op::Leave,
+  Op::SetMember,
+  Op::SetChannel,
+  Op::OpenDirect,
+  Op::AboutChannel,
+  Op::ListChannels,
+  Op::MarkRead,
+  Op::SetProfile,
+  Op::GetProfile,
+  Op::SetPresence,
+  Op::WhoIsIn,
+  Op::SearchHistory,
+  Op::Login,
+  Op::Manage,
+  Op::Heartbeat,
+  Op::Typing,
+  Op::ChannelReport,
+  Op::ChannelList,
+  Op::ProfileReport,
+  Op::PresenceReport,
+  Op::Presence,
+  Op::TypingNotice,
+  Op::LoggedIn,
+  Op::Managed,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -638,9 +1159,34 @@ impl Op {
   pub const Deleted: Self = Self(34);
   pub const Page: Self = Self(35);
   pub const Rewound: Self = Self(36);
+  pub const Join: Self = Self(37);
+  pub const Leave: Self = Self(38);
+  pub const SetMember: Self = Self(39);
+  pub const SetChannel: Self = Self(40);
+  pub const OpenDirect: Self = Self(41);
+  pub const AboutChannel: Self = Self(42);
+  pub const ListChannels: Self = Self(43);
+  pub const MarkRead: Self = Self(44);
+  pub const SetProfile: Self = Self(45);
+  pub const GetProfile: Self = Self(46);
+  pub const SetPresence: Self = Self(47);
+  pub const WhoIsIn: Self = Self(48);
+  pub const SearchHistory: Self = Self(49);
+  pub const Login: Self = Self(50);
+  pub const Manage: Self = Self(51);
+  pub const Heartbeat: Self = Self(52);
+  pub const Typing: Self = Self(53);
+  pub const ChannelReport: Self = Self(54);
+  pub const ChannelList: Self = Self(55);
+  pub const ProfileReport: Self = Self(56);
+  pub const PresenceReport: Self = Self(57);
+  pub const Presence: Self = Self(58);
+  pub const TypingNotice: Self = Self(59);
+  pub const LoggedIn: Self = Self(60);
+  pub const Managed: Self = Self(61);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 36;
+  pub const ENUM_MAX: u8 = 61;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::Hello,
@@ -679,6 +1225,31 @@ impl Op {
     Self::Deleted,
     Self::Page,
     Self::Rewound,
+    Self::Join,
+    Self::Leave,
+    Self::SetMember,
+    Self::SetChannel,
+    Self::OpenDirect,
+    Self::AboutChannel,
+    Self::ListChannels,
+    Self::MarkRead,
+    Self::SetProfile,
+    Self::GetProfile,
+    Self::SetPresence,
+    Self::WhoIsIn,
+    Self::SearchHistory,
+    Self::Login,
+    Self::Manage,
+    Self::Heartbeat,
+    Self::Typing,
+    Self::ChannelReport,
+    Self::ChannelList,
+    Self::ProfileReport,
+    Self::PresenceReport,
+    Self::Presence,
+    Self::TypingNotice,
+    Self::LoggedIn,
+    Self::Managed,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -720,6 +1291,31 @@ impl Op {
       Self::Deleted => Some("Deleted"),
       Self::Page => Some("Page"),
       Self::Rewound => Some("Rewound"),
+      Self::Join => Some("Join"),
+      Self::Leave => Some("Leave"),
+      Self::SetMember => Some("SetMember"),
+      Self::SetChannel => Some("SetChannel"),
+      Self::OpenDirect => Some("OpenDirect"),
+      Self::AboutChannel => Some("AboutChannel"),
+      Self::ListChannels => Some("ListChannels"),
+      Self::MarkRead => Some("MarkRead"),
+      Self::SetProfile => Some("SetProfile"),
+      Self::GetProfile => Some("GetProfile"),
+      Self::SetPresence => Some("SetPresence"),
+      Self::WhoIsIn => Some("WhoIsIn"),
+      Self::SearchHistory => Some("SearchHistory"),
+      Self::Login => Some("Login"),
+      Self::Manage => Some("Manage"),
+      Self::Heartbeat => Some("Heartbeat"),
+      Self::Typing => Some("Typing"),
+      Self::ChannelReport => Some("ChannelReport"),
+      Self::ChannelList => Some("ChannelList"),
+      Self::ProfileReport => Some("ProfileReport"),
+      Self::PresenceReport => Some("PresenceReport"),
+      Self::Presence => Some("Presence"),
+      Self::TypingNotice => Some("TypingNotice"),
+      Self::LoggedIn => Some("LoggedIn"),
+      Self::Managed => Some("Managed"),
       _ => None,
     }
   }
@@ -897,6 +1493,197 @@ impl<'a> Id128 {
         &x_le as *const _ as *const u8,
         self.0[8..].as_mut_ptr(),
         ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+// struct TraceContext, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct TraceContext(pub [u8; 32]);
+impl Default for TraceContext { 
+  fn default() -> Self { 
+    Self([0; 32])
+  }
+}
+impl ::core::fmt::Debug for TraceContext {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("TraceContext")
+      .field("trace_hi", &self.trace_hi())
+      .field("trace_lo", &self.trace_lo())
+      .field("span", &self.span())
+      .field("flags", &self.flags())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for TraceContext {}
+impl<'a> ::flatbuffers::Follow<'a> for TraceContext {
+  type Inner = &'a TraceContext;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a TraceContext>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a TraceContext {
+  type Inner = &'a TraceContext;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<TraceContext>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for TraceContext {
+    type Output = TraceContext;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const TraceContext as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for TraceContext {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> TraceContext {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    trace_hi: u64,
+    trace_lo: u64,
+    span: u64,
+    flags: u8,
+  ) -> Self {
+    let mut s = Self([0; 32]);
+    s.set_trace_hi(trace_hi);
+    s.set_trace_lo(trace_lo);
+    s.set_span(span);
+    s.set_flags(flags);
+    s
+  }
+
+  pub fn trace_hi(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_trace_hi(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn trace_lo(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_trace_lo(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn span(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[16..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_span(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[16..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn flags(&self) -> u8 {
+    let mut mem = ::core::mem::MaybeUninit::<<u8 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[24..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_flags(&mut self, x: u8) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[24..].as_mut_ptr(),
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
       );
     }
   }
@@ -1088,6 +1875,9 @@ impl<'a> CreateChannel<'a> {
   pub const VT_HISTORY_BYTES: ::flatbuffers::VOffsetT = 8;
   pub const VT_HISTORY_AGE_MS: ::flatbuffers::VOffsetT = 10;
   pub const VT_DURABILITY: ::flatbuffers::VOffsetT = 12;
+  pub const VT_KIND: ::flatbuffers::VOffsetT = 14;
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 16;
+  pub const VT_POST: ::flatbuffers::VOffsetT = 18;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -1101,8 +1891,11 @@ impl<'a> CreateChannel<'a> {
     let mut builder = CreateChannelBuilder::new(_fbb);
     builder.add_history_age_ms(args.history_age_ms);
     builder.add_history_bytes(args.history_bytes);
+    if let Some(x) = args.topic { builder.add_topic(x); }
     builder.add_history_messages(args.history_messages);
     if let Some(x) = args.channel { builder.add_channel(x); }
+    builder.add_post(args.post);
+    builder.add_kind(args.kind);
     builder.add_durability(args.durability);
     builder.finish()
   }
@@ -1143,6 +1936,27 @@ impl<'a> CreateChannel<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<Durability>(CreateChannel::VT_DURABILITY, Some(Durability::Default)).unwrap()}
   }
+  #[inline]
+  pub fn kind(&self) -> ChannelKind {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<ChannelKind>(CreateChannel::VT_KIND, Some(ChannelKind::Unsaid)).unwrap()}
+  }
+  #[inline]
+  pub fn topic(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(CreateChannel::VT_TOPIC, None)}
+  }
+  #[inline]
+  pub fn post(&self) -> PostRule {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<PostRule>(CreateChannel::VT_POST, Some(PostRule::Unsaid)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for CreateChannel<'_> {
@@ -1156,6 +1970,9 @@ impl ::flatbuffers::Verifiable for CreateChannel<'_> {
      .visit_field::<u64>("history_bytes", Self::VT_HISTORY_BYTES, false)?
      .visit_field::<u64>("history_age_ms", Self::VT_HISTORY_AGE_MS, false)?
      .visit_field::<Durability>("durability", Self::VT_DURABILITY, false)?
+     .visit_field::<ChannelKind>("kind", Self::VT_KIND, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("topic", Self::VT_TOPIC, false)?
+     .visit_field::<PostRule>("post", Self::VT_POST, false)?
      .finish();
     Ok(())
   }
@@ -1166,6 +1983,9 @@ pub struct CreateChannelArgs<'a> {
     pub history_bytes: u64,
     pub history_age_ms: u64,
     pub durability: Durability,
+    pub kind: ChannelKind,
+    pub topic: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub post: PostRule,
 }
 impl<'a> Default for CreateChannelArgs<'a> {
   #[inline]
@@ -1176,6 +1996,9 @@ impl<'a> Default for CreateChannelArgs<'a> {
       history_bytes: 0,
       history_age_ms: 0,
       durability: Durability::Default,
+      kind: ChannelKind::Unsaid,
+      topic: None,
+      post: PostRule::Unsaid,
     }
   }
 }
@@ -1206,6 +2029,18 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CreateChannelBuilder<'a, 'b, 
     self.fbb_.push_slot::<Durability>(CreateChannel::VT_DURABILITY, durability, Durability::Default);
   }
   #[inline]
+  pub fn add_kind(&mut self, kind: ChannelKind) {
+    self.fbb_.push_slot::<ChannelKind>(CreateChannel::VT_KIND, kind, ChannelKind::Unsaid);
+  }
+  #[inline]
+  pub fn add_topic(&mut self, topic: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(CreateChannel::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_post(&mut self, post: PostRule) {
+    self.fbb_.push_slot::<PostRule>(CreateChannel::VT_POST, post, PostRule::Unsaid);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CreateChannelBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     CreateChannelBuilder {
@@ -1228,6 +2063,9 @@ impl ::core::fmt::Debug for CreateChannel<'_> {
       ds.field("history_bytes", &self.history_bytes());
       ds.field("history_age_ms", &self.history_age_ms());
       ds.field("durability", &self.durability());
+      ds.field("kind", &self.kind());
+      ds.field("topic", &self.topic());
+      ds.field("post", &self.post());
       ds.finish()
   }
 }
@@ -1253,6 +2091,8 @@ impl<'a> Publish<'a> {
   pub const VT_BODY: ::flatbuffers::VOffsetT = 10;
   pub const VT_KEY: ::flatbuffers::VOffsetT = 12;
   pub const VT_MAKE: ::flatbuffers::VOffsetT = 14;
+  pub const VT_KIND: ::flatbuffers::VOffsetT = 16;
+  pub const VT_TARGET: ::flatbuffers::VOffsetT = 18;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -1264,10 +2104,12 @@ impl<'a> Publish<'a> {
     args: &'args PublishArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Publish<'bldr>> {
     let mut builder = PublishBuilder::new(_fbb);
+    builder.add_target(args.target);
     builder.add_sequence(args.sequence);
     builder.add_key(args.key);
     if let Some(x) = args.body { builder.add_body(x); }
     if let Some(x) = args.channel { builder.add_channel(x); }
+    builder.add_kind(args.kind);
     builder.add_make(args.make);
     builder.add_retry(args.retry);
     builder.finish()
@@ -1316,6 +2158,20 @@ impl<'a> Publish<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<bool>(Publish::VT_MAKE, Some(false)).unwrap()}
   }
+  #[inline]
+  pub fn kind(&self) -> PostKind {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<PostKind>(Publish::VT_KIND, Some(PostKind::Message)).unwrap()}
+  }
+  #[inline]
+  pub fn target(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Publish::VT_TARGET, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Publish<'_> {
@@ -1330,6 +2186,8 @@ impl ::flatbuffers::Verifiable for Publish<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("body", Self::VT_BODY, false)?
      .visit_field::<u32>("key", Self::VT_KEY, false)?
      .visit_field::<bool>("make", Self::VT_MAKE, false)?
+     .visit_field::<PostKind>("kind", Self::VT_KIND, false)?
+     .visit_field::<u64>("target", Self::VT_TARGET, false)?
      .finish();
     Ok(())
   }
@@ -1341,6 +2199,8 @@ pub struct PublishArgs<'a> {
     pub body: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
     pub key: u32,
     pub make: bool,
+    pub kind: PostKind,
+    pub target: u64,
 }
 impl<'a> Default for PublishArgs<'a> {
   #[inline]
@@ -1352,6 +2212,8 @@ impl<'a> Default for PublishArgs<'a> {
       body: None,
       key: 0,
       make: false,
+      kind: PostKind::Message,
+      target: 0,
     }
   }
 }
@@ -1386,6 +2248,14 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PublishBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<bool>(Publish::VT_MAKE, make, false);
   }
   #[inline]
+  pub fn add_kind(&mut self, kind: PostKind) {
+    self.fbb_.push_slot::<PostKind>(Publish::VT_KIND, kind, PostKind::Message);
+  }
+  #[inline]
+  pub fn add_target(&mut self, target: u64) {
+    self.fbb_.push_slot::<u64>(Publish::VT_TARGET, target, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PublishBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     PublishBuilder {
@@ -1409,6 +2279,8 @@ impl ::core::fmt::Debug for Publish<'_> {
       ds.field("body", &self.body());
       ds.field("key", &self.key());
       ds.field("make", &self.make());
+      ds.field("kind", &self.kind());
+      ds.field("target", &self.target());
       ds.finish()
   }
 }
@@ -1434,6 +2306,7 @@ impl<'a> Subscribe<'a> {
   pub const VT_POLICY: ::flatbuffers::VOffsetT = 10;
   pub const VT_LEAD: ::flatbuffers::VOffsetT = 12;
   pub const VT_MAKE: ::flatbuffers::VOffsetT = 14;
+  pub const VT_PRESENCE: ::flatbuffers::VOffsetT = 16;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -1448,6 +2321,7 @@ impl<'a> Subscribe<'a> {
     builder.add_position(args.position);
     builder.add_lead(args.lead);
     if let Some(x) = args.channel { builder.add_channel(x); }
+    builder.add_presence(args.presence);
     builder.add_make(args.make);
     builder.add_policy(args.policy);
     builder.add_from(args.from);
@@ -1497,6 +2371,13 @@ impl<'a> Subscribe<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<bool>(Subscribe::VT_MAKE, Some(false)).unwrap()}
   }
+  #[inline]
+  pub fn presence(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Subscribe::VT_PRESENCE, Some(false)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Subscribe<'_> {
@@ -1511,6 +2392,7 @@ impl ::flatbuffers::Verifiable for Subscribe<'_> {
      .visit_field::<Policy>("policy", Self::VT_POLICY, false)?
      .visit_field::<u32>("lead", Self::VT_LEAD, false)?
      .visit_field::<bool>("make", Self::VT_MAKE, false)?
+     .visit_field::<bool>("presence", Self::VT_PRESENCE, false)?
      .finish();
     Ok(())
   }
@@ -1522,6 +2404,7 @@ pub struct SubscribeArgs<'a> {
     pub policy: Policy,
     pub lead: u32,
     pub make: bool,
+    pub presence: bool,
 }
 impl<'a> Default for SubscribeArgs<'a> {
   #[inline]
@@ -1533,6 +2416,7 @@ impl<'a> Default for SubscribeArgs<'a> {
       policy: Policy::Replay,
       lead: 0,
       make: false,
+      presence: false,
     }
   }
 }
@@ -1567,6 +2451,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SubscribeBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<bool>(Subscribe::VT_MAKE, make, false);
   }
   #[inline]
+  pub fn add_presence(&mut self, presence: bool) {
+    self.fbb_.push_slot::<bool>(Subscribe::VT_PRESENCE, presence, false);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SubscribeBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     SubscribeBuilder {
@@ -1590,6 +2478,7 @@ impl ::core::fmt::Debug for Subscribe<'_> {
       ds.field("policy", &self.policy());
       ds.field("lead", &self.lead());
       ds.field("make", &self.make());
+      ds.field("presence", &self.presence());
       ds.finish()
   }
 }
@@ -3301,6 +4190,1909 @@ impl ::core::fmt::Debug for ReadHistory<'_> {
       ds.finish()
   }
 }
+pub enum JoinOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Join<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Join<'a> {
+  type Inner = Join<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Join<'a> {
+  pub const VT_CHANNEL: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Join { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args JoinArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Join<'bldr>> {
+    let mut builder = JoinBuilder::new(_fbb);
+    if let Some(x) = args.channel { builder.add_channel(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn channel(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Join::VT_CHANNEL, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Join<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("channel", Self::VT_CHANNEL, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct JoinArgs<'a> {
+    pub channel: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for JoinArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    JoinArgs {
+      channel: None,
+    }
+  }
+}
+
+pub struct JoinBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> JoinBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_channel(&mut self, channel: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Join::VT_CHANNEL, channel);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> JoinBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    JoinBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Join<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Join<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Join");
+      ds.field("channel", &self.channel());
+      ds.finish()
+  }
+}
+pub enum LeaveOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Leave<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Leave<'a> {
+  type Inner = Leave<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Leave<'a> {
+  pub const VT_CHANNEL: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Leave { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args LeaveArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Leave<'bldr>> {
+    let mut builder = LeaveBuilder::new(_fbb);
+    if let Some(x) = args.channel { builder.add_channel(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn channel(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Leave::VT_CHANNEL, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Leave<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("channel", Self::VT_CHANNEL, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct LeaveArgs<'a> {
+    pub channel: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for LeaveArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    LeaveArgs {
+      channel: None,
+    }
+  }
+}
+
+pub struct LeaveBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> LeaveBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_channel(&mut self, channel: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Leave::VT_CHANNEL, channel);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> LeaveBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    LeaveBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Leave<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Leave<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Leave");
+      ds.field("channel", &self.channel());
+      ds.finish()
+  }
+}
+pub enum SetMemberOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SetMember<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SetMember<'a> {
+  type Inner = SetMember<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SetMember<'a> {
+  pub const VT_CHANNEL: ::flatbuffers::VOffsetT = 4;
+  pub const VT_USER: ::flatbuffers::VOffsetT = 6;
+  pub const VT_ROLE: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SetMember { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SetMemberArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SetMember<'bldr>> {
+    let mut builder = SetMemberBuilder::new(_fbb);
+    if let Some(x) = args.user { builder.add_user(x); }
+    if let Some(x) = args.channel { builder.add_channel(x); }
+    builder.add_role(args.role);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn channel(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SetMember::VT_CHANNEL, None)}
+  }
+  #[inline]
+  pub fn user(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SetMember::VT_USER, None)}
+  }
+  #[inline]
+  pub fn role(&self) -> MemberRole {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<MemberRole>(SetMember::VT_ROLE, Some(MemberRole::None)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SetMember<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("channel", Self::VT_CHANNEL, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("user", Self::VT_USER, false)?
+     .visit_field::<MemberRole>("role", Self::VT_ROLE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SetMemberArgs<'a> {
+    pub channel: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub user: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub role: MemberRole,
+}
+impl<'a> Default for SetMemberArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SetMemberArgs {
+      channel: None,
+      user: None,
+      role: MemberRole::None,
+    }
+  }
+}
+
+pub struct SetMemberBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SetMemberBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_channel(&mut self, channel: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SetMember::VT_CHANNEL, channel);
+  }
+  #[inline]
+  pub fn add_user(&mut self, user: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SetMember::VT_USER, user);
+  }
+  #[inline]
+  pub fn add_role(&mut self, role: MemberRole) {
+    self.fbb_.push_slot::<MemberRole>(SetMember::VT_ROLE, role, MemberRole::None);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SetMemberBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SetMemberBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SetMember<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SetMember<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SetMember");
+      ds.field("channel", &self.channel());
+      ds.field("user", &self.user());
+      ds.field("role", &self.role());
+      ds.finish()
+  }
+}
+pub enum SetChannelOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SetChannel<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SetChannel<'a> {
+  type Inner = SetChannel<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SetChannel<'a> {
+  pub const VT_CHANNEL: ::flatbuffers::VOffsetT = 4;
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 6;
+  pub const VT_KIND: ::flatbuffers::VOffsetT = 8;
+  pub const VT_POST: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SetChannel { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SetChannelArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SetChannel<'bldr>> {
+    let mut builder = SetChannelBuilder::new(_fbb);
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    if let Some(x) = args.channel { builder.add_channel(x); }
+    builder.add_post(args.post);
+    builder.add_kind(args.kind);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn channel(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SetChannel::VT_CHANNEL, None)}
+  }
+  #[inline]
+  pub fn topic(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SetChannel::VT_TOPIC, None)}
+  }
+  #[inline]
+  pub fn kind(&self) -> ChannelKind {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<ChannelKind>(SetChannel::VT_KIND, Some(ChannelKind::Unsaid)).unwrap()}
+  }
+  #[inline]
+  pub fn post(&self) -> PostRule {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<PostRule>(SetChannel::VT_POST, Some(PostRule::Unsaid)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SetChannel<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("channel", Self::VT_CHANNEL, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("topic", Self::VT_TOPIC, false)?
+     .visit_field::<ChannelKind>("kind", Self::VT_KIND, false)?
+     .visit_field::<PostRule>("post", Self::VT_POST, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SetChannelArgs<'a> {
+    pub channel: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub topic: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub kind: ChannelKind,
+    pub post: PostRule,
+}
+impl<'a> Default for SetChannelArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SetChannelArgs {
+      channel: None,
+      topic: None,
+      kind: ChannelKind::Unsaid,
+      post: PostRule::Unsaid,
+    }
+  }
+}
+
+pub struct SetChannelBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SetChannelBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_channel(&mut self, channel: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SetChannel::VT_CHANNEL, channel);
+  }
+  #[inline]
+  pub fn add_topic(&mut self, topic: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SetChannel::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_kind(&mut self, kind: ChannelKind) {
+    self.fbb_.push_slot::<ChannelKind>(SetChannel::VT_KIND, kind, ChannelKind::Unsaid);
+  }
+  #[inline]
+  pub fn add_post(&mut self, post: PostRule) {
+    self.fbb_.push_slot::<PostRule>(SetChannel::VT_POST, post, PostRule::Unsaid);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SetChannelBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SetChannelBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SetChannel<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SetChannel<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SetChannel");
+      ds.field("channel", &self.channel());
+      ds.field("topic", &self.topic());
+      ds.field("kind", &self.kind());
+      ds.field("post", &self.post());
+      ds.finish()
+  }
+}
+pub enum OpenDirectOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct OpenDirect<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for OpenDirect<'a> {
+  type Inner = OpenDirect<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> OpenDirect<'a> {
+  pub const VT_USERS: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    OpenDirect { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args OpenDirectArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<OpenDirect<'bldr>> {
+    let mut builder = OpenDirectBuilder::new(_fbb);
+    if let Some(x) = args.users { builder.add_users(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn users(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>(OpenDirect::VT_USERS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for OpenDirect<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<&'_ str>>>>("users", Self::VT_USERS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct OpenDirectArgs<'a> {
+    pub users: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>,
+}
+impl<'a> Default for OpenDirectArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    OpenDirectArgs {
+      users: None,
+    }
+  }
+}
+
+pub struct OpenDirectBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> OpenDirectBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_users(&mut self, users: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<&'b  str>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(OpenDirect::VT_USERS, users);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> OpenDirectBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    OpenDirectBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<OpenDirect<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for OpenDirect<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("OpenDirect");
+      ds.field("users", &self.users());
+      ds.finish()
+  }
+}
+pub enum AboutChannelOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct AboutChannel<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for AboutChannel<'a> {
+  type Inner = AboutChannel<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> AboutChannel<'a> {
+  pub const VT_CHANNEL: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    AboutChannel { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args AboutChannelArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<AboutChannel<'bldr>> {
+    let mut builder = AboutChannelBuilder::new(_fbb);
+    if let Some(x) = args.channel { builder.add_channel(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn channel(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(AboutChannel::VT_CHANNEL, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for AboutChannel<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("channel", Self::VT_CHANNEL, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct AboutChannelArgs<'a> {
+    pub channel: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for AboutChannelArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    AboutChannelArgs {
+      channel: None,
+    }
+  }
+}
+
+pub struct AboutChannelBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AboutChannelBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_channel(&mut self, channel: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(AboutChannel::VT_CHANNEL, channel);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AboutChannelBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    AboutChannelBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<AboutChannel<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for AboutChannel<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("AboutChannel");
+      ds.field("channel", &self.channel());
+      ds.finish()
+  }
+}
+pub enum ListChannelsOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ListChannels<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ListChannels<'a> {
+  type Inner = ListChannels<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ListChannels<'a> {
+  pub const VT_AFTER: ::flatbuffers::VOffsetT = 4;
+  pub const VT_LIMIT: ::flatbuffers::VOffsetT = 6;
+  pub const VT_ALL: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ListChannels { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ListChannelsArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ListChannels<'bldr>> {
+    let mut builder = ListChannelsBuilder::new(_fbb);
+    builder.add_limit(args.limit);
+    if let Some(x) = args.after { builder.add_after(x); }
+    builder.add_all(args.all);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn after(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ListChannels::VT_AFTER, None)}
+  }
+  #[inline]
+  pub fn limit(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ListChannels::VT_LIMIT, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn all(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(ListChannels::VT_ALL, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ListChannels<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("after", Self::VT_AFTER, false)?
+     .visit_field::<u32>("limit", Self::VT_LIMIT, false)?
+     .visit_field::<bool>("all", Self::VT_ALL, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ListChannelsArgs<'a> {
+    pub after: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub limit: u32,
+    pub all: bool,
+}
+impl<'a> Default for ListChannelsArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ListChannelsArgs {
+      after: None,
+      limit: 0,
+      all: false,
+    }
+  }
+}
+
+pub struct ListChannelsBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ListChannelsBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_after(&mut self, after: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ListChannels::VT_AFTER, after);
+  }
+  #[inline]
+  pub fn add_limit(&mut self, limit: u32) {
+    self.fbb_.push_slot::<u32>(ListChannels::VT_LIMIT, limit, 0);
+  }
+  #[inline]
+  pub fn add_all(&mut self, all: bool) {
+    self.fbb_.push_slot::<bool>(ListChannels::VT_ALL, all, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ListChannelsBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ListChannelsBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ListChannels<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ListChannels<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ListChannels");
+      ds.field("after", &self.after());
+      ds.field("limit", &self.limit());
+      ds.field("all", &self.all());
+      ds.finish()
+  }
+}
+pub enum MarkReadOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct MarkRead<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for MarkRead<'a> {
+  type Inner = MarkRead<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> MarkRead<'a> {
+  pub const VT_CHANNEL: ::flatbuffers::VOffsetT = 4;
+  pub const VT_POSITION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_NUMBER: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    MarkRead { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args MarkReadArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<MarkRead<'bldr>> {
+    let mut builder = MarkReadBuilder::new(_fbb);
+    builder.add_number(args.number);
+    builder.add_position(args.position);
+    if let Some(x) = args.channel { builder.add_channel(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn channel(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(MarkRead::VT_CHANNEL, None)}
+  }
+  #[inline]
+  pub fn position(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(MarkRead::VT_POSITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn number(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(MarkRead::VT_NUMBER, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for MarkRead<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("channel", Self::VT_CHANNEL, false)?
+     .visit_field::<u64>("position", Self::VT_POSITION, false)?
+     .visit_field::<u64>("number", Self::VT_NUMBER, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct MarkReadArgs<'a> {
+    pub channel: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub position: u64,
+    pub number: u64,
+}
+impl<'a> Default for MarkReadArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    MarkReadArgs {
+      channel: None,
+      position: 0,
+      number: 0,
+    }
+  }
+}
+
+pub struct MarkReadBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> MarkReadBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_channel(&mut self, channel: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(MarkRead::VT_CHANNEL, channel);
+  }
+  #[inline]
+  pub fn add_position(&mut self, position: u64) {
+    self.fbb_.push_slot::<u64>(MarkRead::VT_POSITION, position, 0);
+  }
+  #[inline]
+  pub fn add_number(&mut self, number: u64) {
+    self.fbb_.push_slot::<u64>(MarkRead::VT_NUMBER, number, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> MarkReadBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    MarkReadBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<MarkRead<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for MarkRead<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("MarkRead");
+      ds.field("channel", &self.channel());
+      ds.field("position", &self.position());
+      ds.field("number", &self.number());
+      ds.finish()
+  }
+}
+pub enum SetProfileOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SetProfile<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SetProfile<'a> {
+  type Inner = SetProfile<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SetProfile<'a> {
+  pub const VT_DISPLAY: ::flatbuffers::VOffsetT = 4;
+  pub const VT_ABOUT: ::flatbuffers::VOffsetT = 6;
+  pub const VT_STATUS: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SetProfile { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SetProfileArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SetProfile<'bldr>> {
+    let mut builder = SetProfileBuilder::new(_fbb);
+    if let Some(x) = args.status { builder.add_status(x); }
+    if let Some(x) = args.about { builder.add_about(x); }
+    if let Some(x) = args.display { builder.add_display(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn display(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SetProfile::VT_DISPLAY, None)}
+  }
+  #[inline]
+  pub fn about(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SetProfile::VT_ABOUT, None)}
+  }
+  #[inline]
+  pub fn status(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SetProfile::VT_STATUS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SetProfile<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("display", Self::VT_DISPLAY, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("about", Self::VT_ABOUT, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("status", Self::VT_STATUS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SetProfileArgs<'a> {
+    pub display: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub about: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub status: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for SetProfileArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SetProfileArgs {
+      display: None,
+      about: None,
+      status: None,
+    }
+  }
+}
+
+pub struct SetProfileBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SetProfileBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_display(&mut self, display: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SetProfile::VT_DISPLAY, display);
+  }
+  #[inline]
+  pub fn add_about(&mut self, about: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SetProfile::VT_ABOUT, about);
+  }
+  #[inline]
+  pub fn add_status(&mut self, status: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SetProfile::VT_STATUS, status);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SetProfileBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SetProfileBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SetProfile<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SetProfile<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SetProfile");
+      ds.field("display", &self.display());
+      ds.field("about", &self.about());
+      ds.field("status", &self.status());
+      ds.finish()
+  }
+}
+pub enum GetProfileOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct GetProfile<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for GetProfile<'a> {
+  type Inner = GetProfile<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> GetProfile<'a> {
+  pub const VT_USER: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    GetProfile { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args GetProfileArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<GetProfile<'bldr>> {
+    let mut builder = GetProfileBuilder::new(_fbb);
+    if let Some(x) = args.user { builder.add_user(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn user(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(GetProfile::VT_USER, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for GetProfile<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("user", Self::VT_USER, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct GetProfileArgs<'a> {
+    pub user: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for GetProfileArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    GetProfileArgs {
+      user: None,
+    }
+  }
+}
+
+pub struct GetProfileBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> GetProfileBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_user(&mut self, user: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(GetProfile::VT_USER, user);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> GetProfileBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    GetProfileBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<GetProfile<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for GetProfile<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("GetProfile");
+      ds.field("user", &self.user());
+      ds.finish()
+  }
+}
+pub enum SetPresenceOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SetPresence<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SetPresence<'a> {
+  type Inner = SetPresence<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SetPresence<'a> {
+  pub const VT_STATE: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SetPresence { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SetPresenceArgs
+  ) -> ::flatbuffers::WIPOffset<SetPresence<'bldr>> {
+    let mut builder = SetPresenceBuilder::new(_fbb);
+    builder.add_state(args.state);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn state(&self) -> PresenceState {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<PresenceState>(SetPresence::VT_STATE, Some(PresenceState::Offline)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SetPresence<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<PresenceState>("state", Self::VT_STATE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SetPresenceArgs {
+    pub state: PresenceState,
+}
+impl<'a> Default for SetPresenceArgs {
+  #[inline]
+  fn default() -> Self {
+    SetPresenceArgs {
+      state: PresenceState::Offline,
+    }
+  }
+}
+
+pub struct SetPresenceBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SetPresenceBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_state(&mut self, state: PresenceState) {
+    self.fbb_.push_slot::<PresenceState>(SetPresence::VT_STATE, state, PresenceState::Offline);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SetPresenceBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SetPresenceBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SetPresence<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SetPresence<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SetPresence");
+      ds.field("state", &self.state());
+      ds.finish()
+  }
+}
+pub enum WhoIsInOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct WhoIsIn<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for WhoIsIn<'a> {
+  type Inner = WhoIsIn<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> WhoIsIn<'a> {
+  pub const VT_CHANNEL: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    WhoIsIn { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args WhoIsInArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<WhoIsIn<'bldr>> {
+    let mut builder = WhoIsInBuilder::new(_fbb);
+    if let Some(x) = args.channel { builder.add_channel(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn channel(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(WhoIsIn::VT_CHANNEL, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for WhoIsIn<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("channel", Self::VT_CHANNEL, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct WhoIsInArgs<'a> {
+    pub channel: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for WhoIsInArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    WhoIsInArgs {
+      channel: None,
+    }
+  }
+}
+
+pub struct WhoIsInBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> WhoIsInBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_channel(&mut self, channel: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(WhoIsIn::VT_CHANNEL, channel);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> WhoIsInBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    WhoIsInBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<WhoIsIn<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for WhoIsIn<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("WhoIsIn");
+      ds.field("channel", &self.channel());
+      ds.finish()
+  }
+}
+pub enum SearchHistoryOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SearchHistory<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SearchHistory<'a> {
+  type Inner = SearchHistory<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SearchHistory<'a> {
+  pub const VT_CHANNEL: ::flatbuffers::VOffsetT = 4;
+  pub const VT_QUERY: ::flatbuffers::VOffsetT = 6;
+  pub const VT_BEFORE: ::flatbuffers::VOffsetT = 8;
+  pub const VT_LIMIT: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SearchHistory { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SearchHistoryArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SearchHistory<'bldr>> {
+    let mut builder = SearchHistoryBuilder::new(_fbb);
+    builder.add_before(args.before);
+    builder.add_limit(args.limit);
+    if let Some(x) = args.query { builder.add_query(x); }
+    if let Some(x) = args.channel { builder.add_channel(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn channel(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SearchHistory::VT_CHANNEL, None)}
+  }
+  #[inline]
+  pub fn query(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SearchHistory::VT_QUERY, None)}
+  }
+  #[inline]
+  pub fn before(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SearchHistory::VT_BEFORE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn limit(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(SearchHistory::VT_LIMIT, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SearchHistory<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("channel", Self::VT_CHANNEL, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("query", Self::VT_QUERY, false)?
+     .visit_field::<u64>("before", Self::VT_BEFORE, false)?
+     .visit_field::<u32>("limit", Self::VT_LIMIT, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SearchHistoryArgs<'a> {
+    pub channel: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub query: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub before: u64,
+    pub limit: u32,
+}
+impl<'a> Default for SearchHistoryArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SearchHistoryArgs {
+      channel: None,
+      query: None,
+      before: 0,
+      limit: 0,
+    }
+  }
+}
+
+pub struct SearchHistoryBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SearchHistoryBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_channel(&mut self, channel: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SearchHistory::VT_CHANNEL, channel);
+  }
+  #[inline]
+  pub fn add_query(&mut self, query: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SearchHistory::VT_QUERY, query);
+  }
+  #[inline]
+  pub fn add_before(&mut self, before: u64) {
+    self.fbb_.push_slot::<u64>(SearchHistory::VT_BEFORE, before, 0);
+  }
+  #[inline]
+  pub fn add_limit(&mut self, limit: u32) {
+    self.fbb_.push_slot::<u32>(SearchHistory::VT_LIMIT, limit, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SearchHistoryBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SearchHistoryBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SearchHistory<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SearchHistory<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SearchHistory");
+      ds.field("channel", &self.channel());
+      ds.field("query", &self.query());
+      ds.field("before", &self.before());
+      ds.field("limit", &self.limit());
+      ds.finish()
+  }
+}
+pub enum LoginOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Login<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Login<'a> {
+  type Inner = Login<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Login<'a> {
+  pub const VT_TENANT: ::flatbuffers::VOffsetT = 4;
+  pub const VT_USER: ::flatbuffers::VOffsetT = 6;
+  pub const VT_PASSWORD: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Login { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args LoginArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Login<'bldr>> {
+    let mut builder = LoginBuilder::new(_fbb);
+    if let Some(x) = args.password { builder.add_password(x); }
+    if let Some(x) = args.user { builder.add_user(x); }
+    if let Some(x) = args.tenant { builder.add_tenant(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn tenant(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Login::VT_TENANT, None)}
+  }
+  #[inline]
+  pub fn user(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Login::VT_USER, None)}
+  }
+  #[inline]
+  pub fn password(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Login::VT_PASSWORD, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Login<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("tenant", Self::VT_TENANT, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("user", Self::VT_USER, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("password", Self::VT_PASSWORD, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct LoginArgs<'a> {
+    pub tenant: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub user: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub password: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for LoginArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    LoginArgs {
+      tenant: None,
+      user: None,
+      password: None,
+    }
+  }
+}
+
+pub struct LoginBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> LoginBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_tenant(&mut self, tenant: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Login::VT_TENANT, tenant);
+  }
+  #[inline]
+  pub fn add_user(&mut self, user: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Login::VT_USER, user);
+  }
+  #[inline]
+  pub fn add_password(&mut self, password: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Login::VT_PASSWORD, password);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> LoginBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    LoginBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Login<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Login<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Login");
+      ds.field("tenant", &self.tenant());
+      ds.field("user", &self.user());
+      ds.field("password", &self.password());
+      ds.finish()
+  }
+}
+pub enum ManageOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Manage<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Manage<'a> {
+  type Inner = Manage<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Manage<'a> {
+  pub const VT_JSON: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Manage { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ManageArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Manage<'bldr>> {
+    let mut builder = ManageBuilder::new(_fbb);
+    if let Some(x) = args.json { builder.add_json(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn json(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(Manage::VT_JSON, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Manage<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("json", Self::VT_JSON, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ManageArgs<'a> {
+    pub json: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+}
+impl<'a> Default for ManageArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ManageArgs {
+      json: None,
+    }
+  }
+}
+
+pub struct ManageBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ManageBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_json(&mut self, json: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Manage::VT_JSON, json);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ManageBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ManageBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Manage<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Manage<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Manage");
+      ds.field("json", &self.json());
+      ds.finish()
+  }
+}
+pub enum HeartbeatOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Heartbeat<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Heartbeat<'a> {
+  type Inner = Heartbeat<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Heartbeat<'a> {
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Heartbeat { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    _args: &'args HeartbeatArgs
+  ) -> ::flatbuffers::WIPOffset<Heartbeat<'bldr>> {
+    let mut builder = HeartbeatBuilder::new(_fbb);
+    builder.finish()
+  }
+
+}
+
+impl ::flatbuffers::Verifiable for Heartbeat<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct HeartbeatArgs {
+}
+impl<'a> Default for HeartbeatArgs {
+  #[inline]
+  fn default() -> Self {
+    HeartbeatArgs {
+    }
+  }
+}
+
+pub struct HeartbeatBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HeartbeatBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> HeartbeatBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    HeartbeatBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Heartbeat<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Heartbeat<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Heartbeat");
+      ds.finish()
+  }
+}
+pub enum TypingOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Typing<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Typing<'a> {
+  type Inner = Typing<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Typing<'a> {
+  pub const VT_SUBSCRIPTION: ::flatbuffers::VOffsetT = 4;
+  pub const VT_ON: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Typing { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args TypingArgs
+  ) -> ::flatbuffers::WIPOffset<Typing<'bldr>> {
+    let mut builder = TypingBuilder::new(_fbb);
+    builder.add_subscription(args.subscription);
+    builder.add_on(args.on);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn subscription(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Typing::VT_SUBSCRIPTION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn on(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Typing::VT_ON, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Typing<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("subscription", Self::VT_SUBSCRIPTION, false)?
+     .visit_field::<bool>("on", Self::VT_ON, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct TypingArgs {
+    pub subscription: u32,
+    pub on: bool,
+}
+impl<'a> Default for TypingArgs {
+  #[inline]
+  fn default() -> Self {
+    TypingArgs {
+      subscription: 0,
+      on: false,
+    }
+  }
+}
+
+pub struct TypingBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TypingBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_subscription(&mut self, subscription: u32) {
+    self.fbb_.push_slot::<u32>(Typing::VT_SUBSCRIPTION, subscription, 0);
+  }
+  #[inline]
+  pub fn add_on(&mut self, on: bool) {
+    self.fbb_.push_slot::<bool>(Typing::VT_ON, on, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TypingBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    TypingBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Typing<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Typing<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Typing");
+      ds.field("subscription", &self.subscription());
+      ds.field("on", &self.on());
+      ds.finish()
+  }
+}
 pub enum WelcomeOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -3329,6 +6121,7 @@ impl<'a> Welcome<'a> {
   pub const VT_IN_FLIGHT_MAX: ::flatbuffers::VOffsetT = 22;
   pub const VT_LEAD_MESSAGES: ::flatbuffers::VOffsetT = 24;
   pub const VT_LEAD_TOKENS: ::flatbuffers::VOffsetT = 26;
+  pub const VT_TOKEN_EXPIRES_US: ::flatbuffers::VOffsetT = 28;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -3340,6 +6133,7 @@ impl<'a> Welcome<'a> {
     args: &'args WelcomeArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Welcome<'bldr>> {
     let mut builder = WelcomeBuilder::new(_fbb);
+    builder.add_token_expires_us(args.token_expires_us);
     builder.add_epoch(args.epoch);
     builder.add_lead_tokens(args.lead_tokens);
     builder.add_lead_messages(args.lead_messages);
@@ -3440,6 +6234,13 @@ impl<'a> Welcome<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u32>(Welcome::VT_LEAD_TOKENS, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn token_expires_us(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Welcome::VT_TOKEN_EXPIRES_US, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Welcome<'_> {
@@ -3460,6 +6261,7 @@ impl ::flatbuffers::Verifiable for Welcome<'_> {
      .visit_field::<u32>("in_flight_max", Self::VT_IN_FLIGHT_MAX, false)?
      .visit_field::<u32>("lead_messages", Self::VT_LEAD_MESSAGES, false)?
      .visit_field::<u32>("lead_tokens", Self::VT_LEAD_TOKENS, false)?
+     .visit_field::<u64>("token_expires_us", Self::VT_TOKEN_EXPIRES_US, false)?
      .finish();
     Ok(())
   }
@@ -3477,6 +6279,7 @@ pub struct WelcomeArgs<'a> {
     pub in_flight_max: u32,
     pub lead_messages: u32,
     pub lead_tokens: u32,
+    pub token_expires_us: u64,
 }
 impl<'a> Default for WelcomeArgs<'a> {
   #[inline]
@@ -3494,6 +6297,7 @@ impl<'a> Default for WelcomeArgs<'a> {
       in_flight_max: 0,
       lead_messages: 0,
       lead_tokens: 0,
+      token_expires_us: 0,
     }
   }
 }
@@ -3552,6 +6356,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> WelcomeBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<u32>(Welcome::VT_LEAD_TOKENS, lead_tokens, 0);
   }
   #[inline]
+  pub fn add_token_expires_us(&mut self, token_expires_us: u64) {
+    self.fbb_.push_slot::<u64>(Welcome::VT_TOKEN_EXPIRES_US, token_expires_us, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> WelcomeBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     WelcomeBuilder {
@@ -3581,6 +6389,7 @@ impl ::core::fmt::Debug for Welcome<'_> {
       ds.field("in_flight_max", &self.in_flight_max());
       ds.field("lead_messages", &self.lead_messages());
       ds.field("lead_tokens", &self.lead_tokens());
+      ds.field("token_expires_us", &self.token_expires_us());
       ds.finish()
   }
 }
@@ -4154,6 +6963,11 @@ impl<'a> Delivery<'a> {
   pub const VT_BODY: ::flatbuffers::VOffsetT = 12;
   pub const VT_GENERATION: ::flatbuffers::VOffsetT = 14;
   pub const VT_KEY: ::flatbuffers::VOffsetT = 16;
+  pub const VT_TARGET: ::flatbuffers::VOffsetT = 18;
+  pub const VT_NUMBER: ::flatbuffers::VOffsetT = 20;
+  pub const VT_MENTIONS: ::flatbuffers::VOffsetT = 22;
+  pub const VT_ROLE: ::flatbuffers::VOffsetT = 24;
+  pub const VT_REDACTED: ::flatbuffers::VOffsetT = 26;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -4165,12 +6979,17 @@ impl<'a> Delivery<'a> {
     args: &'args DeliveryArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Delivery<'bldr>> {
     let mut builder = DeliveryBuilder::new(_fbb);
+    builder.add_number(args.number);
+    builder.add_target(args.target);
     builder.add_generation(args.generation);
     builder.add_timestamp_us(args.timestamp_us);
     builder.add_position(args.position);
+    if let Some(x) = args.mentions { builder.add_mentions(x); }
     builder.add_key(args.key);
     if let Some(x) = args.body { builder.add_body(x); }
     if let Some(x) = args.user { builder.add_user(x); }
+    builder.add_redacted(args.redacted);
+    builder.add_role(args.role);
     builder.add_kind(args.kind);
     builder.finish()
   }
@@ -4225,6 +7044,41 @@ impl<'a> Delivery<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u32>(Delivery::VT_KEY, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn target(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Delivery::VT_TARGET, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn number(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Delivery::VT_NUMBER, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn mentions(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>(Delivery::VT_MENTIONS, None)}
+  }
+  #[inline]
+  pub fn role(&self) -> MemberRole {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<MemberRole>(Delivery::VT_ROLE, Some(MemberRole::None)).unwrap()}
+  }
+  #[inline]
+  pub fn redacted(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Delivery::VT_REDACTED, Some(false)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Delivery<'_> {
@@ -4240,6 +7094,11 @@ impl ::flatbuffers::Verifiable for Delivery<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("body", Self::VT_BODY, false)?
      .visit_field::<u64>("generation", Self::VT_GENERATION, false)?
      .visit_field::<u32>("key", Self::VT_KEY, false)?
+     .visit_field::<u64>("target", Self::VT_TARGET, false)?
+     .visit_field::<u64>("number", Self::VT_NUMBER, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<&'_ str>>>>("mentions", Self::VT_MENTIONS, false)?
+     .visit_field::<MemberRole>("role", Self::VT_ROLE, false)?
+     .visit_field::<bool>("redacted", Self::VT_REDACTED, false)?
      .finish();
     Ok(())
   }
@@ -4252,6 +7111,11 @@ pub struct DeliveryArgs<'a> {
     pub body: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
     pub generation: u64,
     pub key: u32,
+    pub target: u64,
+    pub number: u64,
+    pub mentions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>,
+    pub role: MemberRole,
+    pub redacted: bool,
 }
 impl<'a> Default for DeliveryArgs<'a> {
   #[inline]
@@ -4264,6 +7128,11 @@ impl<'a> Default for DeliveryArgs<'a> {
       body: None,
       generation: 0,
       key: 0,
+      target: 0,
+      number: 0,
+      mentions: None,
+      role: MemberRole::None,
+      redacted: false,
     }
   }
 }
@@ -4302,6 +7171,26 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DeliveryBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<u32>(Delivery::VT_KEY, key, 0);
   }
   #[inline]
+  pub fn add_target(&mut self, target: u64) {
+    self.fbb_.push_slot::<u64>(Delivery::VT_TARGET, target, 0);
+  }
+  #[inline]
+  pub fn add_number(&mut self, number: u64) {
+    self.fbb_.push_slot::<u64>(Delivery::VT_NUMBER, number, 0);
+  }
+  #[inline]
+  pub fn add_mentions(&mut self, mentions: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<&'b  str>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Delivery::VT_MENTIONS, mentions);
+  }
+  #[inline]
+  pub fn add_role(&mut self, role: MemberRole) {
+    self.fbb_.push_slot::<MemberRole>(Delivery::VT_ROLE, role, MemberRole::None);
+  }
+  #[inline]
+  pub fn add_redacted(&mut self, redacted: bool) {
+    self.fbb_.push_slot::<bool>(Delivery::VT_REDACTED, redacted, false);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DeliveryBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     DeliveryBuilder {
@@ -4326,6 +7215,11 @@ impl ::core::fmt::Debug for Delivery<'_> {
       ds.field("body", &self.body());
       ds.field("generation", &self.generation());
       ds.field("key", &self.key());
+      ds.field("target", &self.target());
+      ds.field("number", &self.number());
+      ds.field("mentions", &self.mentions());
+      ds.field("role", &self.role());
+      ds.field("redacted", &self.redacted());
       ds.finish()
   }
 }
@@ -5668,6 +8562,1708 @@ impl ::core::fmt::Debug for Rewound<'_> {
       ds.finish()
   }
 }
+pub enum MemberEntryOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct MemberEntry<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for MemberEntry<'a> {
+  type Inner = MemberEntry<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> MemberEntry<'a> {
+  pub const VT_USER: ::flatbuffers::VOffsetT = 4;
+  pub const VT_ROLE: ::flatbuffers::VOffsetT = 6;
+  pub const VT_SINCE_US: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    MemberEntry { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args MemberEntryArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<MemberEntry<'bldr>> {
+    let mut builder = MemberEntryBuilder::new(_fbb);
+    builder.add_since_us(args.since_us);
+    if let Some(x) = args.user { builder.add_user(x); }
+    builder.add_role(args.role);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn user(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(MemberEntry::VT_USER, None)}
+  }
+  #[inline]
+  pub fn role(&self) -> MemberRole {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<MemberRole>(MemberEntry::VT_ROLE, Some(MemberRole::None)).unwrap()}
+  }
+  #[inline]
+  pub fn since_us(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(MemberEntry::VT_SINCE_US, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for MemberEntry<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("user", Self::VT_USER, false)?
+     .visit_field::<MemberRole>("role", Self::VT_ROLE, false)?
+     .visit_field::<u64>("since_us", Self::VT_SINCE_US, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct MemberEntryArgs<'a> {
+    pub user: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub role: MemberRole,
+    pub since_us: u64,
+}
+impl<'a> Default for MemberEntryArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    MemberEntryArgs {
+      user: None,
+      role: MemberRole::None,
+      since_us: 0,
+    }
+  }
+}
+
+pub struct MemberEntryBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> MemberEntryBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_user(&mut self, user: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(MemberEntry::VT_USER, user);
+  }
+  #[inline]
+  pub fn add_role(&mut self, role: MemberRole) {
+    self.fbb_.push_slot::<MemberRole>(MemberEntry::VT_ROLE, role, MemberRole::None);
+  }
+  #[inline]
+  pub fn add_since_us(&mut self, since_us: u64) {
+    self.fbb_.push_slot::<u64>(MemberEntry::VT_SINCE_US, since_us, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> MemberEntryBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    MemberEntryBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<MemberEntry<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for MemberEntry<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("MemberEntry");
+      ds.field("user", &self.user());
+      ds.field("role", &self.role());
+      ds.field("since_us", &self.since_us());
+      ds.finish()
+  }
+}
+pub enum ChannelReportOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ChannelReport<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ChannelReport<'a> {
+  type Inner = ChannelReport<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ChannelReport<'a> {
+  pub const VT_CHANNEL: ::flatbuffers::VOffsetT = 4;
+  pub const VT_KIND: ::flatbuffers::VOffsetT = 6;
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 8;
+  pub const VT_POST: ::flatbuffers::VOffsetT = 10;
+  pub const VT_CREATED_US: ::flatbuffers::VOffsetT = 12;
+  pub const VT_FIRST: ::flatbuffers::VOffsetT = 14;
+  pub const VT_HEAD: ::flatbuffers::VOffsetT = 16;
+  pub const VT_MESSAGES: ::flatbuffers::VOffsetT = 18;
+  pub const VT_DURABILITY: ::flatbuffers::VOffsetT = 20;
+  pub const VT_YOU: ::flatbuffers::VOffsetT = 22;
+  pub const VT_MEMBERS_TOTAL: ::flatbuffers::VOffsetT = 24;
+  pub const VT_MEMBERS: ::flatbuffers::VOffsetT = 26;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ChannelReport { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ChannelReportArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ChannelReport<'bldr>> {
+    let mut builder = ChannelReportBuilder::new(_fbb);
+    builder.add_messages(args.messages);
+    builder.add_head(args.head);
+    builder.add_first(args.first);
+    builder.add_created_us(args.created_us);
+    if let Some(x) = args.members { builder.add_members(x); }
+    builder.add_members_total(args.members_total);
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    if let Some(x) = args.channel { builder.add_channel(x); }
+    builder.add_you(args.you);
+    builder.add_durability(args.durability);
+    builder.add_post(args.post);
+    builder.add_kind(args.kind);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn channel(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ChannelReport::VT_CHANNEL, None)}
+  }
+  #[inline]
+  pub fn kind(&self) -> ChannelKind {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<ChannelKind>(ChannelReport::VT_KIND, Some(ChannelKind::Unsaid)).unwrap()}
+  }
+  #[inline]
+  pub fn topic(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ChannelReport::VT_TOPIC, None)}
+  }
+  #[inline]
+  pub fn post(&self) -> PostRule {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<PostRule>(ChannelReport::VT_POST, Some(PostRule::Unsaid)).unwrap()}
+  }
+  #[inline]
+  pub fn created_us(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ChannelReport::VT_CREATED_US, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn first(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ChannelReport::VT_FIRST, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn head(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ChannelReport::VT_HEAD, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn messages(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ChannelReport::VT_MESSAGES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn durability(&self) -> Durability {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Durability>(ChannelReport::VT_DURABILITY, Some(Durability::Default)).unwrap()}
+  }
+  #[inline]
+  pub fn you(&self) -> MemberRole {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<MemberRole>(ChannelReport::VT_YOU, Some(MemberRole::None)).unwrap()}
+  }
+  #[inline]
+  pub fn members_total(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ChannelReport::VT_MEMBERS_TOTAL, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn members(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<MemberEntry<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<MemberEntry>>>>(ChannelReport::VT_MEMBERS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ChannelReport<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("channel", Self::VT_CHANNEL, false)?
+     .visit_field::<ChannelKind>("kind", Self::VT_KIND, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("topic", Self::VT_TOPIC, false)?
+     .visit_field::<PostRule>("post", Self::VT_POST, false)?
+     .visit_field::<u64>("created_us", Self::VT_CREATED_US, false)?
+     .visit_field::<u64>("first", Self::VT_FIRST, false)?
+     .visit_field::<u64>("head", Self::VT_HEAD, false)?
+     .visit_field::<u64>("messages", Self::VT_MESSAGES, false)?
+     .visit_field::<Durability>("durability", Self::VT_DURABILITY, false)?
+     .visit_field::<MemberRole>("you", Self::VT_YOU, false)?
+     .visit_field::<u32>("members_total", Self::VT_MEMBERS_TOTAL, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<MemberEntry>>>>("members", Self::VT_MEMBERS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ChannelReportArgs<'a> {
+    pub channel: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub kind: ChannelKind,
+    pub topic: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub post: PostRule,
+    pub created_us: u64,
+    pub first: u64,
+    pub head: u64,
+    pub messages: u64,
+    pub durability: Durability,
+    pub you: MemberRole,
+    pub members_total: u32,
+    pub members: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<MemberEntry<'a>>>>>,
+}
+impl<'a> Default for ChannelReportArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ChannelReportArgs {
+      channel: None,
+      kind: ChannelKind::Unsaid,
+      topic: None,
+      post: PostRule::Unsaid,
+      created_us: 0,
+      first: 0,
+      head: 0,
+      messages: 0,
+      durability: Durability::Default,
+      you: MemberRole::None,
+      members_total: 0,
+      members: None,
+    }
+  }
+}
+
+pub struct ChannelReportBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ChannelReportBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_channel(&mut self, channel: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ChannelReport::VT_CHANNEL, channel);
+  }
+  #[inline]
+  pub fn add_kind(&mut self, kind: ChannelKind) {
+    self.fbb_.push_slot::<ChannelKind>(ChannelReport::VT_KIND, kind, ChannelKind::Unsaid);
+  }
+  #[inline]
+  pub fn add_topic(&mut self, topic: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ChannelReport::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_post(&mut self, post: PostRule) {
+    self.fbb_.push_slot::<PostRule>(ChannelReport::VT_POST, post, PostRule::Unsaid);
+  }
+  #[inline]
+  pub fn add_created_us(&mut self, created_us: u64) {
+    self.fbb_.push_slot::<u64>(ChannelReport::VT_CREATED_US, created_us, 0);
+  }
+  #[inline]
+  pub fn add_first(&mut self, first: u64) {
+    self.fbb_.push_slot::<u64>(ChannelReport::VT_FIRST, first, 0);
+  }
+  #[inline]
+  pub fn add_head(&mut self, head: u64) {
+    self.fbb_.push_slot::<u64>(ChannelReport::VT_HEAD, head, 0);
+  }
+  #[inline]
+  pub fn add_messages(&mut self, messages: u64) {
+    self.fbb_.push_slot::<u64>(ChannelReport::VT_MESSAGES, messages, 0);
+  }
+  #[inline]
+  pub fn add_durability(&mut self, durability: Durability) {
+    self.fbb_.push_slot::<Durability>(ChannelReport::VT_DURABILITY, durability, Durability::Default);
+  }
+  #[inline]
+  pub fn add_you(&mut self, you: MemberRole) {
+    self.fbb_.push_slot::<MemberRole>(ChannelReport::VT_YOU, you, MemberRole::None);
+  }
+  #[inline]
+  pub fn add_members_total(&mut self, members_total: u32) {
+    self.fbb_.push_slot::<u32>(ChannelReport::VT_MEMBERS_TOTAL, members_total, 0);
+  }
+  #[inline]
+  pub fn add_members(&mut self, members: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<MemberEntry<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ChannelReport::VT_MEMBERS, members);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ChannelReportBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ChannelReportBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ChannelReport<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ChannelReport<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ChannelReport");
+      ds.field("channel", &self.channel());
+      ds.field("kind", &self.kind());
+      ds.field("topic", &self.topic());
+      ds.field("post", &self.post());
+      ds.field("created_us", &self.created_us());
+      ds.field("first", &self.first());
+      ds.field("head", &self.head());
+      ds.field("messages", &self.messages());
+      ds.field("durability", &self.durability());
+      ds.field("you", &self.you());
+      ds.field("members_total", &self.members_total());
+      ds.field("members", &self.members());
+      ds.finish()
+  }
+}
+pub enum ChannelSummaryOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ChannelSummary<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ChannelSummary<'a> {
+  type Inner = ChannelSummary<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ChannelSummary<'a> {
+  pub const VT_CHANNEL: ::flatbuffers::VOffsetT = 4;
+  pub const VT_KIND: ::flatbuffers::VOffsetT = 6;
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 8;
+  pub const VT_ROLE: ::flatbuffers::VOffsetT = 10;
+  pub const VT_HEAD: ::flatbuffers::VOffsetT = 12;
+  pub const VT_MESSAGES: ::flatbuffers::VOffsetT = 14;
+  pub const VT_READ: ::flatbuffers::VOffsetT = 16;
+  pub const VT_UNREAD: ::flatbuffers::VOffsetT = 18;
+  pub const VT_MENTIONS: ::flatbuffers::VOffsetT = 20;
+  pub const VT_ACTIVE_US: ::flatbuffers::VOffsetT = 22;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ChannelSummary { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ChannelSummaryArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ChannelSummary<'bldr>> {
+    let mut builder = ChannelSummaryBuilder::new(_fbb);
+    builder.add_active_us(args.active_us);
+    builder.add_mentions(args.mentions);
+    builder.add_unread(args.unread);
+    builder.add_read(args.read);
+    builder.add_messages(args.messages);
+    builder.add_head(args.head);
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    if let Some(x) = args.channel { builder.add_channel(x); }
+    builder.add_role(args.role);
+    builder.add_kind(args.kind);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn channel(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ChannelSummary::VT_CHANNEL, None)}
+  }
+  #[inline]
+  pub fn kind(&self) -> ChannelKind {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<ChannelKind>(ChannelSummary::VT_KIND, Some(ChannelKind::Unsaid)).unwrap()}
+  }
+  #[inline]
+  pub fn topic(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ChannelSummary::VT_TOPIC, None)}
+  }
+  #[inline]
+  pub fn role(&self) -> MemberRole {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<MemberRole>(ChannelSummary::VT_ROLE, Some(MemberRole::None)).unwrap()}
+  }
+  #[inline]
+  pub fn head(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ChannelSummary::VT_HEAD, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn messages(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ChannelSummary::VT_MESSAGES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn read(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ChannelSummary::VT_READ, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn unread(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ChannelSummary::VT_UNREAD, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn mentions(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ChannelSummary::VT_MENTIONS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn active_us(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ChannelSummary::VT_ACTIVE_US, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ChannelSummary<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("channel", Self::VT_CHANNEL, false)?
+     .visit_field::<ChannelKind>("kind", Self::VT_KIND, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("topic", Self::VT_TOPIC, false)?
+     .visit_field::<MemberRole>("role", Self::VT_ROLE, false)?
+     .visit_field::<u64>("head", Self::VT_HEAD, false)?
+     .visit_field::<u64>("messages", Self::VT_MESSAGES, false)?
+     .visit_field::<u64>("read", Self::VT_READ, false)?
+     .visit_field::<u64>("unread", Self::VT_UNREAD, false)?
+     .visit_field::<u64>("mentions", Self::VT_MENTIONS, false)?
+     .visit_field::<u64>("active_us", Self::VT_ACTIVE_US, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ChannelSummaryArgs<'a> {
+    pub channel: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub kind: ChannelKind,
+    pub topic: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub role: MemberRole,
+    pub head: u64,
+    pub messages: u64,
+    pub read: u64,
+    pub unread: u64,
+    pub mentions: u64,
+    pub active_us: u64,
+}
+impl<'a> Default for ChannelSummaryArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ChannelSummaryArgs {
+      channel: None,
+      kind: ChannelKind::Unsaid,
+      topic: None,
+      role: MemberRole::None,
+      head: 0,
+      messages: 0,
+      read: 0,
+      unread: 0,
+      mentions: 0,
+      active_us: 0,
+    }
+  }
+}
+
+pub struct ChannelSummaryBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ChannelSummaryBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_channel(&mut self, channel: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ChannelSummary::VT_CHANNEL, channel);
+  }
+  #[inline]
+  pub fn add_kind(&mut self, kind: ChannelKind) {
+    self.fbb_.push_slot::<ChannelKind>(ChannelSummary::VT_KIND, kind, ChannelKind::Unsaid);
+  }
+  #[inline]
+  pub fn add_topic(&mut self, topic: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ChannelSummary::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_role(&mut self, role: MemberRole) {
+    self.fbb_.push_slot::<MemberRole>(ChannelSummary::VT_ROLE, role, MemberRole::None);
+  }
+  #[inline]
+  pub fn add_head(&mut self, head: u64) {
+    self.fbb_.push_slot::<u64>(ChannelSummary::VT_HEAD, head, 0);
+  }
+  #[inline]
+  pub fn add_messages(&mut self, messages: u64) {
+    self.fbb_.push_slot::<u64>(ChannelSummary::VT_MESSAGES, messages, 0);
+  }
+  #[inline]
+  pub fn add_read(&mut self, read: u64) {
+    self.fbb_.push_slot::<u64>(ChannelSummary::VT_READ, read, 0);
+  }
+  #[inline]
+  pub fn add_unread(&mut self, unread: u64) {
+    self.fbb_.push_slot::<u64>(ChannelSummary::VT_UNREAD, unread, 0);
+  }
+  #[inline]
+  pub fn add_mentions(&mut self, mentions: u64) {
+    self.fbb_.push_slot::<u64>(ChannelSummary::VT_MENTIONS, mentions, 0);
+  }
+  #[inline]
+  pub fn add_active_us(&mut self, active_us: u64) {
+    self.fbb_.push_slot::<u64>(ChannelSummary::VT_ACTIVE_US, active_us, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ChannelSummaryBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ChannelSummaryBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ChannelSummary<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ChannelSummary<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ChannelSummary");
+      ds.field("channel", &self.channel());
+      ds.field("kind", &self.kind());
+      ds.field("topic", &self.topic());
+      ds.field("role", &self.role());
+      ds.field("head", &self.head());
+      ds.field("messages", &self.messages());
+      ds.field("read", &self.read());
+      ds.field("unread", &self.unread());
+      ds.field("mentions", &self.mentions());
+      ds.field("active_us", &self.active_us());
+      ds.finish()
+  }
+}
+pub enum ChannelListOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ChannelList<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ChannelList<'a> {
+  type Inner = ChannelList<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ChannelList<'a> {
+  pub const VT_CHANNELS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_MORE: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ChannelList { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ChannelListArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ChannelList<'bldr>> {
+    let mut builder = ChannelListBuilder::new(_fbb);
+    if let Some(x) = args.channels { builder.add_channels(x); }
+    builder.add_more(args.more);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn channels(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ChannelSummary<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ChannelSummary>>>>(ChannelList::VT_CHANNELS, None)}
+  }
+  #[inline]
+  pub fn more(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(ChannelList::VT_MORE, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ChannelList<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<ChannelSummary>>>>("channels", Self::VT_CHANNELS, false)?
+     .visit_field::<bool>("more", Self::VT_MORE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ChannelListArgs<'a> {
+    pub channels: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ChannelSummary<'a>>>>>,
+    pub more: bool,
+}
+impl<'a> Default for ChannelListArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ChannelListArgs {
+      channels: None,
+      more: false,
+    }
+  }
+}
+
+pub struct ChannelListBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ChannelListBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_channels(&mut self, channels: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<ChannelSummary<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ChannelList::VT_CHANNELS, channels);
+  }
+  #[inline]
+  pub fn add_more(&mut self, more: bool) {
+    self.fbb_.push_slot::<bool>(ChannelList::VT_MORE, more, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ChannelListBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ChannelListBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ChannelList<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ChannelList<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ChannelList");
+      ds.field("channels", &self.channels());
+      ds.field("more", &self.more());
+      ds.finish()
+  }
+}
+pub enum ProfileReportOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ProfileReport<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ProfileReport<'a> {
+  type Inner = ProfileReport<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ProfileReport<'a> {
+  pub const VT_USER: ::flatbuffers::VOffsetT = 4;
+  pub const VT_DISPLAY: ::flatbuffers::VOffsetT = 6;
+  pub const VT_ABOUT: ::flatbuffers::VOffsetT = 8;
+  pub const VT_STATUS: ::flatbuffers::VOffsetT = 10;
+  pub const VT_STATE: ::flatbuffers::VOffsetT = 12;
+  pub const VT_SEEN_US: ::flatbuffers::VOffsetT = 14;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ProfileReport { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ProfileReportArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ProfileReport<'bldr>> {
+    let mut builder = ProfileReportBuilder::new(_fbb);
+    builder.add_seen_us(args.seen_us);
+    if let Some(x) = args.status { builder.add_status(x); }
+    if let Some(x) = args.about { builder.add_about(x); }
+    if let Some(x) = args.display { builder.add_display(x); }
+    if let Some(x) = args.user { builder.add_user(x); }
+    builder.add_state(args.state);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn user(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ProfileReport::VT_USER, None)}
+  }
+  #[inline]
+  pub fn display(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ProfileReport::VT_DISPLAY, None)}
+  }
+  #[inline]
+  pub fn about(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ProfileReport::VT_ABOUT, None)}
+  }
+  #[inline]
+  pub fn status(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ProfileReport::VT_STATUS, None)}
+  }
+  #[inline]
+  pub fn state(&self) -> PresenceState {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<PresenceState>(ProfileReport::VT_STATE, Some(PresenceState::Offline)).unwrap()}
+  }
+  #[inline]
+  pub fn seen_us(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ProfileReport::VT_SEEN_US, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ProfileReport<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("user", Self::VT_USER, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("display", Self::VT_DISPLAY, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("about", Self::VT_ABOUT, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("status", Self::VT_STATUS, false)?
+     .visit_field::<PresenceState>("state", Self::VT_STATE, false)?
+     .visit_field::<u64>("seen_us", Self::VT_SEEN_US, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ProfileReportArgs<'a> {
+    pub user: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub display: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub about: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub status: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub state: PresenceState,
+    pub seen_us: u64,
+}
+impl<'a> Default for ProfileReportArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ProfileReportArgs {
+      user: None,
+      display: None,
+      about: None,
+      status: None,
+      state: PresenceState::Offline,
+      seen_us: 0,
+    }
+  }
+}
+
+pub struct ProfileReportBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ProfileReportBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_user(&mut self, user: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ProfileReport::VT_USER, user);
+  }
+  #[inline]
+  pub fn add_display(&mut self, display: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ProfileReport::VT_DISPLAY, display);
+  }
+  #[inline]
+  pub fn add_about(&mut self, about: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ProfileReport::VT_ABOUT, about);
+  }
+  #[inline]
+  pub fn add_status(&mut self, status: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ProfileReport::VT_STATUS, status);
+  }
+  #[inline]
+  pub fn add_state(&mut self, state: PresenceState) {
+    self.fbb_.push_slot::<PresenceState>(ProfileReport::VT_STATE, state, PresenceState::Offline);
+  }
+  #[inline]
+  pub fn add_seen_us(&mut self, seen_us: u64) {
+    self.fbb_.push_slot::<u64>(ProfileReport::VT_SEEN_US, seen_us, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ProfileReportBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ProfileReportBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ProfileReport<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ProfileReport<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ProfileReport");
+      ds.field("user", &self.user());
+      ds.field("display", &self.display());
+      ds.field("about", &self.about());
+      ds.field("status", &self.status());
+      ds.field("state", &self.state());
+      ds.field("seen_us", &self.seen_us());
+      ds.finish()
+  }
+}
+pub enum PresentUserOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct PresentUser<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for PresentUser<'a> {
+  type Inner = PresentUser<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> PresentUser<'a> {
+  pub const VT_USER: ::flatbuffers::VOffsetT = 4;
+  pub const VT_STATE: ::flatbuffers::VOffsetT = 6;
+  pub const VT_SINCE_US: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    PresentUser { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args PresentUserArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<PresentUser<'bldr>> {
+    let mut builder = PresentUserBuilder::new(_fbb);
+    builder.add_since_us(args.since_us);
+    if let Some(x) = args.user { builder.add_user(x); }
+    builder.add_state(args.state);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn user(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(PresentUser::VT_USER, None)}
+  }
+  #[inline]
+  pub fn state(&self) -> PresenceState {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<PresenceState>(PresentUser::VT_STATE, Some(PresenceState::Offline)).unwrap()}
+  }
+  #[inline]
+  pub fn since_us(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(PresentUser::VT_SINCE_US, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for PresentUser<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("user", Self::VT_USER, false)?
+     .visit_field::<PresenceState>("state", Self::VT_STATE, false)?
+     .visit_field::<u64>("since_us", Self::VT_SINCE_US, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct PresentUserArgs<'a> {
+    pub user: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub state: PresenceState,
+    pub since_us: u64,
+}
+impl<'a> Default for PresentUserArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    PresentUserArgs {
+      user: None,
+      state: PresenceState::Offline,
+      since_us: 0,
+    }
+  }
+}
+
+pub struct PresentUserBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PresentUserBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_user(&mut self, user: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(PresentUser::VT_USER, user);
+  }
+  #[inline]
+  pub fn add_state(&mut self, state: PresenceState) {
+    self.fbb_.push_slot::<PresenceState>(PresentUser::VT_STATE, state, PresenceState::Offline);
+  }
+  #[inline]
+  pub fn add_since_us(&mut self, since_us: u64) {
+    self.fbb_.push_slot::<u64>(PresentUser::VT_SINCE_US, since_us, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PresentUserBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    PresentUserBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<PresentUser<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for PresentUser<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("PresentUser");
+      ds.field("user", &self.user());
+      ds.field("state", &self.state());
+      ds.field("since_us", &self.since_us());
+      ds.finish()
+  }
+}
+pub enum PresenceReportOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct PresenceReport<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for PresenceReport<'a> {
+  type Inner = PresenceReport<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> PresenceReport<'a> {
+  pub const VT_COUNT: ::flatbuffers::VOffsetT = 4;
+  pub const VT_USERS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_COMPLETE: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    PresenceReport { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args PresenceReportArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<PresenceReport<'bldr>> {
+    let mut builder = PresenceReportBuilder::new(_fbb);
+    if let Some(x) = args.users { builder.add_users(x); }
+    builder.add_count(args.count);
+    builder.add_complete(args.complete);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn count(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(PresenceReport::VT_COUNT, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn users(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<PresentUser<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<PresentUser>>>>(PresenceReport::VT_USERS, None)}
+  }
+  #[inline]
+  pub fn complete(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(PresenceReport::VT_COMPLETE, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for PresenceReport<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("count", Self::VT_COUNT, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<PresentUser>>>>("users", Self::VT_USERS, false)?
+     .visit_field::<bool>("complete", Self::VT_COMPLETE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct PresenceReportArgs<'a> {
+    pub count: u32,
+    pub users: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<PresentUser<'a>>>>>,
+    pub complete: bool,
+}
+impl<'a> Default for PresenceReportArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    PresenceReportArgs {
+      count: 0,
+      users: None,
+      complete: false,
+    }
+  }
+}
+
+pub struct PresenceReportBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PresenceReportBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_count(&mut self, count: u32) {
+    self.fbb_.push_slot::<u32>(PresenceReport::VT_COUNT, count, 0);
+  }
+  #[inline]
+  pub fn add_users(&mut self, users: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<PresentUser<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(PresenceReport::VT_USERS, users);
+  }
+  #[inline]
+  pub fn add_complete(&mut self, complete: bool) {
+    self.fbb_.push_slot::<bool>(PresenceReport::VT_COMPLETE, complete, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PresenceReportBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    PresenceReportBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<PresenceReport<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for PresenceReport<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("PresenceReport");
+      ds.field("count", &self.count());
+      ds.field("users", &self.users());
+      ds.field("complete", &self.complete());
+      ds.finish()
+  }
+}
+pub enum PresenceOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Presence<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Presence<'a> {
+  type Inner = Presence<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Presence<'a> {
+  pub const VT_FULL: ::flatbuffers::VOffsetT = 4;
+  pub const VT_SAMPLED: ::flatbuffers::VOffsetT = 6;
+  pub const VT_COUNT: ::flatbuffers::VOffsetT = 8;
+  pub const VT_USERS: ::flatbuffers::VOffsetT = 10;
+  pub const VT_LEFT: ::flatbuffers::VOffsetT = 12;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Presence { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args PresenceArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Presence<'bldr>> {
+    let mut builder = PresenceBuilder::new(_fbb);
+    if let Some(x) = args.left { builder.add_left(x); }
+    if let Some(x) = args.users { builder.add_users(x); }
+    builder.add_count(args.count);
+    builder.add_sampled(args.sampled);
+    builder.add_full(args.full);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn full(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Presence::VT_FULL, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn sampled(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Presence::VT_SAMPLED, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn count(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Presence::VT_COUNT, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn users(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<PresentUser<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<PresentUser>>>>(Presence::VT_USERS, None)}
+  }
+  #[inline]
+  pub fn left(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>(Presence::VT_LEFT, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Presence<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<bool>("full", Self::VT_FULL, false)?
+     .visit_field::<bool>("sampled", Self::VT_SAMPLED, false)?
+     .visit_field::<u32>("count", Self::VT_COUNT, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<PresentUser>>>>("users", Self::VT_USERS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<&'_ str>>>>("left", Self::VT_LEFT, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct PresenceArgs<'a> {
+    pub full: bool,
+    pub sampled: bool,
+    pub count: u32,
+    pub users: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<PresentUser<'a>>>>>,
+    pub left: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>,
+}
+impl<'a> Default for PresenceArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    PresenceArgs {
+      full: false,
+      sampled: false,
+      count: 0,
+      users: None,
+      left: None,
+    }
+  }
+}
+
+pub struct PresenceBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PresenceBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_full(&mut self, full: bool) {
+    self.fbb_.push_slot::<bool>(Presence::VT_FULL, full, false);
+  }
+  #[inline]
+  pub fn add_sampled(&mut self, sampled: bool) {
+    self.fbb_.push_slot::<bool>(Presence::VT_SAMPLED, sampled, false);
+  }
+  #[inline]
+  pub fn add_count(&mut self, count: u32) {
+    self.fbb_.push_slot::<u32>(Presence::VT_COUNT, count, 0);
+  }
+  #[inline]
+  pub fn add_users(&mut self, users: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<PresentUser<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Presence::VT_USERS, users);
+  }
+  #[inline]
+  pub fn add_left(&mut self, left: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<&'b  str>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Presence::VT_LEFT, left);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PresenceBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    PresenceBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Presence<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Presence<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Presence");
+      ds.field("full", &self.full());
+      ds.field("sampled", &self.sampled());
+      ds.field("count", &self.count());
+      ds.field("users", &self.users());
+      ds.field("left", &self.left());
+      ds.finish()
+  }
+}
+pub enum TypingNoticeOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct TypingNotice<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for TypingNotice<'a> {
+  type Inner = TypingNotice<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> TypingNotice<'a> {
+  pub const VT_USER: ::flatbuffers::VOffsetT = 4;
+  pub const VT_ON: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    TypingNotice { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args TypingNoticeArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<TypingNotice<'bldr>> {
+    let mut builder = TypingNoticeBuilder::new(_fbb);
+    if let Some(x) = args.user { builder.add_user(x); }
+    builder.add_on(args.on);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn user(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(TypingNotice::VT_USER, None)}
+  }
+  #[inline]
+  pub fn on(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(TypingNotice::VT_ON, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for TypingNotice<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("user", Self::VT_USER, false)?
+     .visit_field::<bool>("on", Self::VT_ON, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct TypingNoticeArgs<'a> {
+    pub user: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub on: bool,
+}
+impl<'a> Default for TypingNoticeArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    TypingNoticeArgs {
+      user: None,
+      on: false,
+    }
+  }
+}
+
+pub struct TypingNoticeBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TypingNoticeBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_user(&mut self, user: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TypingNotice::VT_USER, user);
+  }
+  #[inline]
+  pub fn add_on(&mut self, on: bool) {
+    self.fbb_.push_slot::<bool>(TypingNotice::VT_ON, on, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TypingNoticeBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    TypingNoticeBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<TypingNotice<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for TypingNotice<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("TypingNotice");
+      ds.field("user", &self.user());
+      ds.field("on", &self.on());
+      ds.finish()
+  }
+}
+pub enum LoggedInOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct LoggedIn<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for LoggedIn<'a> {
+  type Inner = LoggedIn<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> LoggedIn<'a> {
+  pub const VT_TOKEN: ::flatbuffers::VOffsetT = 4;
+  pub const VT_EXPIRES_US: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    LoggedIn { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args LoggedInArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<LoggedIn<'bldr>> {
+    let mut builder = LoggedInBuilder::new(_fbb);
+    builder.add_expires_us(args.expires_us);
+    if let Some(x) = args.token { builder.add_token(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn token(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(LoggedIn::VT_TOKEN, None)}
+  }
+  #[inline]
+  pub fn expires_us(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(LoggedIn::VT_EXPIRES_US, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for LoggedIn<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("token", Self::VT_TOKEN, false)?
+     .visit_field::<u64>("expires_us", Self::VT_EXPIRES_US, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct LoggedInArgs<'a> {
+    pub token: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub expires_us: u64,
+}
+impl<'a> Default for LoggedInArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    LoggedInArgs {
+      token: None,
+      expires_us: 0,
+    }
+  }
+}
+
+pub struct LoggedInBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> LoggedInBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_token(&mut self, token: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(LoggedIn::VT_TOKEN, token);
+  }
+  #[inline]
+  pub fn add_expires_us(&mut self, expires_us: u64) {
+    self.fbb_.push_slot::<u64>(LoggedIn::VT_EXPIRES_US, expires_us, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> LoggedInBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    LoggedInBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<LoggedIn<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for LoggedIn<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("LoggedIn");
+      ds.field("token", &self.token());
+      ds.field("expires_us", &self.expires_us());
+      ds.finish()
+  }
+}
+pub enum ManagedOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Managed<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Managed<'a> {
+  type Inner = Managed<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Managed<'a> {
+  pub const VT_JSON: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Managed { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ManagedArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Managed<'bldr>> {
+    let mut builder = ManagedBuilder::new(_fbb);
+    if let Some(x) = args.json { builder.add_json(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn json(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(Managed::VT_JSON, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Managed<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("json", Self::VT_JSON, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ManagedArgs<'a> {
+    pub json: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+}
+impl<'a> Default for ManagedArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ManagedArgs {
+      json: None,
+    }
+  }
+}
+
+pub struct ManagedBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ManagedBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_json(&mut self, json: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Managed::VT_JSON, json);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ManagedBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ManagedBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Managed<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Managed<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Managed");
+      ds.field("json", &self.json());
+      ds.finish()
+  }
+}
 pub enum FrameOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -5686,6 +10282,7 @@ impl<'a> ::flatbuffers::Follow<'a> for Frame<'a> {
 impl<'a> Frame<'a> {
   pub const VT_OP_TYPE: ::flatbuffers::VOffsetT = 4;
   pub const VT_OP: ::flatbuffers::VOffsetT = 6;
+  pub const VT_TRACE: ::flatbuffers::VOffsetT = 8;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -5694,9 +10291,10 @@ impl<'a> Frame<'a> {
   #[allow(unused_mut)]
   pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
     _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args FrameArgs
+    args: &'args FrameArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Frame<'bldr>> {
     let mut builder = FrameBuilder::new(_fbb);
+    if let Some(x) = args.trace { builder.add_trace(x); }
     if let Some(x) = args.op { builder.add_op(x); }
     builder.add_op_type(args.op_type);
     builder.finish()
@@ -5716,6 +10314,13 @@ impl<'a> Frame<'a> {
     // Created from valid Table for this object
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Table<'a>>>(Frame::VT_OP, None)}
+  }
+  #[inline]
+  pub fn trace(&self) -> Option<&'a TraceContext> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<TraceContext>(Frame::VT_TRACE, None)}
   }
   #[inline]
   #[allow(non_snake_case)]
@@ -6257,6 +10862,381 @@ impl<'a> Frame<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_join(&self) -> Option<Join<'a>> {
+    if self.op_type() == Op::Join {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { Join::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_leave(&self) -> Option<Leave<'a>> {
+    if self.op_type() == Op::Leave {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { Leave::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_set_member(&self) -> Option<SetMember<'a>> {
+    if self.op_type() == Op::SetMember {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { SetMember::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_set_channel(&self) -> Option<SetChannel<'a>> {
+    if self.op_type() == Op::SetChannel {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { SetChannel::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_open_direct(&self) -> Option<OpenDirect<'a>> {
+    if self.op_type() == Op::OpenDirect {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { OpenDirect::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_about_channel(&self) -> Option<AboutChannel<'a>> {
+    if self.op_type() == Op::AboutChannel {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { AboutChannel::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_list_channels(&self) -> Option<ListChannels<'a>> {
+    if self.op_type() == Op::ListChannels {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { ListChannels::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_mark_read(&self) -> Option<MarkRead<'a>> {
+    if self.op_type() == Op::MarkRead {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { MarkRead::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_set_profile(&self) -> Option<SetProfile<'a>> {
+    if self.op_type() == Op::SetProfile {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { SetProfile::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_get_profile(&self) -> Option<GetProfile<'a>> {
+    if self.op_type() == Op::GetProfile {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { GetProfile::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_set_presence(&self) -> Option<SetPresence<'a>> {
+    if self.op_type() == Op::SetPresence {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { SetPresence::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_who_is_in(&self) -> Option<WhoIsIn<'a>> {
+    if self.op_type() == Op::WhoIsIn {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { WhoIsIn::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_search_history(&self) -> Option<SearchHistory<'a>> {
+    if self.op_type() == Op::SearchHistory {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { SearchHistory::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_login(&self) -> Option<Login<'a>> {
+    if self.op_type() == Op::Login {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { Login::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_manage(&self) -> Option<Manage<'a>> {
+    if self.op_type() == Op::Manage {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { Manage::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_heartbeat(&self) -> Option<Heartbeat<'a>> {
+    if self.op_type() == Op::Heartbeat {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { Heartbeat::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_typing(&self) -> Option<Typing<'a>> {
+    if self.op_type() == Op::Typing {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { Typing::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_channel_report(&self) -> Option<ChannelReport<'a>> {
+    if self.op_type() == Op::ChannelReport {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { ChannelReport::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_channel_list(&self) -> Option<ChannelList<'a>> {
+    if self.op_type() == Op::ChannelList {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { ChannelList::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_profile_report(&self) -> Option<ProfileReport<'a>> {
+    if self.op_type() == Op::ProfileReport {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { ProfileReport::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_presence_report(&self) -> Option<PresenceReport<'a>> {
+    if self.op_type() == Op::PresenceReport {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { PresenceReport::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_presence(&self) -> Option<Presence<'a>> {
+    if self.op_type() == Op::Presence {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { Presence::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_typing_notice(&self) -> Option<TypingNotice<'a>> {
+    if self.op_type() == Op::TypingNotice {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { TypingNotice::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_logged_in(&self) -> Option<LoggedIn<'a>> {
+    if self.op_type() == Op::LoggedIn {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { LoggedIn::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_managed(&self) -> Option<Managed<'a>> {
+    if self.op_type() == Op::Managed {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { Managed::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Frame<'_> {
@@ -6303,23 +11283,51 @@ impl ::flatbuffers::Verifiable for Frame<'_> {
           Op::Deleted => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Deleted>>("Op::Deleted", pos),
           Op::Page => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Page>>("Op::Page", pos),
           Op::Rewound => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Rewound>>("Op::Rewound", pos),
+          Op::Join => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Join>>("Op::Join", pos),
+          Op::Leave => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Leave>>("Op::Leave", pos),
+          Op::SetMember => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<SetMember>>("Op::SetMember", pos),
+          Op::SetChannel => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<SetChannel>>("Op::SetChannel", pos),
+          Op::OpenDirect => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<OpenDirect>>("Op::OpenDirect", pos),
+          Op::AboutChannel => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<AboutChannel>>("Op::AboutChannel", pos),
+          Op::ListChannels => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ListChannels>>("Op::ListChannels", pos),
+          Op::MarkRead => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<MarkRead>>("Op::MarkRead", pos),
+          Op::SetProfile => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<SetProfile>>("Op::SetProfile", pos),
+          Op::GetProfile => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<GetProfile>>("Op::GetProfile", pos),
+          Op::SetPresence => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<SetPresence>>("Op::SetPresence", pos),
+          Op::WhoIsIn => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<WhoIsIn>>("Op::WhoIsIn", pos),
+          Op::SearchHistory => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<SearchHistory>>("Op::SearchHistory", pos),
+          Op::Login => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Login>>("Op::Login", pos),
+          Op::Manage => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Manage>>("Op::Manage", pos),
+          Op::Heartbeat => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Heartbeat>>("Op::Heartbeat", pos),
+          Op::Typing => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Typing>>("Op::Typing", pos),
+          Op::ChannelReport => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ChannelReport>>("Op::ChannelReport", pos),
+          Op::ChannelList => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ChannelList>>("Op::ChannelList", pos),
+          Op::ProfileReport => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ProfileReport>>("Op::ProfileReport", pos),
+          Op::PresenceReport => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<PresenceReport>>("Op::PresenceReport", pos),
+          Op::Presence => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Presence>>("Op::Presence", pos),
+          Op::TypingNotice => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<TypingNotice>>("Op::TypingNotice", pos),
+          Op::LoggedIn => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<LoggedIn>>("Op::LoggedIn", pos),
+          Op::Managed => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Managed>>("Op::Managed", pos),
           _ => Ok(()),
         }
      })?
+     .visit_field::<TraceContext>("trace", Self::VT_TRACE, false)?
      .finish();
     Ok(())
   }
 }
-pub struct FrameArgs {
+pub struct FrameArgs<'a> {
     pub op_type: Op,
     pub op: Option<::flatbuffers::WIPOffset<::flatbuffers::UnionWIPOffset>>,
+    pub trace: Option<&'a TraceContext>,
 }
-impl<'a> Default for FrameArgs {
+impl<'a> Default for FrameArgs<'a> {
   #[inline]
   fn default() -> Self {
     FrameArgs {
       op_type: Op::NONE,
       op: None,
+      trace: None,
     }
   }
 }
@@ -6336,6 +11344,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> FrameBuilder<'a, 'b, A> {
   #[inline]
   pub fn add_op(&mut self, op: ::flatbuffers::WIPOffset<::flatbuffers::UnionWIPOffset>) {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Frame::VT_OP, op);
+  }
+  #[inline]
+  pub fn add_trace(&mut self, trace: &TraceContext) {
+    self.fbb_.push_slot_always::<&TraceContext>(Frame::VT_TRACE, trace);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> FrameBuilder<'a, 'b, A> {
@@ -6609,11 +11621,187 @@ impl ::core::fmt::Debug for Frame<'_> {
             ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
           }
         },
+        Op::Join => {
+          if let Some(x) = self.op_as_join() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::Leave => {
+          if let Some(x) = self.op_as_leave() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::SetMember => {
+          if let Some(x) = self.op_as_set_member() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::SetChannel => {
+          if let Some(x) = self.op_as_set_channel() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::OpenDirect => {
+          if let Some(x) = self.op_as_open_direct() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::AboutChannel => {
+          if let Some(x) = self.op_as_about_channel() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::ListChannels => {
+          if let Some(x) = self.op_as_list_channels() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::MarkRead => {
+          if let Some(x) = self.op_as_mark_read() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::SetProfile => {
+          if let Some(x) = self.op_as_set_profile() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::GetProfile => {
+          if let Some(x) = self.op_as_get_profile() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::SetPresence => {
+          if let Some(x) = self.op_as_set_presence() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::WhoIsIn => {
+          if let Some(x) = self.op_as_who_is_in() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::SearchHistory => {
+          if let Some(x) = self.op_as_search_history() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::Login => {
+          if let Some(x) = self.op_as_login() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::Manage => {
+          if let Some(x) = self.op_as_manage() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::Heartbeat => {
+          if let Some(x) = self.op_as_heartbeat() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::Typing => {
+          if let Some(x) = self.op_as_typing() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::ChannelReport => {
+          if let Some(x) = self.op_as_channel_report() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::ChannelList => {
+          if let Some(x) = self.op_as_channel_list() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::ProfileReport => {
+          if let Some(x) = self.op_as_profile_report() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::PresenceReport => {
+          if let Some(x) = self.op_as_presence_report() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::Presence => {
+          if let Some(x) = self.op_as_presence() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::TypingNotice => {
+          if let Some(x) = self.op_as_typing_notice() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::LoggedIn => {
+          if let Some(x) = self.op_as_logged_in() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::Managed => {
+          if let Some(x) = self.op_as_managed() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
         _ => {
           let x: Option<()> = None;
           ds.field("op", &x)
         },
       };
+      ds.field("trace", &self.trace());
       ds.finish()
   }
 }

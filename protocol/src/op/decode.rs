@@ -1,5 +1,14 @@
 //! FlatBuffers to values: verify, then check, then read.
 
+/// The table of a union whose type was just looked at: the verifier made sure that it is there.
+macro_rules! table {
+    ($frame:ident, $as:ident) => {
+        $frame.$as().ok_or_else(|| invalid("the operation is missing"))?
+    };
+}
+
+mod chat;
+
 use bytes::Bytes;
 use flatbuffers::{VerifierOptions, root_with_opts};
 
@@ -7,13 +16,16 @@ use super::{
     ClientOp, CreateChannel, Delivery, DeliveryKind, Durability, From, Hello, Policy, Publish, ServerOp, Subscribe,
     WatchRequest, Welcome,
 };
+use crate::chat::{ChannelAbout, Context, Post};
 use crate::generated::thalweg::wire;
 use crate::generation::{AskRequest, ChatMessage, FinishReason, OnDetach, Role, Sampling, Usage};
 use crate::ids::{Epoch, GenerationId, Name, Position, Sequence, SessionId, Subscription, Watch};
 use crate::limits::{
-    BODY_BYTES_MAX, FLATBUFFER_DEPTH_MAX, FLATBUFFER_TABLES_MAX, FRAME_BYTES_MAX, GENERATION_TOKENS, TOKEN_BYTES_MAX,
+    BODY_BYTES_MAX, FLATBUFFER_DEPTH_MAX, FLATBUFFER_TABLES_MAX, FRAME_BYTES_MAX, GENERATION_TOKENS, MANAGE_BYTES_MAX,
+    MENTIONS_MAX, TOKEN_BYTES_MAX, TOPIC_BYTES_MAX,
 };
 use crate::reject::{Reject, RejectCode};
+use crate::trace::TraceContext;
 
 fn invalid(text: impl Into<String>) -> Reject {
     Reject::new(RejectCode::FrameInvalid, text.into())
@@ -54,13 +66,6 @@ fn session(id: Option<&wire::Id128>) -> Result<SessionId, Reject> {
     Ok(SessionId(u128::from(id.hi()) << 64 | u128::from(id.lo())))
 }
 
-/// The table of a union whose type was just looked at: the verifier made sure that it is there.
-macro_rules! table {
-    ($frame:ident, $as:ident) => {
-        $frame.$as().ok_or_else(|| invalid("the operation is missing"))?
-    };
-}
-
 fn unknown(op: wire::Op, direction: &str) -> Reject {
     let text = match op.variant_name() {
         Some(name) => format!("operation {name} is not for {direction}"),
@@ -76,7 +81,24 @@ impl ClientOp {
     /// `frame_invalid`, `operation_unknown`, `name_invalid`, `body_too_large` or `parameter_invalid`, each with a text that
     /// names the field.
     pub fn decode(payload: &Bytes) -> Result<Self, Reject> {
+        Self::read(payload, &verify(payload)?)
+    }
+
+    /// The same, with the trace that the request is part of, if its sender said so. Ids of zero name no trace.
+    ///
+    /// # Errors
+    /// See [`decode`](Self::decode).
+    pub fn decode_traced(payload: &Bytes) -> Result<(Self, Option<TraceContext>), Reject> {
         let frame = verify(payload)?;
+        let trace = frame.trace().map(|trace| TraceContext {
+            trace: u128::from(trace.trace_hi()) << 64 | u128::from(trace.trace_lo()),
+            span: trace.span(),
+            flags: trace.flags(),
+        });
+        Ok((Self::read(payload, &frame)?, trace.filter(|trace| trace.trace != 0 && trace.span != 0)))
+    }
+
+    fn read(payload: &Bytes, frame: &wire::Frame<'_>) -> Result<Self, Reject> {
         Ok(match frame.op_type() {
             wire::Op::Hello => Self::Hello(read_hello(&table!(frame, op_as_hello))?),
             wire::Op::CreateChannel => Self::CreateChannel(read_create_channel(&table!(frame, op_as_create_channel))?),
@@ -120,7 +142,24 @@ impl ClientOp {
                 let (from, limit) = (Position(table.from()), table.limit());
                 Self::ReadHistory { channel: name("channel", table.channel())?, from, limit }
             }
-            other => return Err(unknown(other, "a node")),
+            wire::Op::Login => Self::Login(chat::read_login(&table!(frame, op_as_login))?),
+            wire::Op::Manage => {
+                let json = body(payload, table!(frame, op_as_manage).json());
+                if json.len() > MANAGE_BYTES_MAX {
+                    let text = format!("json has {} bytes; at most {MANAGE_BYTES_MAX} are allowed", json.len());
+                    return Err(Reject::new(RejectCode::RequestInvalid, text));
+                }
+                Self::Manage { json }
+            }
+            wire::Op::Heartbeat => Self::Heartbeat,
+            wire::Op::Typing => {
+                let table = table!(frame, op_as_typing);
+                Self::Typing { subscription: Subscription(table.subscription()), on: table.on() }
+            }
+            other => match chat::read_request(frame)? {
+                Some(op) => Self::Chat(op),
+                None => return Err(unknown(other, "a node")),
+            },
         })
     }
 }
@@ -147,6 +186,11 @@ fn read_create_channel(table: &wire::CreateChannel<'_>) -> Result<CreateChannel,
             wire::Durability::Replicated => Some(Durability::Replicated),
             other => return Err(invalid(format!("durability is {}; 0 to 3", other.0))),
         },
+        about: ChannelAbout {
+            kind: chat::kind(table.kind())?.unwrap_or_default(),
+            topic: chat::text("topic", table.topic(), TOPIC_BYTES_MAX)?,
+            post: chat::post_rule(table.post())?.unwrap_or_default(),
+        },
     })
 }
 
@@ -166,6 +210,7 @@ fn read_publish(payload: &Bytes, table: &wire::Publish<'_>) -> Result<Publish, R
         make: table.make(),
         body,
         key: table.key(),
+        post: Post { kind: chat::post_kind(table.kind())?, target: Position(table.target()) },
     })
 }
 
@@ -186,6 +231,7 @@ fn read_subscribe(table: &wire::Subscribe<'_>) -> Result<Subscribe, Reject> {
         },
         lead: table.lead(),
         make: table.make(),
+        presence: table.presence(),
     })
 }
 
@@ -289,7 +335,11 @@ impl ServerOp {
                 }
             }
             wire::Op::Rewound => Self::Rewound { to: table!(frame, op_as_rewound).to() },
-            other => return Err(unknown(other, "a client")),
+            wire::Op::Managed => Self::Managed { json: body(payload, table!(frame, op_as_managed).json()) },
+            other => match chat::read_answer(&frame)? {
+                Some(op) => op,
+                None => return Err(unknown(other, "a client")),
+            },
         })
     }
 }
@@ -308,6 +358,7 @@ fn read_welcome(table: &wire::Welcome<'_>) -> Result<Welcome, Reject> {
         in_flight_max: table.in_flight_max(),
         lead_messages: table.lead_messages(),
         lead_tokens: table.lead_tokens(),
+        token_expires_us: table.token_expires_us(),
     })
 }
 
@@ -320,12 +371,25 @@ fn read_delivery(payload: &Bytes, table: &wire::Delivery<'_>) -> Result<Delivery
             wire::DeliveryKind::Tokens => DeliveryKind::Tokens,
             wire::DeliveryKind::GenerationStarted => DeliveryKind::GenerationStarted,
             wire::DeliveryKind::GenerationEnded => DeliveryKind::GenerationEnded,
-            other => return Err(invalid(format!("kind is {}; 0 to 3", other.0))),
+            wire::DeliveryKind::Edit => DeliveryKind::Edit,
+            wire::DeliveryKind::Redaction => DeliveryKind::Redaction,
+            wire::DeliveryKind::Reaction => DeliveryKind::Reaction,
+            wire::DeliveryKind::Unreaction => DeliveryKind::Unreaction,
+            wire::DeliveryKind::Membership => DeliveryKind::Membership,
+            wire::DeliveryKind::Info => DeliveryKind::Info,
+            other => return Err(invalid(format!("kind is {}; 0 to 9", other.0))),
         },
         user: name("user", table.user())?,
         generation: Some(GenerationId(table.generation())).filter(|generation| generation.0 != 0),
         body: body(payload, table.body()),
         key: table.key(),
+        context: Context {
+            target: Position(table.target()),
+            number: table.number(),
+            mentions: chat::names("mentions", table.mentions(), MENTIONS_MAX)?,
+            role: chat::role(table.role())?,
+            redacted: table.redacted(),
+        },
     })
 }
 

@@ -1,5 +1,13 @@
 //! Values to FlatBuffers.
 
+macro_rules! table {
+    ($builder:ident, $table:ident, $args:expr) => {
+        (wire::Op::$table, wire::$table::create($builder, &$args).as_union_value())
+    };
+}
+
+mod chat;
+
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
 
@@ -7,10 +15,12 @@ use super::{
     ClientOp, CreateChannel, Delivery, DeliveryKind, Durability, From, Hello, Policy, Publish, ServerOp, Subscribe,
     WatchRequest, Welcome,
 };
+use crate::chat::{ChannelKind, PostRule};
 use crate::generated::thalweg::wire;
 use crate::generation::{AskRequest, FinishReason, OnDetach, Role};
 use crate::ids::SessionId;
 use crate::reject::Reject;
+use crate::trace::TraceContext;
 
 type Builder = FlatBufferBuilder<'static>;
 type Offset = WIPOffset<UnionWIPOffset>;
@@ -18,19 +28,20 @@ type Offset = WIPOffset<UnionWIPOffset>;
 /// Room for a table and its small fields beside its body.
 const ENVELOPE_BYTES: usize = 192;
 
-fn finish(body_bytes: usize, build: impl FnOnce(&mut Builder) -> (wire::Op, Offset)) -> Bytes {
+fn finish(
+    body_bytes: usize,
+    trace: Option<TraceContext>,
+    build: impl FnOnce(&mut Builder) -> (wire::Op, Offset),
+) -> Bytes {
     let mut builder = Builder::with_capacity(body_bytes + ENVELOPE_BYTES);
     let (op_type, op) = build(&mut builder);
-    let frame = wire::Frame::create(&mut builder, &wire::FrameArgs { op_type, op: Some(op) });
+    let trace = trace.map(|TraceContext { trace, span, flags }| {
+        wire::TraceContext::new((trace >> 64) as u64, trace as u64, span, flags)
+    });
+    let frame = wire::Frame::create(&mut builder, &wire::FrameArgs { op_type, op: Some(op), trace: trace.as_ref() });
     builder.finish(frame, None);
     let (buffer, start) = builder.collapse();
     Bytes::from(buffer).slice(start..)
-}
-
-macro_rules! table {
-    ($builder:ident, $table:ident, $args:expr) => {
-        (wire::Op::$table, wire::$table::create($builder, &$args).as_union_value())
-    };
 }
 
 fn id128(session: SessionId) -> wire::Id128 {
@@ -40,13 +51,19 @@ fn id128(session: SessionId) -> wire::Id128 {
 impl ClientOp {
     /// The payload of a frame.
     pub fn encode(&self) -> Bytes {
+        self.encode_traced(None)
+    }
+
+    /// The payload of a frame that says which trace the request is part of.
+    pub fn encode_traced(&self, trace: Option<TraceContext>) -> Bytes {
         let body_bytes = match self {
             Self::Publish(publish) => publish.body.len(),
             Self::Ask(ask) => ask.messages.iter().map(|m| m.content.len() + 32).sum(),
             Self::Hello(hello) => hello.token.len(),
+            Self::Manage { json } => json.len(),
             _ => 0,
         };
-        finish(body_bytes, |b| match self {
+        finish(body_bytes, trace, |b| match self {
             Self::Hello(hello) => build_hello(b, hello),
             Self::CreateChannel(create) => build_create_channel(b, create),
             Self::Publish(publish) => build_publish(b, publish),
@@ -81,6 +98,16 @@ impl ClientOp {
                 let channel = Some(b.create_string(channel.as_str()));
                 table!(b, ReadHistory, wire::ReadHistoryArgs { channel, from: from.0, limit: *limit })
             }
+            Self::Chat(op) => chat::build_request(b, op),
+            Self::Login(login) => chat::build_login(b, login),
+            Self::Manage { json } => {
+                let json = Some(b.create_vector(json));
+                table!(b, Manage, wire::ManageArgs { json })
+            }
+            Self::Heartbeat => table!(b, Heartbeat, wire::HeartbeatArgs {}),
+            Self::Typing { subscription, on } => {
+                table!(b, Typing, wire::TypingArgs { subscription: subscription.0, on: *on })
+            }
         })
     }
 }
@@ -101,7 +128,20 @@ fn build_create_channel(b: &mut Builder, create: &CreateChannel) -> (wire::Op, O
         Some(Durability::Disk) => wire::Durability::Disk,
         Some(Durability::Replicated) => wire::Durability::Replicated,
     };
-    let args = wire::CreateChannelArgs { channel, history_messages, history_bytes, history_age_ms, durability };
+    let topic = (!create.about.topic.is_empty()).then(|| b.create_string(&create.about.topic));
+    // What is not said is not written, so that a frame without it is that of the first version.
+    let kind = chat::kind(Some(create.about.kind).filter(|kind| *kind != ChannelKind::default()));
+    let post = chat::post_rule(Some(create.about.post).filter(|rule| *rule != PostRule::default()));
+    let args = wire::CreateChannelArgs {
+        channel,
+        history_messages,
+        history_bytes,
+        history_age_ms,
+        durability,
+        kind,
+        topic,
+        post,
+    };
     table!(b, CreateChannel, args)
 }
 
@@ -109,7 +149,8 @@ fn build_publish(b: &mut Builder, publish: &Publish) -> (wire::Op, Offset) {
     let body = Some(b.create_vector(&publish.body));
     let channel = Some(b.create_string(publish.channel.as_str()));
     let Publish { sequence, retry, make, key, .. } = *publish;
-    table!(b, Publish, wire::PublishArgs { channel, sequence: sequence.0, retry, body, key, make })
+    let (kind, target) = (chat::post_kind(publish.post.kind), publish.post.target.0);
+    table!(b, Publish, wire::PublishArgs { channel, sequence: sequence.0, retry, body, key, make, kind, target })
 }
 
 fn build_subscribe(b: &mut Builder, subscribe: &Subscribe) -> (wire::Op, Offset) {
@@ -124,8 +165,8 @@ fn build_subscribe(b: &mut Builder, subscribe: &Subscribe) -> (wire::Op, Offset)
         Policy::Drop => wire::Policy::Drop,
         Policy::Disconnect => wire::Policy::Disconnect,
     };
-    let Subscribe { lead, make, .. } = *subscribe;
-    table!(b, Subscribe, wire::SubscribeArgs { channel, from, position, policy, lead, make })
+    let Subscribe { lead, make, presence, .. } = *subscribe;
+    table!(b, Subscribe, wire::SubscribeArgs { channel, from, position, policy, lead, make, presence })
 }
 
 fn build_ask(b: &mut Builder, ask: &AskRequest) -> (wire::Op, Offset) {
@@ -174,9 +215,10 @@ impl ServerOp {
             Self::Tokens { text, .. } => text.len(),
             Self::StatsReport { json } => json.len(),
             Self::Page { deliveries, .. } => deliveries.iter().map(|delivery| delivery.len() + 32).sum(),
+            Self::Managed { json } => json.len(),
             _ => 0,
         };
-        finish(body_bytes, |b| match self {
+        finish(body_bytes, None, |b| match self {
             Self::Welcome(welcome) => build_welcome(b, welcome),
             Self::Reject(reject) => build_reject(b, reject),
             Self::Done => table!(b, Done, wire::DoneArgs {}),
@@ -238,6 +280,26 @@ impl ServerOp {
                 table!(b, Page, wire::PageArgs { first, next, head, deliveries })
             }
             Self::Rewound { to } => table!(b, Rewound, wire::RewoundArgs { to: *to }),
+            Self::ChannelReport(report) => chat::build_report(b, report),
+            Self::ChannelList { channels, more } => chat::build_list(b, channels, *more),
+            Self::ProfileReport(report) => chat::build_profile(b, report),
+            Self::PresenceReport { count, users, complete } => {
+                let users = chat::present_users(b, users);
+                table!(b, PresenceReport, wire::PresenceReportArgs { count: *count, users, complete: *complete })
+            }
+            Self::Presence(presence) => chat::build_presence(b, presence),
+            Self::TypingNotice { user, on } => {
+                let user = Some(b.create_string(user.as_str()));
+                table!(b, TypingNotice, wire::TypingNoticeArgs { user, on: *on })
+            }
+            Self::LoggedIn { token, expires_us } => {
+                let token = Some(b.create_string(token));
+                table!(b, LoggedIn, wire::LoggedInArgs { token, expires_us: *expires_us })
+            }
+            Self::Managed { json } => {
+                let json = Some(b.create_vector(json));
+                table!(b, Managed, wire::ManagedArgs { json })
+            }
         })
     }
 }
@@ -262,6 +324,7 @@ fn build_welcome(b: &mut Builder, welcome: &Welcome) -> (wire::Op, Offset) {
         in_flight_max: welcome.in_flight_max,
         lead_messages: welcome.lead_messages,
         lead_tokens: welcome.lead_tokens,
+        token_expires_us: welcome.token_expires_us,
     };
     table!(b, Welcome, args)
 }
@@ -275,6 +338,7 @@ fn build_reject(b: &mut Builder, reject: &Reject) -> (wire::Op, Offset) {
 fn build_delivery(b: &mut Builder, delivery: &Delivery) -> (wire::Op, Offset) {
     let body = Some(b.create_vector(&delivery.body));
     let user = Some(b.create_string(delivery.user.as_str()));
+    let mentions = chat::names(b, &delivery.context.mentions);
     let args = wire::DeliveryArgs {
         position: delivery.position.0,
         timestamp_us: delivery.timestamp_us,
@@ -283,11 +347,22 @@ fn build_delivery(b: &mut Builder, delivery: &Delivery) -> (wire::Op, Offset) {
             DeliveryKind::Tokens => wire::DeliveryKind::Tokens,
             DeliveryKind::GenerationStarted => wire::DeliveryKind::GenerationStarted,
             DeliveryKind::GenerationEnded => wire::DeliveryKind::GenerationEnded,
+            DeliveryKind::Edit => wire::DeliveryKind::Edit,
+            DeliveryKind::Redaction => wire::DeliveryKind::Redaction,
+            DeliveryKind::Reaction => wire::DeliveryKind::Reaction,
+            DeliveryKind::Unreaction => wire::DeliveryKind::Unreaction,
+            DeliveryKind::Membership => wire::DeliveryKind::Membership,
+            DeliveryKind::Info => wire::DeliveryKind::Info,
         },
         user,
         body,
         generation: delivery.generation.map_or(0, |generation| generation.0),
         key: delivery.key,
+        target: delivery.context.target.0,
+        number: delivery.context.number,
+        mentions,
+        role: chat::role(delivery.context.role),
+        redacted: delivery.context.redacted,
     };
     table!(b, Delivery, args)
 }

@@ -2,9 +2,11 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
+use crate::chat::*;
 use crate::generation::{ChatMessage, OnDetach, Role, Sampling};
 use crate::limits::{BODY_BYTES_MAX, FRAME_BYTES_MAX, NAME_BYTES_MAX, TOKEN_BYTES_MAX};
 use crate::reject::RejectCode;
+use crate::trace::TraceContext;
 
 fn name(text: &str) -> Name {
     Name::new(text).expect("valid name")
@@ -12,7 +14,7 @@ fn name(text: &str) -> Name {
 
 fn publish(body: Bytes) -> ClientOp {
     let (sequence, retry, make) = (Sequence(9), true, false);
-    ClientOp::Publish(Publish { channel: name("general"), sequence, retry, make, body, key: 0 })
+    ClientOp::Publish(Publish { channel: name("general"), sequence, retry, make, body, key: 0, post: Post::default() })
 }
 
 fn ask() -> AskRequest {
@@ -30,7 +32,8 @@ fn ask() -> AskRequest {
 fn client_ops() -> Vec<ClientOp> {
     let session = SessionId(0x0123_4567_89ab_cdef_0011_2233_4455_6677);
     let hello = Hello { versions: (1, 1), session, token: "a.b.c".into(), client: "test/1".into() };
-    let subscribe = |from, policy| Subscribe { channel: name("équipe"), from, policy, lead: 5, make: true };
+    let subscribe =
+        |from, policy| Subscribe { channel: name("équipe"), from, policy, lead: 5, make: true, presence: false };
     vec![
         ClientOp::Hello(hello),
         ClientOp::CreateChannel(create(0, None)),
@@ -65,6 +68,137 @@ fn later_client_ops() -> Vec<ClientOp> {
     ]
 }
 
+/// What came with membership, presence and the gatekeeper.
+fn chat_client_ops() -> Vec<ClientOp> {
+    let (channel, user) = (name("general"), name("bob"));
+    let about = ChannelAbout { kind: ChannelKind::Private, topic: "rivers".into(), post: PostRule::Members };
+    let mut private = create(0, None);
+    private.about = about;
+    let write = |kind, target| {
+        let post = Post { kind, target: Position(target) };
+        let (channel, body) = (name("general"), Bytes::from_static("👍".as_bytes()));
+        ClientOp::Publish(Publish { channel, sequence: Sequence(3), retry: false, make: false, body, key: 0, post })
+    };
+    let subscribe = Subscribe {
+        channel: name("general"),
+        from: From::End,
+        policy: Policy::Replay,
+        lead: 0,
+        make: true,
+        presence: true,
+    };
+    let profile = ProfileText { display: "Bob".into(), about: "rows".into(), status: "at lunch".into() };
+    let chat = [
+        ChatOp::Join { channel: channel.clone() },
+        ChatOp::Leave { channel: channel.clone() },
+        ChatOp::SetMember { channel: channel.clone(), user: user.clone(), role: Some(MemberRole::Moderator) },
+        ChatOp::SetMember { channel: channel.clone(), user: user.clone(), role: None },
+        ChatOp::SetChannel { channel: channel.clone(), topic: Some(String::new()), kind: None, post: None },
+        ChatOp::SetChannel {
+            channel: channel.clone(),
+            topic: None,
+            kind: Some(ChannelKind::Open),
+            post: Some(PostRule::Moderators),
+        },
+        ChatOp::OpenDirect { users: vec![user.clone(), name("eve")] },
+        ChatOp::AboutChannel { channel: channel.clone() },
+        ChatOp::ListChannels { after: "a".into(), limit: 20, all: true },
+        ChatOp::MarkRead { channel: channel.clone(), position: Position(9), number: 7 },
+        ChatOp::SetProfile(profile),
+        ChatOp::GetProfile { user: user.clone() },
+        ChatOp::SetPresence { away: true },
+        ChatOp::SetPresence { away: false },
+        ChatOp::WhoIsIn { channel: channel.clone() },
+        ChatOp::SearchHistory { channel, query: "Straße".into(), before: Position(0), limit: 50 },
+    ];
+    let login = Login { tenant: name("default"), user, password: "correct horse".into() };
+    let mut ops = vec![
+        ClientOp::CreateChannel(private),
+        write(PostKind::Message, 4),
+        write(PostKind::Edit, 4),
+        write(PostKind::Redact, 4),
+        write(PostKind::React, 4),
+        write(PostKind::Unreact, 4),
+        ClientOp::Subscribe(subscribe),
+    ];
+    ops.extend(chat.map(ClientOp::Chat));
+    ops.extend([
+        ClientOp::Login(login),
+        ClientOp::Manage { json: Bytes::from_static(b"{\"command\":\"reload\"}") },
+        ClientOp::Heartbeat,
+        ClientOp::Typing { subscription: Subscription(3), on: true },
+    ]);
+    ops
+}
+
+fn chat_server_ops() -> Vec<ServerOp> {
+    let user = |user, state| PresentUser { user: name(user), state, since_us: 5 };
+    let users = || vec![user("ada", PresenceState::Online), user("bob", PresenceState::Away)];
+    let delivery = |kind, context| {
+        ServerOp::Delivery(Delivery {
+            position: Position(8),
+            timestamp_us: 1,
+            kind,
+            user: name("ada"),
+            generation: None,
+            body: Bytes::from_static(b"hello"),
+            key: 0,
+            context,
+        })
+    };
+    let target = |target| Context { target: Position(target), number: 3, ..Context::default() };
+    let report = ChannelReport {
+        channel: name("general"),
+        kind: ChannelKind::Direct,
+        topic: "rivers".into(),
+        post: PostRule::Everyone,
+        created_us: 1,
+        first: Position(2),
+        head: Position(9),
+        messages: 5,
+        durability: Durability::Disk,
+        you: Some(MemberRole::Owner),
+        members_total: 2,
+        members: vec![MemberEntry { user: name("ada"), role: MemberRole::Banned, since_us: 7 }],
+    };
+    let summary = ChannelSummary {
+        channel: name("general"),
+        kind: ChannelKind::Private,
+        topic: String::new(),
+        role: None,
+        head: Position(9),
+        messages: 5,
+        read: Position(3),
+        unread: 2,
+        mentions: 1,
+        active_us: 11,
+    };
+    let profile = ProfileReport {
+        user: name("ada"),
+        profile: ProfileText { display: "Ada".into(), about: String::new(), status: "here".into() },
+        state: PresenceState::Offline,
+        seen_us: 4,
+    };
+    vec![
+        delivery(DeliveryKind::Message, Context { mentions: vec![name("bob")], ..target(2) }),
+        delivery(DeliveryKind::Message, Context { redacted: true, ..target(0) }),
+        delivery(DeliveryKind::Edit, target(2)),
+        delivery(DeliveryKind::Redaction, target(2)),
+        delivery(DeliveryKind::Reaction, target(2)),
+        delivery(DeliveryKind::Unreaction, target(2)),
+        delivery(DeliveryKind::Membership, Context { role: Some(MemberRole::Invited), ..target(0) }),
+        delivery(DeliveryKind::Info, target(0)),
+        ServerOp::ChannelReport(Box::new(report)),
+        ServerOp::ChannelList { channels: vec![summary], more: true },
+        ServerOp::ProfileReport(Box::new(profile)),
+        ServerOp::PresenceReport { count: 2, users: users(), complete: true },
+        ServerOp::Presence(Presence { full: false, sampled: true, count: 9, users: users(), left: vec![name("eve")] }),
+        ServerOp::TypingNotice { user: name("ada"), on: true },
+        ServerOp::LoggedIn { token: "a.b.c".into(), expires_us: 5 },
+        ServerOp::Managed { json: Bytes::from_static(b"{}") },
+    ]
+}
+
 fn later_server_ops() -> Vec<ServerOp> {
     let deliveries = vec![Bytes::from_static(b"one"), Bytes::from_static(b"another")];
     vec![
@@ -76,7 +210,14 @@ fn later_server_ops() -> Vec<ServerOp> {
 
 fn create(history_age_ms: u64, durability: Option<Durability>) -> CreateChannel {
     let channel = name("general");
-    CreateChannel { channel, history_messages: 10, history_bytes: 1 << 20, history_age_ms, durability }
+    CreateChannel {
+        channel,
+        history_messages: 10,
+        history_bytes: 1 << 20,
+        history_age_ms,
+        durability,
+        about: ChannelAbout::default(),
+    }
 }
 
 fn watch(epoch: Epoch, seen: Option<u64>) -> WatchRequest {
@@ -97,6 +238,7 @@ fn server_ops() -> Vec<ServerOp> {
         in_flight_max: 1024,
         lead_messages: 1000,
         lead_tokens: 64,
+        token_expires_us: 0,
     };
     let delivery = |kind, generation| Delivery {
         position: Position(8),
@@ -106,6 +248,7 @@ fn server_ops() -> Vec<ServerOp> {
         generation,
         body: Bytes::from_static(b"hello"),
         key: 0,
+        context: Context::default(),
     };
     let reject = Reject::new(RejectCode::Busy, "too much is waiting").retry_after_ms(250);
     let finished = |reason| ServerOp::Finished {
@@ -140,20 +283,30 @@ fn server_ops() -> Vec<ServerOp> {
 
 #[test]
 fn every_operation_round_trips() {
-    for op in client_ops().into_iter().chain(later_client_ops()) {
+    for op in client_ops().into_iter().chain(later_client_ops()).chain(chat_client_ops()) {
         assert_eq!(ClientOp::decode(&op.encode()), Ok(op));
     }
-    for op in server_ops().into_iter().chain(later_server_ops()) {
+    for op in server_ops().into_iter().chain(later_server_ops()).chain(chat_server_ops()) {
         assert_eq!(ServerOp::decode(&op.encode()), Ok(op));
     }
 }
 
 #[test]
+fn a_request_says_which_trace_it_is_part_of() {
+    let trace = TraceContext { trace: u128::MAX - 5, span: 7, flags: 1 };
+    let op = ClientOp::Ping { nonce: 1 };
+    assert_eq!(ClientOp::decode_traced(&op.encode_traced(Some(trace))), Ok((op.clone(), Some(trace))));
+    assert_eq!(ClientOp::decode_traced(&op.encode()), Ok((op.clone(), None)));
+    let zero = TraceContext { trace: 0, ..trace };
+    assert_eq!(ClientOp::decode_traced(&op.encode_traced(Some(zero))), Ok((op, None)), "names no trace");
+}
+
+#[test]
 fn operations_of_the_other_direction_are_refused_by_code() {
-    for op in server_ops().into_iter().chain(later_server_ops()) {
+    for op in server_ops().into_iter().chain(later_server_ops()).chain(chat_server_ops()) {
         assert_eq!(ClientOp::decode(&op.encode()).map_err(|r| r.code), Err(RejectCode::OperationUnknown));
     }
-    for op in client_ops().into_iter().chain(later_client_ops()) {
+    for op in client_ops().into_iter().chain(later_client_ops()).chain(chat_client_ops()) {
         assert_eq!(ServerOp::decode(&op.encode()).map_err(|r| r.code), Err(RejectCode::OperationUnknown));
     }
 }
@@ -168,6 +321,9 @@ fn golden_bytes_of_version_1() {
     let encoded = client.iter().map(ClientOp::encode).chain(server.iter().map(ServerOp::encode));
     let later = later_client.iter().map(ClientOp::encode).chain(later_server.iter().map(ServerOp::encode));
     let encoded = encoded.chain(later);
+    let (chat_client, chat_server) = (chat_client_ops(), chat_server_ops());
+    let encoded = encoded.chain(chat_client.iter().map(ClientOp::encode));
+    let encoded = encoded.chain(chat_server.iter().map(ServerOp::encode));
     let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
     let now: Vec<String> = encoded.map(|bytes| hex(&bytes)).collect();
     if std::env::var_os("THALWEG_BLESS").is_some() {
@@ -235,7 +391,9 @@ proptest! {
         let frames: Vec<Bytes> =
             client_ops().iter().map(ClientOp::encode).chain(server_ops().iter().map(ServerOp::encode))
                 .chain(later_client_ops().iter().map(ClientOp::encode))
-                .chain(later_server_ops().iter().map(ServerOp::encode)).collect();
+                .chain(later_server_ops().iter().map(ServerOp::encode))
+                .chain(chat_client_ops().iter().map(ClientOp::encode))
+                .chain(chat_server_ops().iter().map(ServerOp::encode)).collect();
         let mut bytes = frames[which.index(frames.len())].to_vec();
         for (at, value) in damage {
             let at = at.index(bytes.len());

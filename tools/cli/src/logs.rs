@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use thalweg_domain::fact::{ChannelFact, UserFact};
 use thalweg_domain::record::{Event, Message, Record};
 use thalweg_journal::LogError;
 use thalweg_journal::segment::{SEGMENTS, Salvaged, Segment, SegmentName, VerifyReport, WAL_FILES, salvage, verify};
@@ -131,6 +132,33 @@ fn add(line: &mut Value, more: Value) {
     }
 }
 
+/// A fact of a channel, without what users wrote.
+fn channel_fact(fact: &ChannelFact) -> Value {
+    match fact {
+        ChannelFact::Info(info) => json!({
+            "fact": "info", "kind": info.kind.as_str(), "post": info.post.as_str(), "by": info.by.as_str(),
+            "topic_bytes": info.topic.len(),
+        }),
+        ChannelFact::Member { user, member } => json!({
+            "fact": "member", "user": user.as_str(), "role": member.as_ref().map(|member| member.role.as_str()),
+            "by": member.as_ref().map(|member| member.by.as_str()),
+        }),
+        ChannelFact::Reading { user, reading } => json!({
+            "fact": "reading", "user": user.as_str(), "position": reading.position.0, "number": reading.number,
+        }),
+        ChannelFact::Redacted { position } => json!({ "fact": "redacted", "position": position.0 }),
+    }
+}
+
+/// A fact of a user, without what they wrote.
+fn user_fact(fact: &UserFact) -> Value {
+    match fact {
+        UserFact::Profile(_) => json!({ "fact": "profile" }),
+        UserFact::Seen { at_us } => json!({ "fact": "seen", "at": rfc3339(*at_us) }),
+        UserFact::Forgotten => json!({ "fact": "forgotten" }),
+    }
+}
+
 /// What a record says, without what users wrote.
 fn record_line(record: &Record, offset: u64, how: Show) -> Value {
     let mut line = json!({
@@ -138,9 +166,10 @@ fn record_line(record: &Record, offset: u64, how: Show) -> Value {
         "ts": rfc3339(record.timestamp_us),
     });
     let event = match &record.event {
-        Event::ChannelCreated { channel, settings } => json!({
+        Event::ChannelCreated { channel, settings, facts } => json!({
             "event": "channel_created", "tenant": channel.tenant.as_str(), "channel": channel.channel.as_str(),
             "durability": settings.durability.as_str(), "keep_messages": settings.history_messages,
+            "facts": facts.iter().map(channel_fact).collect::<Vec<_>>(),
         }),
         Event::ChannelDeleted { channel, id } => json!({
             "event": "channel_deleted", "tenant": channel.tenant.as_str(), "channel": channel.channel.as_str(),
@@ -164,6 +193,14 @@ fn record_line(record: &Record, offset: u64, how: Show) -> Value {
         Event::GenerationDeleted { generation } => {
             json!({ "event": "generation_deleted", "generation": generation.to_string() })
         }
+        Event::ChannelChanged { channel, id, facts, .. } => json!({
+            "event": "channel_changed", "tenant": channel.tenant.as_str(), "channel": channel.channel.as_str(),
+            "channel_id": id.0, "facts": facts.iter().map(channel_fact).collect::<Vec<_>>(),
+        }),
+        Event::UserChanged { tenant, user, facts } => json!({
+            "event": "user_changed", "tenant": tenant.as_str(), "user": user.as_str(),
+            "facts": facts.iter().map(user_fact).collect::<Vec<_>>(),
+        }),
     };
     add(&mut line, event);
     if let Some(posting) = record.event.posting() {

@@ -20,7 +20,11 @@ fn event(lsn: u64) -> Event {
     let name = |text: &str| Name::new(text).expect("valid");
     let channel = ChannelKey { tenant: name("default"), channel: name("general") };
     if lsn == 1 {
-        return Event::ChannelCreated { channel, settings: ChannelSettings::new(Durability::Disk) };
+        return Event::ChannelCreated {
+            channel,
+            settings: ChannelSettings::new(Durability::Disk),
+            facts: Vec::new(),
+        };
     }
     let delivery = Delivery {
         position: Position(lsn - 1),
@@ -30,6 +34,7 @@ fn event(lsn: u64) -> Event {
         generation: None,
         body: Bytes::from(vec![lsn as u8; 300]),
         key: 0,
+        context: Default::default(),
     };
     let message = Arc::new(Message::new(delivery, SessionId(1), Sequence(lsn)));
     Event::Published(Posting { channel, id: ChannelId(1), message })

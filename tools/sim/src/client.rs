@@ -220,7 +220,7 @@ impl World {
             self.faults.count(Fault::Retried);
         }
         let make = kind(channel) == Kind::Disk;
-        let publish = Publish { channel: name(channel), sequence, retry, make, body, key: 0 };
+        let publish = Publish { channel: name(channel), sequence, retry, make, body, key: 0, post: Default::default() };
         self.request(client, &ClientOp::Publish(publish), Asked::Publish(sequence));
     }
 
@@ -264,7 +264,7 @@ impl World {
         }
         let from = if accepted.1 { From::Position(cursor) } else { from };
         let make = kind(channel) == Kind::Disk;
-        let op = ClientOp::Subscribe(Subscribe { channel: name(channel), from, policy, lead, make });
+        let op = ClientOp::Subscribe(Subscribe { channel: name(channel), from, policy, lead, make, presence: false });
         let number = self.request(client, &op, Asked::Subscribe);
         self.clients[client].readers.insert(number, reader);
     }

@@ -82,7 +82,7 @@ fn principal(hello: &Hello) -> Option<Principal> {
     let all = |action| Permission { action, pattern: "*".into() };
     let permissions = [Action::Read, Action::Write, Action::Ask, Action::Admin].map(all).to_vec();
     let (tenant, user) = (Name::new("tenant").ok()?, Name::new(&hello.token).ok()?);
-    Some(Principal { tenant, user, session: hello.session, permissions })
+    Some(Principal::new(tenant, user, hello.session, permissions))
 }
 
 impl World {
@@ -163,6 +163,7 @@ impl World {
                     in_flight_max: 1_024,
                     lead_messages: LEAD_MESSAGES,
                     lead_tokens: LEAD_TOKENS,
+                    token_expires_us: 0,
                 };
                 self.note(format_args!("{link:?} is {} on core {core}", principal.user));
                 self.input(core, Input::Opened { link, principal: Arc::new(principal) });
@@ -175,7 +176,7 @@ impl World {
             ClientOp::Ping { nonce } => {
                 self.reply_bytes(link, Lane::Command, request.0, &ServerOp::Pong { nonce }.encode());
             }
-            op if wire.greeted => self.input(core, Input::Request { link, request, op }),
+            op if wire.greeted => self.input(core, Input::Request { link, request, op, trace: 0 }),
             op => self.violation(format!("{link:?}: {op:?} came before a hello")),
         }
     }
@@ -274,6 +275,7 @@ impl World {
                 self.note(format_args!("core {core}: {command:?}"));
                 self.send(Route::ToStage(core.0), 200, Event::Command { core, command });
             }
+            Output::Datagram { .. } | Output::Audit(_) => {}
             Output::Close { link, reject } => {
                 self.note(format_args!("{link:?} is closed: {reject}"));
                 self.faults.count(Fault::TakenOver);

@@ -54,6 +54,7 @@ impl Client {
             history_bytes: options.keep_bytes,
             history_age_ms,
             durability: options.durability,
+            about: Default::default(),
         });
         match self.call(op, Repeat::Again).await? {
             ServerOp::ChannelCreated { created } => Ok(created),

@@ -202,7 +202,15 @@ impl Client {
         let bytes = u32::try_from(body.len()).expect("checked against the largest body").max(1);
         let room = self.shared().bytes.clone().acquire_many_owned(bytes).await.map_err(|_| ClientError::Closed)?;
         let (sender, reply) = oneshot::channel();
-        let publish = Publish { channel, sequence: Sequence(0), retry: false, make: self.make, body, key: 0 };
+        let publish = Publish {
+            channel,
+            sequence: Sequence(0),
+            retry: false,
+            make: self.make,
+            body,
+            key: 0,
+            post: Default::default(),
+        };
         self.handle.with(|state| {
             self.check(state)?;
             state.publish(PendingPublish { publish, reply: sender, _permits: (slot, room) });
@@ -227,7 +235,7 @@ impl Client {
         let (sender, reply) = oneshot::channel();
         let (cursor, failure) = (Arc::new(AtomicU64::new(0)), Failure::default());
         let SubscribeOptions { from, policy, make, .. } = options;
-        let subscribe = Subscribe { channel: channel.clone(), from, policy, lead, make };
+        let subscribe = Subscribe { channel: channel.clone(), from, policy, lead, make, presence: false };
         let key = self.handle.with(|state| {
             self.check(state)?;
             let (cursor, failure) = (cursor.clone(), failure.clone());

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use thalweg_protocol::chat::Context;
 use thalweg_protocol::ids::{GenerationId, Name, Position};
 use thalweg_protocol::op::{Delivery, DeliveryKind, From, Policy};
 use tokio::sync::mpsc;
@@ -46,6 +47,8 @@ pub struct Message {
     pub body: Bytes,
     /// 0: the body is plain.
     pub key: u32,
+    /// What it answers, whom it mentions, whether its text was taken back.
+    pub context: Context,
 }
 
 /// What happens in a channel, in its order.
@@ -84,6 +87,14 @@ pub enum Item {
         /// Why, for people.
         reason: String,
     },
+    /// Something became of an earlier message, of somebody's membership, or of the channel: an edit, a redaction, a
+    /// reaction or its end, a role, a topic.
+    Change {
+        /// What.
+        kind: DeliveryKind,
+        /// Who did it, when, to which message, and with what: the new text, the emoji, the user, the topic.
+        change: Message,
+    },
     /// These positions will not come: they are kept no longer, or the reader was too slow and its policy skips.
     Missed {
         /// The first that is missing.
@@ -100,10 +111,21 @@ pub enum Item {
 
 impl Item {
     pub(crate) fn of(delivery: Delivery) -> Self {
-        let Delivery { position, timestamp_us, kind, user, generation, body, key } = delivery;
+        let Delivery { position, timestamp_us, kind, user, generation, body, key, context } = delivery;
         let id = generation.unwrap_or_default();
         match kind {
-            DeliveryKind::Message => Self::Message(Message { position, timestamp_us, user, generation, body, key }),
+            DeliveryKind::Message => {
+                Self::Message(Message { position, timestamp_us, user, generation, body, key, context })
+            }
+            DeliveryKind::Edit
+            | DeliveryKind::Redaction
+            | DeliveryKind::Reaction
+            | DeliveryKind::Unreaction
+            | DeliveryKind::Membership
+            | DeliveryKind::Info => {
+                let change = Message { position, timestamp_us, user, generation, body, key, context };
+                Self::Change { kind, change }
+            }
             DeliveryKind::Tokens => Self::Tokens { position, generation: id, user, text: body },
             DeliveryKind::GenerationStarted => Self::GenerationStarted { position, generation: id, user },
             DeliveryKind::GenerationEnded => {
@@ -117,6 +139,7 @@ impl Item {
     fn cursor(&self) -> u64 {
         match self {
             Self::Message(Message { position, .. })
+            | Self::Change { change: Message { position, .. }, .. }
             | Self::Tokens { position, .. }
             | Self::GenerationStarted { position, .. }
             | Self::GenerationEnded { position, .. } => position.0,

@@ -142,7 +142,11 @@ impl Load {
                 let partition = partition_of(&tenant, channel.as_str(), PARTITIONS_DEFAULT);
                 let key = ChannelKey { tenant: tenant.clone(), channel };
                 let settings = ChannelSettings::new(Durability::Disk);
-                let lsn = append(partition, &mut |_| Event::ChannelCreated { channel: key.clone(), settings });
+                let lsn = append(partition, &mut |_| Event::ChannelCreated {
+                    channel: key.clone(),
+                    settings,
+                    facts: Vec::new(),
+                });
                 Channel { key, partition, id: ChannelId(lsn.0), head: Position(0) }
             })
             .collect();
@@ -158,6 +162,7 @@ impl Load {
                 generation: None,
                 body: Bytes::from(body),
                 key: 0,
+                context: Default::default(),
             };
             let writer = n % self.channels * self.writers + n / self.channels % self.writers;
             let session = SessionId(u128::from(writer) + 1);

@@ -1,6 +1,8 @@
 //! A channel: an ordered sequence of messages with a bounded history.
 
-use std::collections::VecDeque;
+mod roster;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use thalweg_protocol::generation::{ChatMessage, Role};
@@ -15,6 +17,8 @@ use thalweg_protocol::reject::{Reject, RejectCode};
 
 use crate::partition::{ChannelState, Mark, first_kept, is_logged};
 use crate::record::{ChannelSettings, Message};
+
+pub use roster::{DIRECT_PREFIX, Roster, check_name, direct_name, direct_users};
 
 /// Marks of one channel; a longer history is measured more coarsely.
 const MARKS_MAX: usize = 1_024;
@@ -44,6 +48,11 @@ pub struct Channel {
     marks: VecDeque<Mark>,
     /// Nothing before this is kept, whatever the measures say.
     floor: Position,
+    /// How many of its messages were written as such; ahead of what is durable, like `decided`.
+    messages: u64,
+    /// When the newest decided message was accepted, in microseconds since 1970.
+    active_us: u64,
+    roster: Roster,
 }
 
 /// Where the messages from a position on are to be had.
@@ -94,13 +103,28 @@ impl Channel {
     pub fn new(id: ChannelId, settings: ChannelSettings) -> Self {
         let (head, decided) = (Position(0), Position(0));
         let (history, marks) = (VecDeque::new(), VecDeque::new());
-        Self { id, settings, history, history_bytes: 0, head, decided, bytes: 0, marks, floor: Position(1) }
+        Self {
+            id,
+            settings,
+            history,
+            history_bytes: 0,
+            head,
+            decided,
+            bytes: 0,
+            marks,
+            floor: Position(1),
+            messages: 0,
+            active_us: 0,
+            roster: Roster::default(),
+        }
     }
 
     /// The channel that the log left behind; its messages are on disk.
     pub fn restore(id: ChannelId, settings: ChannelSettings, state: &ChannelState) -> Self {
         let mut channel = Self::new(id, settings);
         (channel.head, channel.decided, channel.bytes) = (state.head, state.head, state.bytes);
+        (channel.messages, channel.active_us) = (state.messages, state.active_us);
+        channel.roster = Roster::restore(&state.facts, &state.mentioned);
         state.marks.iter().for_each(|mark| channel.mark(*mark));
         channel
     }
@@ -115,10 +139,55 @@ impl Channel {
         is_logged(&self.settings)
     }
 
+    /// What it keeps.
+    pub fn settings(&self) -> &ChannelSettings {
+        &self.settings
+    }
+
+    /// The people it belongs to.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
+    }
+
+    /// The people it belongs to, to take in what was decided.
+    pub fn roster_mut(&mut self) -> &mut Roster {
+        &mut self.roster
+    }
+
+    /// How many of its messages were written as such.
+    pub fn messages(&self) -> u64 {
+        self.messages
+    }
+
+    /// When the newest message was accepted, in microseconds since 1970; 0 if that is not known.
+    pub fn active_us(&self) -> u64 {
+        self.active_us
+    }
+
     /// Gives the next message its place. It counts from here on, though nobody sees it until it is applied.
     pub fn decide_position(&mut self) -> Position {
         self.decided = self.decided.next();
         self.decided
+    }
+
+    /// Gives the next message its time, which never lies before that of the one before it, however the clock was set.
+    pub fn decide_timestamp(&mut self, now_us: u64) -> u64 {
+        self.active_us = self.active_us.max(now_us);
+        self.active_us
+    }
+
+    /// Counts the next message that is written as such, and gives its number.
+    pub fn decide_number(&mut self) -> u64 {
+        self.messages += 1;
+        self.messages
+    }
+
+    /// A message, or what is left of it if its text was taken back.
+    pub fn shown(&self, message: &Arc<Message>) -> Arc<Message> {
+        if self.roster.is_redacted(message.position) {
+            return Arc::new(message.redacted());
+        }
+        Arc::clone(message)
     }
 
     /// Takes a decided message in.
@@ -143,6 +212,12 @@ impl Channel {
         while self.history.front().is_some_and(|message| message.position <= through) {
             self.drop_oldest();
         }
+    }
+
+    /// The message at a position, if it is at hand.
+    pub fn at_hand(&self, position: Position) -> Option<Arc<Message>> {
+        let first = self.history.front()?.position;
+        self.history.get(usize::try_from(position.0.checked_sub(first.0)?).ok()?).cloned()
     }
 
     /// Where the newest applied message stands.
@@ -184,7 +259,15 @@ impl Channel {
             bytes += message.payload.len();
             first || bytes <= HISTORY_BATCH_BYTES
         };
-        Kept::AtHand(self.history.iter().skip(skip).take(HISTORY_BATCH_MESSAGES).take_while(fits).cloned().collect())
+        Kept::AtHand(
+            self.history
+                .iter()
+                .skip(skip)
+                .take(HISTORY_BATCH_MESSAGES)
+                .take_while(fits)
+                .map(|message| self.shown(message))
+                .collect(),
+        )
     }
 
     /// Which messages must be read from disk before [`conversation`](Self::conversation) knows the recent past.
@@ -205,10 +288,20 @@ impl Channel {
         let mut bytes = 0;
         let at_hand = self.history.front().map_or(self.head.next(), |message| message.position);
         let older = older.iter().rev().skip_while(|message| message.position >= at_hand);
-        let said = self.history.iter().rev().chain(older).filter(|message| message.kind == DeliveryKind::Message);
+        let newest_first = || self.history.iter().rev().chain(older.clone());
+        // What was edited is given as it reads now; what was taken back, not at all.
+        let mut edits = BTreeMap::new();
+        for edit in newest_first().filter(|message| message.kind == DeliveryKind::Edit) {
+            edits.entry(edit.context.target).or_insert(&edit.body);
+        }
+        let said = newest_first().filter(|message| {
+            message.kind == DeliveryKind::Message
+                && !message.context.redacted
+                && !self.roster.is_redacted(message.position)
+        });
         let mut lines: Vec<_> = said
             .map(|message| {
-                let text = String::from_utf8_lossy(&message.body);
+                let text = String::from_utf8_lossy(edits.get(&message.position).unwrap_or(&&message.body));
                 let text = text.strip_prefix("@ai").map_or(&*text, str::trim_start);
                 if message.generation.is_some() {
                     ChatMessage { role: Role::Assistant, content: text.to_owned() }

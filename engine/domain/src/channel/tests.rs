@@ -1,5 +1,6 @@
 use bytes::Bytes;
 use proptest::prelude::*;
+use thalweg_protocol::chat::{ChannelAbout, Context};
 use thalweg_protocol::ids::{GenerationId, Name, Sequence, SessionId};
 use thalweg_protocol::op::Delivery;
 
@@ -14,6 +15,7 @@ fn message(position: Position, body: &str, generation: Option<GenerationId>) -> 
         generation,
         body: Bytes::copy_from_slice(body.as_bytes()),
         key: 0,
+        context: Context::default(),
     };
     Arc::new(Message::new(delivery, SessionId(1), Sequence(1)))
 }
@@ -31,7 +33,14 @@ fn memory() -> ChannelSettings {
 fn settings_are_checked() {
     let decide = |history_messages, history_bytes, history_age_ms, durability| {
         let channel = Name::new("general").expect("valid");
-        let create = CreateChannel { channel, history_messages, history_bytes, history_age_ms, durability };
+        let create = CreateChannel {
+            channel,
+            history_messages,
+            history_bytes,
+            history_age_ms,
+            durability,
+            about: ChannelAbout::default(),
+        };
         Channel::decide_settings(&create, Durability::Disk)
     };
     assert_eq!(decide(0, 0, 0, None), Ok(ChannelSettings::new(Durability::Disk)));

@@ -9,11 +9,12 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
-use thalweg_protocol::ids::{ChannelId, ChannelKey, GenerationId, Lsn, Position};
+use thalweg_protocol::ids::{ChannelId, ChannelKey, GenerationId, Lsn, Name, Position};
 use thalweg_protocol::limits::{GENERATION_KEEP_MS, HISTORY_MARK_MESSAGES};
-use thalweg_protocol::op::Durability;
+use thalweg_protocol::op::{DeliveryKind, Durability};
 
 use crate::dedupe::{Dedupe, Outcome, Writer};
+use crate::fact::{ChannelFact, ChannelFacts, UserState};
 use crate::generation::{Ending, Token};
 use crate::record::{ChannelSettings, Event, GenerationRequest, Posting, Record};
 
@@ -43,6 +44,8 @@ pub struct PartitionState {
     pub dedupe: Dedupe,
     /// The generations that were begun, continued or ended.
     pub generations: BTreeMap<GenerationId, GenerationState>,
+    /// The users something was said of, by tenant and name.
+    pub users: BTreeMap<(Name, Name), UserState>,
 }
 
 /// What became of a channel in a piece of its partition's log.
@@ -58,6 +61,14 @@ pub struct ChannelState {
     pub marks: Vec<Mark>,
     /// Whether it was deleted. What a piece before this one has of it is dead.
     pub deleted: bool,
+    /// How many of its messages people and models wrote as such, in the piece.
+    pub messages: u64,
+    /// How often each was mentioned in them.
+    pub mentioned: BTreeMap<Name, u64>,
+    /// When the newest message was accepted, in microseconds since 1970.
+    pub active_us: u64,
+    /// What the piece says of it.
+    pub facts: ChannelFacts,
 }
 
 /// How far a channel had come at a position.
@@ -102,9 +113,21 @@ impl PartitionState {
         }
         self.last = record.lsn;
         match &record.event {
-            Event::ChannelCreated { channel, settings } => {
-                let state = ChannelState { made: Some((channel.clone(), *settings)), ..ChannelState::default() };
+            Event::ChannelCreated { channel, settings, facts } => {
+                let mut state = ChannelState { made: Some((channel.clone(), *settings)), ..ChannelState::default() };
+                facts.iter().for_each(|fact| state.facts.set(fact));
                 self.channels.insert(ChannelId(record.lsn.0), state);
+            }
+            Event::ChannelChanged { id, facts, posting, .. } => {
+                self.change_channel(*id, facts);
+                if let Some(posting) = posting.as_ref().filter(|posting| posting.message.is_commanded()) {
+                    self.remember(posting, record.lsn);
+                }
+            }
+            Event::UserChanged { tenant, user, facts } => {
+                let mut state = UserState::default();
+                facts.iter().for_each(|fact| state.set(fact));
+                self.add_to_user((tenant.clone(), user.clone()), state);
             }
             Event::ChannelDeleted { id, .. } => self.delete_channel(*id),
             Event::Published(posting) => self.remember(posting, record.lsn),
@@ -158,6 +181,9 @@ impl PartitionState {
         for (id, state) in newer.generations {
             self.add_to_generation(id, state);
         }
+        for (user, state) in newer.users {
+            self.add_to_user(user, state);
+        }
         self.dedupe.merge(newer.dedupe);
         Ok(())
     }
@@ -178,11 +204,6 @@ impl PartitionState {
         });
     }
 
-    /// Whether the messages of a channel from this piece, or an older one, are still wanted.
-    pub fn keeps(&self, id: ChannelId) -> bool {
-        self.channels.get(&id).is_some_and(|state| !state.deleted)
-    }
-
     fn remember(&mut self, posting: &Posting, lsn: Lsn) {
         let Posting { channel, message, .. } = posting;
         let writer = Writer { tenant: channel.tenant.clone(), session: message.session };
@@ -195,9 +216,33 @@ impl PartitionState {
         let message = &posting.message;
         state.head = message.position;
         state.bytes += message.body.len() as u64;
+        state.active_us = state.active_us.max(message.timestamp_us);
+        state.messages += u64::from(message.kind == DeliveryKind::Message);
+        for user in &message.context.mentions {
+            *state.mentioned.entry(user.clone()).or_default() += 1;
+        }
         if message.position.0.is_multiple_of(HISTORY_MARK_MESSAGES) {
             let (position, bytes, timestamp_us) = (message.position, state.bytes, message.timestamp_us);
             state.marks.push(Mark { position, bytes, timestamp_us });
+        }
+    }
+
+    fn change_channel(&mut self, id: ChannelId, facts: &[ChannelFact]) {
+        let state = self.channels.entry(id).or_default();
+        facts.iter().for_each(|fact| state.facts.set(fact));
+        if state.made.is_some() {
+            state.facts.forget_lost();
+        }
+    }
+
+    fn add_to_user(&mut self, user: (Name, Name), newer: UserState) {
+        // A piece from the beginning of the log need not remember that something older does not count.
+        let from_beginning = self.first == Lsn(1);
+        let state = self.users.entry(user.clone()).or_default();
+        state.merge(newer);
+        state.forgotten &= !from_beginning;
+        if state.is_empty() && !state.forgotten {
+            self.users.remove(&user);
         }
     }
 
@@ -234,11 +279,17 @@ impl PartitionState {
 
 impl ChannelState {
     fn expire(&mut self, now_us: u64) {
-        let Some((_, settings)) = self.made.as_ref().filter(|_| self.marks.len() > MARKS_MAX) else { return };
+        let Some((_, settings)) = &self.made else { return };
+        if self.marks.len() <= MARKS_MAX && self.facts.redacted.is_empty() {
+            return;
+        }
         let first = first_kept(settings, self.head, self.bytes, self.marks.iter(), now_us);
-        // The last that is spent says where what is kept begins.
-        let spent = self.marks.partition_point(|mark| mark.position < first).saturating_sub(1);
-        self.marks.drain(..spent);
+        self.facts.redacted = self.facts.redacted.split_off(&first);
+        if self.marks.len() > MARKS_MAX {
+            // The last that is spent says where what is kept begins.
+            let spent = self.marks.partition_point(|mark| mark.position < first).saturating_sub(1);
+            self.marks.drain(..spent);
+        }
     }
 
     fn add(&mut self, newer: Self) {
@@ -246,6 +297,15 @@ impl ChannelState {
         self.head = self.head.max(newer.head);
         self.bytes += newer.bytes;
         self.marks.extend(newer.marks.into_iter().map(|mark| Mark { bytes: mark.bytes + before, ..mark }));
+        self.messages += newer.messages;
+        self.active_us = self.active_us.max(newer.active_us);
+        for (user, count) in newer.mentioned {
+            *self.mentioned.entry(user).or_default() += count;
+        }
+        self.facts.merge(newer.facts);
+        if self.made.is_some() {
+            self.facts.forget_lost();
+        }
     }
 }
 

@@ -1,10 +1,12 @@
 use bytes::Bytes;
 use proptest::prelude::*;
+use thalweg_protocol::chat::{Context, MemberRole, ProfileText};
 use thalweg_protocol::generation::{ChatMessage, FinishReason, OnDetach, Role, Sampling, Usage};
 use thalweg_protocol::ids::{Epoch, Name, Partition, Sequence, SessionId};
 use thalweg_protocol::op::{Delivery, DeliveryKind};
 
 use super::*;
+use crate::fact::{Member, Reading, UserFact};
 use crate::record::Message;
 
 fn name(text: &str) -> Name {
@@ -45,7 +47,11 @@ impl Story {
         match (what % 16, channel, generation) {
             (0, _, _) | (_, None, _) => {
                 let settings = ChannelSettings::new(Durability::Disk);
-                Event::ChannelCreated { channel: key(self.records.len() as u64), settings }
+                Event::ChannelCreated {
+                    channel: key(self.records.len() as u64),
+                    settings,
+                    facts: vec![member(which, true)],
+                }
             }
             (1, Some(id), _) => {
                 self.heads.remove(&id);
@@ -82,6 +88,19 @@ impl Story {
                 self.tokens.remove(&generation);
                 Event::GenerationDeleted { generation }
             }
+            (8 | 9, Some(id), _) => {
+                let facts = vec![member(which, which.is_multiple_of(3)), reading(which)];
+                let posting = which.is_multiple_of(2).then(|| self.posting(id, which as u128 % 2));
+                Event::ChannelChanged { channel: key(id.0), id, facts, posting }
+            }
+            (10, _, _) => {
+                let facts = match which % 3 {
+                    0 => vec![UserFact::Forgotten],
+                    1 => vec![UserFact::Profile(ProfileText { display: which.to_string(), ..ProfileText::default() })],
+                    _ => vec![UserFact::Seen { at_us: self.records.len() as u64 + 1 }],
+                };
+                Event::UserChanged { tenant: name("default"), user: name(&format!("user-{}", which % 5)), facts }
+            }
             (_, Some(id), _) => Event::Published(self.posting(id, 1 + which as u128 % 3)),
         }
     }
@@ -99,10 +118,21 @@ impl Story {
             generation: None,
             body: Bytes::from(vec![b'x'; *head as usize % 50]),
             key: 0,
+            context: Context { number: 1, mentions: vec![name("bob")], ..Context::default() },
         };
         let message = Arc::new(Message::new(delivery, SessionId(session), Sequence(*sequence)));
         Posting { channel: key(id.0), id, message }
     }
+}
+
+fn member(which: usize, is: bool) -> ChannelFact {
+    let member = Member { role: MemberRole::Member, since_us: which as u64, by: name("ada") };
+    ChannelFact::Member { user: name(&format!("user-{}", which % 5)), member: is.then_some(member) }
+}
+
+fn reading(which: usize) -> ChannelFact {
+    let reading = Reading { position: Position(which as u64), number: 1, mentions: 0 };
+    ChannelFact::Reading { user: name("ada"), reading }
 }
 
 fn replay(records: &[Record]) -> PartitionState {

@@ -138,6 +138,15 @@ impl<'a> Fields<'a> {
         text.map(str::to_owned).map_err(|error| RecordError::Text { field, valid: error.valid_up_to() })
     }
 
+    /// A text after its length, `u32`, of at most so many bytes.
+    pub(crate) fn short_text(&mut self, field: &'static str, most: usize) -> Result<String, RecordError> {
+        let text = self.text(field)?;
+        if text.len() > most {
+            return Err(RecordError::Beyond { field, bytes: text.len(), most });
+        }
+        Ok(text)
+    }
+
     fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], RecordError> {
         let bytes = self.take(field, N)?;
         Ok(bytes.try_into().expect("as many bytes were taken"))

@@ -2,10 +2,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use thalweg_domain::fact::{ChannelFact, ChannelInfo, Member, Reading, UserFact};
 use thalweg_domain::generation::{Ending, Token};
 use thalweg_domain::record::{ChannelSettings, GenerationRequest, Message, Posting};
+use thalweg_protocol::chat::{ChannelKind, Context, MemberRole, PostRule, ProfileText};
 use thalweg_protocol::generation::{ChatMessage, FinishReason, OnDetach, Role, Sampling, Usage};
 use thalweg_protocol::ids::{ChannelKey, Name, Position, Sequence, SessionId};
+use thalweg_protocol::limits::TOPIC_BYTES_MAX;
 use thalweg_protocol::op::{Delivery, DeliveryKind, Durability};
 
 use super::*;
@@ -28,6 +31,7 @@ fn posting(body: Bytes, key_number: u32) -> Posting {
         generation: Some(GenerationId(0x008f_0002_0000_0007)),
         body,
         key: key_number,
+        context: Context::default(),
     };
     let session = SessionId(0x0123_4567_89ab_cdef_0011_2233_4455_6677);
     Posting { channel: key(), id: ChannelId(3), message: Arc::new(Message::new(delivery, session, Sequence(9))) }
@@ -71,6 +75,46 @@ fn finished(reason: FinishReason, posting: Option<Posting>) -> Event {
     Event::GenerationFinished { generation: GenerationId(7), ending, posting }
 }
 
+fn info() -> ChannelInfo {
+    let (kind, post, by) = (ChannelKind::Private, PostRule::Moderators, name("ada"));
+    ChannelInfo { kind, topic: "tides, mostly".into(), post, by, created_us: 1_700_000_000_000_000 }
+}
+
+fn member(role: Option<MemberRole>) -> ChannelFact {
+    let member = role.map(|role| Member { role, since_us: 1_700_000_000_000_001, by: name("ada") });
+    ChannelFact::Member { user: name("bob"), member }
+}
+
+fn profile() -> ProfileText {
+    ProfileText { display: "Ada L.".into(), about: "Notes on the engine".into(), status: "✍".into() }
+}
+
+fn every_fact() -> Vec<ChannelFact> {
+    let kinds = [ChannelKind::Open, ChannelKind::Direct].map(|kind| ChannelInfo { kind, ..info() });
+    let rules = [PostRule::Everyone, PostRule::Members].map(|post| ChannelInfo { post, ..info() });
+    let reading = Reading { position: Position(8), number: 3, mentions: 1 };
+    let mut facts: Vec<ChannelFact> = kinds.into_iter().chain(rules).map(ChannelFact::Info).collect();
+    facts.extend(MemberRole::ALL.map(|role| member(Some(role))));
+    facts
+        .extend([ChannelFact::Reading { user: name("bob"), reading }, ChannelFact::Redacted { position: Position(7) }]);
+    facts
+}
+
+/// A message with everything a message can have.
+fn spoken() -> Posting {
+    let delivery = Delivery {
+        position: Position(9),
+        timestamp_us: 1_700_000_000_000_000,
+        kind: DeliveryKind::Message,
+        user: name("ada"),
+        generation: None,
+        body: Bytes::from_static(b"@bob the tide is out"),
+        key: 0,
+        context: Context { target: Position(8), number: 4, mentions: vec![name("bob")], role: None, redacted: false },
+    };
+    Posting { message: Arc::new(Message::new(delivery, SessionId(5), Sequence(2))), ..posting(Bytes::new(), 0) }
+}
+
 /// One record of each shape. A new one comes at the end.
 fn records() -> Vec<Record> {
     let started = |request: GenerationRequest, posting| Event::GenerationStarted {
@@ -78,12 +122,13 @@ fn records() -> Vec<Record> {
         request: request.into(),
         posting,
     };
+    let made = |durability, facts| Event::ChannelCreated { channel: key(), settings: settings(durability), facts };
     let body = || posting(Bytes::from_static(b"\x00binary\xff"), 0);
     let bare = GenerationRequest { channel: None, messages: Vec::new(), on_detach: OnDetach::Cancel, ..request() };
     let events = vec![
-        Event::ChannelCreated { channel: key(), settings: settings(Durability::Memory) },
-        Event::ChannelCreated { channel: key(), settings: settings(Durability::Disk) },
-        Event::ChannelCreated { channel: key(), settings: settings(Durability::Replicated) },
+        made(Durability::Memory, Vec::new()),
+        made(Durability::Disk, Vec::new()),
+        made(Durability::Replicated, Vec::new()),
         Event::ChannelDeleted { channel: key(), id: ChannelId(3) },
         Event::Published(body()),
         Event::Published(posting(Bytes::new(), 77)),
@@ -96,6 +141,19 @@ fn records() -> Vec<Record> {
         finished(FinishReason::Cancelled, None),
         finished(FinishReason::Failed, None),
         Event::GenerationDeleted { generation: GenerationId(7) },
+        made(Durability::Disk, vec![ChannelFact::Info(info()), member(Some(MemberRole::Owner))]),
+        Event::ChannelChanged { channel: key(), id: ChannelId(3), facts: every_fact(), posting: Some(body()) },
+        Event::ChannelChanged { channel: key(), id: ChannelId(3), facts: vec![member(None)], posting: None },
+        Event::ChannelChanged { channel: key(), id: ChannelId(3), facts: Vec::new(), posting: Some(spoken()) },
+        Event::UserChanged {
+            tenant: name("default"),
+            user: name("ada"),
+            facts: vec![
+                UserFact::Forgotten,
+                UserFact::Profile(profile()),
+                UserFact::Seen { at_us: 1_700_000_000_000_002 },
+            ],
+        },
     ];
     events.into_iter().map(record).collect()
 }
@@ -149,7 +207,7 @@ fn damage_names_the_field() {
         assert!(error.contains(expected), "{error:?} does not say {expected:?}");
     };
     let deleted = || Event::GenerationDeleted { generation: GenerationId(7) };
-    let created = || Event::ChannelCreated { channel: key(), settings: settings(Durability::Disk) };
+    let created = || Event::ChannelCreated { channel: key(), settings: settings(Durability::Disk), facts: Vec::new() };
     let published = || Event::Published(posting(Bytes::from_static(b"a body"), 0));
     let length = |bytes: &mut Vec<u8>, by: i32| {
         let length = i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) + by;
@@ -160,7 +218,7 @@ fn damage_names_the_field() {
     check(deleted(), &|bytes| bytes.truncate(3), "length, at byte 0, reaches beyond the end");
     check(deleted(), &|bytes| bytes[2] = 0x20, "at most 1048576 are ever written");
     check(deleted(), &|bytes| bytes[4] = 0x27, "layout version is 2");
-    check(deleted(), &|bytes| bytes[4] = 0x18, "kind of event is 8");
+    check(deleted(), &|bytes| bytes[4] = 0x1b, "kind of event is 11");
     check(deleted(), &|bytes| bytes[4] = 0x10, "kind of event is 0");
     let longer = |bytes: &mut Vec<u8>| {
         bytes.push(0);
@@ -171,6 +229,22 @@ fn damage_names_the_field() {
     check(created(), &|bytes| bytes[31] = 255, "tenant, at byte 32, reaches beyond the end");
     check(created(), &|bytes| bytes[40] = 0xff, "channel is not valid UTF-8 after byte 0");
     check(created(), &|bytes| *bytes.last_mut().expect("not empty") = 3, "durability is 3");
+    check(created(), &|bytes| bytes[4] = 0x18, "facts, at byte 68, reaches beyond the end");
+    let no_facts = |bytes: &mut Vec<u8>| {
+        bytes[4] = 0x18;
+        bytes.extend([0; 4]);
+        length(bytes, 4);
+    };
+    check(created(), &no_facts, "number of facts is 0");
+    let changed = |facts| Event::ChannelChanged { channel: key(), id: ChannelId(3), facts, posting: None };
+    let lost = || changed(vec![ChannelFact::Member { user: name("bob"), member: None }]);
+    check(lost(), &|bytes| bytes[59] = 5, "fact of channel is 5");
+    check(lost(), &|bytes| bytes[59] = 1, "role of member is 0");
+    check(lost(), &|bytes| bytes[55] = 9, "facts, at byte 55, reaches beyond the end");
+    let long = ChannelInfo { topic: "x".repeat(TOPIC_BYTES_MAX + 1), ..info() };
+    check(changed(vec![ChannelFact::Info(long)]), &|_| (), "topic has 513 bytes; at most 512 are ever written");
+    let user = |facts| Event::UserChanged { tenant: name("default"), user: name("bob"), facts };
+    check(user(vec![UserFact::Forgotten]), &|bytes| *bytes.last_mut().expect("not empty") = 3, "fact of user is 3");
     check(published(), &|bytes| bytes[39] = 9, "position is 9, but payload makes it 8");
     check(published(), &|bytes| bytes[91] = 0xff, "payload: ");
     check(tokens(None), &|bytes| bytes[51] = 1, "length of text is 3, but tokens makes it 4");
@@ -203,19 +277,73 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn any_context()(
+        numbers in any::<(u64, u64, bool)>(),
+        mentions in prop::collection::vec(any_name(), 0..4),
+        role in prop::option::of(any_role()),
+    ) -> Context {
+        let (target, number, redacted) = numbers;
+        Context { target: Position(target), number, mentions, role, redacted }
+    }
+}
+
+fn any_role() -> impl Strategy<Value = MemberRole> {
+    prop::sample::select(MemberRole::ALL.to_vec())
+}
+
+prop_compose! {
+    fn any_info()(
+        kind in prop::sample::select(vec![ChannelKind::Open, ChannelKind::Private, ChannelKind::Direct]),
+        post in prop::sample::select(vec![PostRule::Everyone, PostRule::Members, PostRule::Moderators]),
+        topic in ".{0,40}",
+        by in any_name(),
+        created_us in any::<u64>(),
+    ) -> ChannelInfo {
+        ChannelInfo { kind, topic, post, by, created_us }
+    }
+}
+
+fn any_channel_fact() -> impl Strategy<Value = ChannelFact> {
+    let member = (any_role(), any::<u64>(), any_name()).prop_map(|(role, since_us, by)| Member { role, since_us, by });
+    prop_oneof![
+        any_info().prop_map(ChannelFact::Info),
+        (any_name(), prop::option::of(member)).prop_map(|(user, member)| ChannelFact::Member { user, member }),
+        (any_name(), any::<(u64, u64, u64)>()).prop_map(|(user, (position, number, mentions))| {
+            ChannelFact::Reading { user, reading: Reading { position: Position(position), number, mentions } }
+        }),
+        any::<u64>().prop_map(|position| ChannelFact::Redacted { position: Position(position) }),
+    ]
+}
+
+fn any_user_fact() -> impl Strategy<Value = UserFact> {
+    prop_oneof![
+        (".{0,10}", ".{0,40}", ".{0,20}").prop_map(|(display, about, status)| UserFact::Profile(ProfileText {
+            display,
+            about,
+            status
+        })),
+        any::<u64>().prop_map(|at_us| UserFact::Seen { at_us }),
+        Just(UserFact::Forgotten),
+    ]
+}
+
+prop_compose! {
     fn any_posting()(
         channel in any_key(),
         numbers in any::<(u64, u64, u64, u128, u64, u32)>(),
         kind in prop::sample::select(vec![
             DeliveryKind::Message, DeliveryKind::Tokens, DeliveryKind::GenerationStarted, DeliveryKind::GenerationEnded,
+            DeliveryKind::Edit, DeliveryKind::Redaction, DeliveryKind::Reaction, DeliveryKind::Unreaction,
+            DeliveryKind::Membership, DeliveryKind::Info,
         ]),
         user in any_name(),
         generation in prop::option::of((1..u64::MAX).prop_map(GenerationId)),
         body in prop::collection::vec(any::<u8>(), 0..600),
+        context in any_context(),
     ) -> Posting {
         let (id, position, timestamp_us, session, sequence, key) = numbers;
         let position = Position(position);
-        let delivery = Delivery { position, timestamp_us, kind, user, generation, body: body.into(), key };
+        let delivery = Delivery { position, timestamp_us, kind, user, generation, body: body.into(), key, context };
         let message = Message::new(delivery, SessionId(session), Sequence(sequence));
         Posting { channel, id: ChannelId(id), message: message.into() }
     }
@@ -280,7 +408,14 @@ prop_compose! {
 fn any_event() -> impl Strategy<Value = Event> {
     let generation = || any::<u64>().prop_map(GenerationId);
     prop_oneof![
-        (any_key(), any_settings()).prop_map(|(channel, settings)| Event::ChannelCreated { channel, settings }),
+        (any_key(), any_settings(), prop::collection::vec(any_channel_fact(), 0..4))
+            .prop_map(|(channel, settings, facts)| Event::ChannelCreated { channel, settings, facts }),
+        (any_key(), any::<u64>(), prop::collection::vec(any_channel_fact(), 0..4), prop::option::of(any_posting()))
+            .prop_map(|(channel, id, facts, posting)| {
+                Event::ChannelChanged { channel, id: ChannelId(id), facts, posting }
+            }),
+        (any_name(), any_name(), prop::collection::vec(any_user_fact(), 0..4))
+            .prop_map(|(tenant, user, facts)| Event::UserChanged { tenant, user, facts }),
         (any_key(), any::<u64>().prop_map(ChannelId)).prop_map(|(channel, id)| Event::ChannelDeleted { channel, id }),
         any_posting().prop_map(Event::Published),
         (generation(), any_request(), prop::option::of(any_posting())).prop_map(|(generation, request, posting)| {
@@ -330,7 +465,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_at_all_make_it_panic(kind in 1..8_u8, mut bytes in prop::collection::vec(any::<u8>(), 5..300)) {
+    fn no_bytes_at_all_make_it_panic(kind in 1..11_u8, mut bytes in prop::collection::vec(any::<u8>(), 5..300)) {
         let length = (bytes.len() - 4) as u32;
         bytes[..4].copy_from_slice(&length.to_le_bytes());
         bytes[4] = VERSION << 4 | kind;

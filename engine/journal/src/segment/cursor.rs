@@ -1,6 +1,7 @@
 //! Goes through the entries of a segment from some key on.
 
 use bytes::Bytes;
+use thalweg_domain::record::Message;
 
 use super::Key;
 use super::block::{Entry, INDEX_ENTRY_BYTES, Kind, Place, index_entry};
@@ -54,6 +55,11 @@ impl<'a> Cursor<'a> {
     /// Which bytes of the file the next entry is in, for a message about it.
     pub(super) fn offset(&self) -> u64 {
         self.place.offset
+    }
+
+    /// The message of the entry that was taken last.
+    pub(super) fn message(&self, entry: &Entry) -> Result<Message, LogError> {
+        self.segment.message(entry, self.offset())
     }
 
     fn peek(&mut self) -> Result<Option<(Key, usize)>, LogError> {

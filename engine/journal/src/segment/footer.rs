@@ -2,7 +2,7 @@
 
 use super::block::{HEADER_BYTES, LEVELS_MAX, MAGIC, Place};
 use super::fields::Fields;
-use super::{FORMAT, SegmentName};
+use super::{FORMAT, FORMAT_OLDEST, SegmentName};
 use crate::disk::DiskFile;
 use crate::error::LogError;
 
@@ -95,7 +95,7 @@ impl Footer {
             Ok((magic, format, level, SegmentName { first, last }, footer))
         };
         let (magic, format, level, found, footer) = take().map_err(|wrong| wrong.what)?;
-        if magic != MAGIC || format != FORMAT || level >= u32::from(LEVELS_MAX) {
+        if magic != MAGIC || !(FORMAT_OLDEST..=FORMAT).contains(&format) || level >= u32::from(LEVELS_MAX) {
             return Err("this is no footer of a segment".into());
         }
         if found != name {
@@ -119,7 +119,7 @@ pub(super) fn check_header(head: &[u8; HEADER_BYTES], path: &str) -> Result<(), 
     if format > FORMAT {
         return Err(LogError::Newer { path: path.into(), found: format.into(), known: FORMAT.into() });
     }
-    if format != FORMAT {
+    if format < FORMAT_OLDEST {
         return Err(damaged("the format is none that there ever was"));
     }
     Ok(())

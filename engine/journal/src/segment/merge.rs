@@ -17,7 +17,7 @@ use thalweg_protocol::limits::{LOG_FILE_BYTES, SEGMENT_MERGE_FANIN};
 use super::block::Entry as Stored;
 use super::cursor::Cursor;
 use super::reader::{Cover, Segment};
-use super::seal::{Keeps, publish_as};
+use super::seal::{Keeps, publish_as, redact};
 use super::writer::SegmentWriter;
 use super::{Key, SEGMENTS, SegmentName};
 use crate::disk::{Disk, DiskError};
@@ -66,8 +66,8 @@ fn tier(bytes: u64) -> u32 {
 /// Merges neighbours, oldest first, into one segment, and gives it its place beside them. [`remove_replaced`] takes them away
 /// once nobody new will open them; recovery does if that was not done.
 ///
-/// Left out are messages of channels that were deleted since, and those below the floor of their channel; generations that
-/// ended so long before `now_us` that they expired. Streams: memory is needed for a few blocks of each, and for the states.
+/// Left out are messages of channels that were deleted since, and those below the floor of their channel; texts that were taken
+/// back in one of these; generations that ended so long before `now_us` that they expired. Streams: memory is needed for a few blocks of each, and for the states.
 ///
 /// # Errors
 /// [`LogError::Damaged`], [`LogError::Missing`], or what the disk says. What was begun is removed, unless the disk does not do
@@ -162,27 +162,30 @@ fn merge_entries(
         let key = cursor.key()?;
         cursors.push((key, cursor));
     }
-    let mut keeps = Keeps::default();
+    let mut keeps = Keeps::new(states);
     loop {
         // Few parts: to look at each channel's beginning for the least is cheap, since an older part's messages of a
         // channel all come before a newer one's.
         let least = cursors.iter().filter_map(|(key, _)| *key).map(|key| (key.partition, key.channel)).min();
         let Some((partition, channel)) = least else { return Ok(()) };
-        let kept = keeps.check(states, partition, channel);
+        let kept = keeps.check(partition, channel);
         let mut channel_of =
             Channel { partition, channel, floor: floors(partition, channel), dropped: None, begun: false };
         channel_of.gather_floors(&mut cursors)?;
         for (key, cursor) in &mut cursors {
             while key.is_some_and(|key| (key.partition, key.channel) == (partition, channel)) {
                 if let Some(entry) = cursor.next()?
-                    && kept
+                    && let Some(state) = kept
                 {
-                    channel_of.put(&entry, write)?;
+                    match state.facts.redacted.is_empty() {
+                        true => channel_of.put(&entry, write)?,
+                        false => channel_of.put(&redact(&entry, &cursor.message(&entry)?, state), write)?,
+                    }
                 }
                 *key = cursor.key()?;
             }
         }
-        if kept {
+        if kept.is_some() {
             channel_of.begin(write)?;
         }
     }

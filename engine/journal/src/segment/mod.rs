@@ -54,8 +54,11 @@ pub use verify::{Verified, VerifyReport, verify};
 use thalweg_protocol::ids::{ChannelId, Partition, Position};
 use thalweg_protocol::limits::LOG_RECORD_BYTES_MAX;
 
-/// The newest format that is known here, and the one that is written.
-pub const FORMAT: u32 = 1;
+/// The newest format that is known here, and the one that is written. Format 1 knew nothing of facts; segments of it are read
+/// as they are, and merges make segments of this format of them.
+pub const FORMAT: u32 = 2;
+/// The oldest format that is read.
+const FORMAT_OLDEST: u32 = 1;
 
 /// Largest payload of a block: one entry around the largest record.
 const BLOCK_PAYLOAD_MAX: usize = LOG_RECORD_BYTES_MAX + 4096;

@@ -5,7 +5,8 @@
 //!   the channel gets a floor, so that reading goes on after the hole.
 //! - That records are known to be missing: the first piece after a gap is made to begin where the one before it ended.
 //! - What a lost state said: names and settings of channels that were made then (their messages are kept, but nobody can
-//!   reach a channel without a name), deletions, generations. Positions and sizes are counted again from the messages.
+//!   reach a channel without a name), deletions, generations, profiles, and how far people had read. Positions and sizes
+//!   are counted again from the messages, and they say who became or ceased to be a member, and which texts were taken back.
 //! - Which commands were carried out before the loss: those who repeat one of an unknown session are told
 //!   `session_expired`, so that nothing is done twice.
 //! - Acknowledged messages at the very end: their positions are given again.
@@ -13,10 +14,12 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use thalweg_domain::fact::Member;
 use thalweg_domain::partition::{ChannelState, Mark, PartitionState};
 use thalweg_domain::record::Message;
-use thalweg_protocol::ids::{ChannelId, CoreId, Lsn, Partition, Position};
+use thalweg_protocol::ids::{ChannelId, CoreId, Lsn, Name, Partition, Position};
 use thalweg_protocol::limits::{HISTORY_MARK_MESSAGES, PARTITIONS_DEFAULT};
+use thalweg_protocol::op::DeliveryKind;
 
 use super::block::{Blocks, Entry, Kind};
 use super::fields::Fields;
@@ -410,6 +413,21 @@ fn count(counted: &mut BTreeMap<Partition, PartitionState>, entry: &Entry) {
     let state: &mut ChannelState = counted.entry(partition).or_default().channels.entry(channel).or_default();
     state.head = position;
     state.bytes += message.body.len() as u64;
+    state.active_us = state.active_us.max(message.timestamp_us);
+    state.messages += u64::from(message.kind == DeliveryKind::Message);
+    for user in &message.context.mentions {
+        *state.mentioned.entry(user.clone()).or_default() += 1;
+    }
+    // What was taken back stays so, and who was removed or banned.
+    match (message.kind, Name::from_bytes(&message.body)) {
+        (DeliveryKind::Redaction, _) => drop(state.facts.redacted.insert(message.context.target)),
+        (DeliveryKind::Membership, Ok(user)) => {
+            let (since_us, by) = (message.timestamp_us, message.user.clone());
+            let member = message.context.role.map(|role| Member { role, since_us, by });
+            state.facts.members.insert(user, member);
+        }
+        _ => {}
+    }
     if position.0.is_multiple_of(HISTORY_MARK_MESSAGES) {
         state.marks.push(Mark { position, bytes: state.bytes, timestamp_us: message.timestamp_us });
     }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use thalweg_domain::partition::PartitionState;
-use thalweg_domain::record::Record;
+use thalweg_domain::partition::{ChannelState, PartitionState};
+use thalweg_domain::record::{Message, Record};
 use thalweg_protocol::ids::{ChannelId, Partition, Sequence, SessionId};
+use thalweg_protocol::op::DeliveryKind;
 
 use super::block::Entry;
 use super::reader::{Cover, Segment};
@@ -44,7 +45,8 @@ pub struct Torn {
 /// Seals the file at `path` as segment `number`. Several files can be sealed at once, by several threads.
 ///
 /// `end` is where the file is known to end, if it is ([`Closed::end`](crate::wal::Closed)). Needs memory for the file's
-/// messages and for the states they leave behind. Messages of channels that are deleted in the same file are left out.
+/// messages and for the states they leave behind. Messages of channels that are deleted in the same file are left out, and
+/// texts that are taken back in it.
 ///
 /// # Errors
 /// [`LogError::Damaged`] if the file does not hold all that was synced, [`LogError::Missing`] if its records do not follow
@@ -124,35 +126,51 @@ impl Gathered {
         let mut order: Vec<(Key, u32)> = Vec::with_capacity(self.messages.len());
         order.extend(self.messages.iter().enumerate().map(|(at, kept)| (kept.key, at as u32)));
         order.sort();
-        let mut keeps = Keeps::default();
+        let mut keeps = Keeps::new(&self.states);
         for (key, at) in order {
-            if keeps.check(&self.states, key.partition, key.channel) {
-                write(&self.messages[at as usize].entry())?;
+            let Some(state) = keeps.check(key.partition, key.channel) else { continue };
+            let entry = self.messages[at as usize].entry();
+            let decode = || Message::decode(entry.payload.clone(), entry.session, entry.sequence);
+            match state.facts.redacted.is_empty() {
+                true => write(&entry)?,
+                false => write(&redact(&entry, &decode().expect("its record was read"), state))?,
             }
         }
         Ok(())
     }
 }
 
-/// Whether channels are kept, asked for once a channel while going through messages in order.
-#[derive(Default)]
-pub(super) struct Keeps {
-    last: Option<(Partition, ChannelId, bool)>,
+/// What a channel's message, read from `entry`, is to be written as: without its text, if that was taken back. So is what
+/// others made of a text that was taken back: its edits.
+pub(super) fn redact(entry: &Entry, message: &Message, state: &ChannelState) -> Entry {
+    let redacted = &state.facts.redacted;
+    let is_edit = message.kind == DeliveryKind::Edit && redacted.contains(&message.context.target);
+    if message.context.redacted || !(is_edit || redacted.contains(&message.position)) {
+        return entry.clone();
+    }
+    Entry { payload: message.redacted().payload, ..entry.clone() }
 }
 
-impl Keeps {
-    pub(super) fn check(
-        &mut self,
-        states: &BTreeMap<Partition, PartitionState>,
-        partition: Partition,
-        channel: ChannelId,
-    ) -> bool {
+/// The channels that are kept, asked for once a channel while going through messages in order.
+pub(super) struct Keeps<'a> {
+    states: &'a BTreeMap<Partition, PartitionState>,
+    last: Option<(Partition, ChannelId, Option<&'a ChannelState>)>,
+}
+
+impl<'a> Keeps<'a> {
+    pub(super) fn new(states: &'a BTreeMap<Partition, PartitionState>) -> Self {
+        Self { states, last: None }
+    }
+
+    /// What is known of a channel, if it is kept.
+    pub(super) fn check(&mut self, partition: Partition, channel: ChannelId) -> Option<&'a ChannelState> {
         match self.last {
-            Some((p, c, keeps)) if (p, c) == (partition, channel) => keeps,
+            Some((p, c, state)) if (p, c) == (partition, channel) => state,
             _ => {
-                let keeps = states.get(&partition).is_some_and(|state| state.keeps(channel));
-                self.last = Some((partition, channel, keeps));
-                keeps
+                let state = self.states.get(&partition).and_then(|state| state.channels.get(&channel));
+                let state = state.filter(|state| !state.deleted);
+                self.last = Some((partition, channel, state));
+                state
             }
         }
     }

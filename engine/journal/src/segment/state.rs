@@ -1,21 +1,42 @@
 //! The codec of a partition's state. What records are made of too stands as it does in records.
 //!
 //! What is read is checked against the limits of what may be there, and nothing is allocated that the bytes do not hold.
+//!
+//! A state begins with `u64::MAX`, which is no place in a log, and the number of its layout, `u8`. States in segments of
+//! format 1 begin with the place of their first record instead: they end after the generations, and their channels after
+//! the marks, so that there are no facts in them.
+//!
+//! | piece | fields |
+//! |---|---|
+//! | state | first and last place `u64`, channels (id `u64`, channel), commands, generations (id `u64`, generation), users |
+//! | channel | optional key and settings, head `u64`, bytes `u64`, deleted `u8`, marks, messages `u64`, newest at `u64`, facts |
+//! | facts | optional info, members (name; 0, or 1 and member), readings (name, reading), redacted `u64`, mentions (name, `u64`) |
+//! | user | tenant and user name, optional profile, seen at `u64`, forgotten `u8` |
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use thalweg_domain::dedupe::{Dedupe, Outcome, Writer};
+use thalweg_domain::fact::{ChannelFacts, UserState};
 use thalweg_domain::partition::{ChannelState, GenerationState, Mark, PartitionState};
-use thalweg_protocol::ids::{ChannelId, GenerationId, Lsn, Position, Sequence, SessionId};
-use thalweg_protocol::limits::{DEDUPE_COMMANDS_MAX, DEDUPE_OUTCOMES_MAX, DEDUPE_SESSIONS_MAX};
+use thalweg_protocol::ids::{ChannelId, GenerationId, Lsn, Name, Position, Sequence, SessionId};
+use thalweg_protocol::limits::{DEDUPE_COMMANDS_MAX, DEDUPE_OUTCOMES_MAX, DEDUPE_SESSIONS_MAX, MEMBERS_MAX, USERS_MAX};
 
 use crate::record::RecordError;
+use crate::record::facts::{
+    put_info, put_member, put_profile, put_reading, read_info, read_member, read_profile, read_reading,
+};
 use crate::record::fields::{Fields, put_bytes, put_name, put_u32, put_u64, put_u128};
 use crate::record::parts::{
     put_ending, put_key, put_request, put_settings, put_tokens, read_ending, read_key, read_request, read_settings,
     read_tokens,
 };
+
+/// What no state of format 1 begins with.
+const LAID_OUT: u64 = u64::MAX;
+/// The layout that is written.
+const LAYOUT: u8 = 2;
 
 /// Why bytes are no state of a partition.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +51,8 @@ pub enum StateError {
 
 /// Writes a state. [`decode_state`] reads it back, equal.
 pub fn encode_state(state: &PartitionState, into: &mut Vec<u8>) {
+    put_u64(into, LAID_OUT);
+    into.push(LAYOUT);
     put_u64(into, state.first.0);
     put_u64(into, state.last.0);
     put_u32(into, state.channels.len() as u32);
@@ -43,15 +66,30 @@ pub fn encode_state(state: &PartitionState, into: &mut Vec<u8>) {
         put_u64(into, id.0);
         put_generation(generation, into);
     }
+    put_u32(into, state.users.len() as u32);
+    for ((tenant, user), state) in &state.users {
+        put_name(into, tenant);
+        put_name(into, user);
+        put_user(state, into);
+    }
 }
 
-/// Reads a state.
+/// Reads a state, of this layout or of the one before it.
 ///
 /// # Errors
 /// [`StateError`], if the bytes are none, or more than one.
 pub fn decode_state(bytes: &Bytes) -> Result<PartitionState, StateError> {
     let mut fields = Fields::new(bytes, 0);
-    let (first, last) = (Lsn(fields.u64("first")?), Lsn(fields.u64("last")?));
+    let mut first = fields.u64("first")?;
+    let has_facts = first == LAID_OUT;
+    if has_facts {
+        let layout = fields.u8("layout")?;
+        if layout != LAYOUT {
+            return Err(RecordError::Unknown { field: "layout", value: u64::from(layout) }.into());
+        }
+        first = fields.u64("first")?;
+    }
+    let (first, last) = (Lsn(first), Lsn(fields.u64("last")?));
     if last < first || (first == Lsn(0)) != (last == Lsn(0)) {
         return Err(StateError::Contradiction("its last record is before its first"));
     }
@@ -61,7 +99,11 @@ pub fn decode_state(bytes: &Bytes) -> Result<PartitionState, StateError> {
         if state.channels.last_key_value().is_some_and(|(before, _)| *before >= id) {
             return Err(StateError::Contradiction("channels are out of order"));
         }
-        state.channels.insert(id, read_channel(&mut fields)?);
+        let mut channel = read_channel(&mut fields)?;
+        if has_facts {
+            read_people(&mut channel, &mut fields)?;
+        }
+        state.channels.insert(id, channel);
     }
     state.dedupe = read_dedupe(&mut fields)?;
     for _ in 0..fields.count("generations", 8 + 15)? {
@@ -71,12 +113,15 @@ pub fn decode_state(bytes: &Bytes) -> Result<PartitionState, StateError> {
         }
         state.generations.insert(id, read_generation(&mut fields)?);
     }
+    if has_facts {
+        state.users = read_users(&mut fields)?;
+    }
     fields.finish()?;
     Ok(state)
 }
 
 fn put_channel(channel: &ChannelState, into: &mut Vec<u8>) {
-    let ChannelState { made, head, bytes, marks, deleted } = channel;
+    let ChannelState { made, head, bytes, marks, deleted, messages, mentioned, active_us, facts } = channel;
     into.push(made.is_some().into());
     if let Some((key, settings)) = made {
         put_key(into, key);
@@ -90,6 +135,14 @@ fn put_channel(channel: &ChannelState, into: &mut Vec<u8>) {
         put_u64(into, mark.position.0);
         put_u64(into, mark.bytes);
         put_u64(into, mark.timestamp_us);
+    }
+    put_u64(into, *messages);
+    put_u64(into, *active_us);
+    put_facts(facts, into);
+    put_u32(into, mentioned.len() as u32);
+    for (user, count) in mentioned {
+        put_name(into, user);
+        put_u64(into, *count);
     }
 }
 
@@ -112,6 +165,105 @@ fn read_channel(fields: &mut Fields<'_>) -> Result<ChannelState, StateError> {
         channel.marks.push(Mark { position, bytes, timestamp_us: fields.u64("mark timestamp")? });
     }
     Ok(channel)
+}
+
+fn put_facts(facts: &ChannelFacts, into: &mut Vec<u8>) {
+    let ChannelFacts { info, members, readings, redacted } = facts;
+    into.push(info.is_some().into());
+    if let Some(info) = info {
+        put_info(into, info);
+    }
+    put_u32(into, members.len() as u32);
+    for (user, member) in members {
+        put_name(into, user);
+        into.push(member.is_some().into());
+        if let Some(member) = member {
+            put_member(into, member);
+        }
+    }
+    put_u32(into, readings.len() as u32);
+    for (user, reading) in readings {
+        put_name(into, user);
+        put_reading(into, reading);
+    }
+    put_u32(into, redacted.len() as u32);
+    redacted.iter().for_each(|position| put_u64(into, position.0));
+}
+
+/// What a channel had nothing of in format 1.
+fn read_people(channel: &mut ChannelState, fields: &mut Fields<'_>) -> Result<(), StateError> {
+    channel.messages = fields.u64("messages of channel")?;
+    channel.active_us = fields.u64("newest message at")?;
+    let facts = &mut channel.facts;
+    if fields.flag("has info")? {
+        facts.info = Some(read_info(fields)?);
+    }
+    facts.members = read_by_name(fields, "members", 3, &mut |fields| {
+        if fields.flag("is member")? { read_member(fields).map(Some) } else { Ok(None) }
+    })?;
+    // Those who lost their place are not counted: there may have been any number of them.
+    if facts.members.values().flatten().count() > MEMBERS_MAX {
+        return Err(StateError::Contradiction("a channel has more members than it may"));
+    }
+    facts.readings = read_by_name(fields, "readings", 26, &mut read_reading)?;
+    for _ in 0..fields.count("redacted messages", 8)? {
+        let position = Position(fields.u64("redacted message")?);
+        if facts.redacted.last().is_some_and(|before| *before >= position) {
+            return Err(StateError::Contradiction("the redacted messages of a channel are out of order"));
+        }
+        facts.redacted.insert(position);
+    }
+    channel.mentioned = read_by_name(fields, "mentions", 10, &mut |fields| fields.u64("times mentioned"))?;
+    Ok(())
+}
+
+/// A list of a name and a value, in the order of names. An entry has at least `entry_bytes`.
+fn read_by_name<T>(
+    fields: &mut Fields<'_>,
+    what: &'static str,
+    entry_bytes: usize,
+    read: &mut dyn FnMut(&mut Fields<'_>) -> Result<T, RecordError>,
+) -> Result<BTreeMap<Name, T>, StateError> {
+    let mut entries = BTreeMap::new();
+    for _ in 0..fields.count(what, entry_bytes)? {
+        let name = fields.name(what)?;
+        if entries.last_key_value().is_some_and(|(before, _)| *before >= name) {
+            return Err(StateError::Contradiction("what a channel knows of people is out of order"));
+        }
+        entries.insert(name, read(fields)?);
+    }
+    Ok(entries)
+}
+
+fn put_user(user: &UserState, into: &mut Vec<u8>) {
+    let UserState { profile, seen_us, forgotten } = user;
+    into.push(profile.is_some().into());
+    if let Some(profile) = profile {
+        put_profile(into, profile);
+    }
+    put_u64(into, *seen_us);
+    into.push((*forgotten).into());
+}
+
+fn read_users(fields: &mut Fields<'_>) -> Result<BTreeMap<(Name, Name), UserState>, StateError> {
+    let mut users = BTreeMap::new();
+    let count = fields.count("users", 2 + 2 + 10)?;
+    if count > USERS_MAX {
+        return Err(StateError::Contradiction("more users are known than may be"));
+    }
+    for _ in 0..count {
+        let key = (fields.name("tenant")?, fields.name("user")?);
+        if users.last_key_value().is_some_and(|(before, _)| *before >= key) {
+            return Err(StateError::Contradiction("users are out of order"));
+        }
+        let mut user = UserState::default();
+        if fields.flag("has profile")? {
+            user.profile = Some(read_profile(fields)?);
+        }
+        (user.seen_us, user.forgotten) = (fields.u64("seen at")?, fields.flag("is forgotten")?);
+        users.insert(key, user);
+    }
+    Ok(users)
 }
 
 fn put_dedupe(dedupe: &Dedupe, into: &mut Vec<u8>) {

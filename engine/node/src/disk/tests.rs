@@ -122,7 +122,7 @@ impl Machine {
             machine.feed(core, Input::Restore { partition, state: Box::new(state) });
         }
         let permissions = ["read:*", "write:*", "admin:*"].map(|text| text.parse().expect("a permission")).into();
-        let principal = Principal { tenant: name("acme"), user: name("ada"), session: SessionId(7), permissions };
+        let principal = Principal::new(name("acme"), name("ada"), SessionId(7), permissions);
         machine.feed(0, Input::Opened { link: LINK, principal: Arc::new(principal) });
         machine
     }
@@ -135,13 +135,21 @@ impl Machine {
     fn ask(&mut self, op: ClientOp) -> Request {
         self.requests += 1;
         let request = Request(self.requests);
-        self.feed(0, Input::Request { link: LINK, request, op });
+        self.feed(0, Input::Request { link: LINK, request, op, trace: 0 });
         request
     }
 
     fn publish(&mut self, channel: &str, sequence: u64, retry: bool, body: Bytes) -> Request {
         let (channel, sequence) = (name(channel), Sequence(sequence));
-        self.ask(ClientOp::Publish(Publish { channel, sequence, retry, make: true, body, key: 0 }))
+        self.ask(ClientOp::Publish(Publish {
+            channel,
+            sequence,
+            retry,
+            make: true,
+            body,
+            key: 0,
+            post: Default::default(),
+        }))
     }
 
     /// One turn of every core; whether there was anything to do.

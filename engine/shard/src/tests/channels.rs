@@ -266,7 +266,7 @@ fn permissions_cover_every_request_about_a_channel() {
     let reader = node.open_as(0, "acme", "ada", 1, &["read:*"]);
     let read = subscribe("new", From::End, Default::default(), 0);
     assert_eq!(node.refusal(reader, read), RejectCode::ChannelUnknown);
-    let rejects = node.shards[0].counters().rejects;
+    let rejects = &node.shards[0].counters().rejects;
     assert_eq!(rejects[RejectCode::ChannelUnknown as usize], 1);
 }
 

@@ -46,6 +46,8 @@ pub(super) struct Node {
     requests: u32,
     replies: BTreeMap<Request, ServerOp>,
     delivered: BTreeMap<Client, Vec<(Subscription, ServerOp)>>,
+    pub(super) datagrams: BTreeMap<Client, Vec<(Subscription, ServerOp)>>,
+    pub(super) audited: Vec<crate::contract::AuditEvent>,
     frames: BTreeMap<Client, Vec<(u32, ServerOp, bool)>>,
     commands: Vec<InferenceCommand>,
     /// What was appended, per core, as far as it is not durable.
@@ -113,6 +115,8 @@ impl Node {
             requests: 0,
             replies: BTreeMap::new(),
             delivered: BTreeMap::new(),
+            datagrams: BTreeMap::new(),
+            audited: Vec::new(),
             frames: BTreeMap::new(),
             commands: Vec::new(),
             closed: Vec::new(),
@@ -179,7 +183,7 @@ impl Node {
         let client = Client { core, link: Link(self.links) };
         let permissions = permissions.iter().map(|text| text.parse().expect("a valid permission")).collect();
         let (tenant, user, session) = (name(tenant), name(user), SessionId(session));
-        let principal = Arc::new(Principal { tenant, user, session, permissions });
+        let principal = Arc::new(Principal::new(tenant, user, session, permissions));
         self.feed(core, Input::Opened { link: client.link, principal });
         client
     }
@@ -202,7 +206,7 @@ impl Node {
     pub(super) fn send(&mut self, client: Client, op: ClientOp) -> Request {
         self.requests += 1;
         let request = Request(self.requests);
-        self.feed(client.core, Input::Request { link: client.link, request, op });
+        self.feed(client.core, Input::Request { link: client.link, request, op, trace: 0 });
         request
     }
 
@@ -423,6 +427,11 @@ impl Node {
                     self.rings.push_back((to.0, message));
                 }
                 Output::Inference(command) => self.commands.push(command),
+                Output::Datagram { link, subscription, payload } => {
+                    let client = Client { core, link };
+                    self.datagrams.entry(client).or_default().push((subscription, decode(payload)));
+                }
+                Output::Audit(event) => self.audited.push(event),
                 Output::Close { link, reject } => self.closed.push((Client { core, link }, reject.code)),
             }
         }
@@ -454,6 +463,7 @@ pub(super) fn publish(channel: &str, sequence: u64, body: &str) -> ClientOp {
         make: true,
         body: Bytes::copy_from_slice(body.as_bytes()),
         key: 0,
+        post: Default::default(),
     })
 }
 
@@ -474,6 +484,7 @@ pub(super) fn create(channel: &str, history_messages: u32, durability: Option<Du
         history_bytes,
         history_age_ms,
         durability,
+        about: Default::default(),
     })
 }
 
@@ -484,5 +495,5 @@ pub(super) fn watch(generation: thalweg_protocol::ids::GenerationId, from: u32, 
 
 /// A subscription that makes its channel.
 pub(super) fn subscribe(channel: &str, from: From, policy: Policy, lead: u32) -> ClientOp {
-    ClientOp::Subscribe(Subscribe { channel: name(channel), from, policy, lead, make: true })
+    ClientOp::Subscribe(Subscribe { channel: name(channel), from, policy, lead, make: true, presence: false })
 }

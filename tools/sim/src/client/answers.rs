@@ -257,6 +257,7 @@ impl World {
                 DeliveryKind::Message => said.as_bytes() == body,
                 DeliveryKind::Tokens => said.contains(&*String::from_utf8_lossy(&body)),
                 DeliveryKind::GenerationStarted | DeliveryKind::GenerationEnded => true,
+                _ => false,
             };
             if !sound {
                 self.violation(format!("client {client}: {kind:?} of {generation} is not the model's: {body:?}"));

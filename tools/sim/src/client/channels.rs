@@ -68,7 +68,14 @@ impl World {
             }
         }
         let channel = name(channel);
-        let op = CreateChannel { channel, history_messages, history_bytes, history_age_ms, durability };
+        let op = CreateChannel {
+            channel,
+            history_messages,
+            history_bytes,
+            history_age_ms,
+            durability,
+            about: Default::default(),
+        };
         self.request(client, &ClientOp::CreateChannel(op), Asked::Other);
     }
 

@@ -83,6 +83,7 @@ pub(crate) fn welcome(hello: &Hello, epoch: u64) -> Welcome {
         in_flight_max: 16,
         lead_messages: 8,
         lead_tokens: 8,
+        token_expires_us: 0,
     }
 }
 
@@ -100,6 +101,7 @@ pub(crate) fn message(position: u64) -> ServerOp {
         generation: None,
         body: Bytes::from(format!("m{position}")),
         key: 0,
+        context: Default::default(),
     })
 }
 

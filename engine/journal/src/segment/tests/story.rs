@@ -1,12 +1,14 @@
 //! Records that make sense together, and the write-ahead files they are in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use thalweg_domain::fact::{ChannelFact, ChannelInfo, Member, Reading, UserFact};
 use thalweg_domain::generation::{Ending, Token};
 use thalweg_domain::partition::PartitionState;
 use thalweg_domain::record::{ChannelSettings, Event, GenerationRequest, Message, Posting, Record};
+use thalweg_protocol::chat::{ChannelKind, Context, MemberRole, PostRule, ProfileText};
 use thalweg_protocol::generation::{ChatMessage, FinishReason, OnDetach, Role, Sampling, Usage};
 use thalweg_protocol::ids::{
     ChannelId, ChannelKey, CoreId, Epoch, GenerationId, Lsn, Name, Partition, Position, Sequence, SessionId,
@@ -99,7 +101,8 @@ impl Plot {
             (0, _, _) | (_, None, _) => {
                 self.heads.insert(ChannelId(self.lsn), 0);
                 let settings = ChannelSettings::new(Durability::Disk);
-                Event::ChannelCreated { channel: key(partition, self.lsn), settings }
+                let facts = if which.is_multiple_of(2) { vec![info(size), member(which, true)] } else { Vec::new() };
+                Event::ChannelCreated { channel: key(partition, self.lsn), settings, facts }
             }
             (1, Some(id), _) => {
                 self.heads.remove(&id);
@@ -137,6 +140,26 @@ impl Plot {
                 self.tokens.remove(&generation);
                 Event::GenerationDeleted { generation }
             }
+            (8 | 9, Some(id), _) => {
+                let head = self.heads[&id];
+                let facts = match what % 64 / 16 {
+                    0 => vec![member(which, which.is_multiple_of(3)), reading(which, head)],
+                    1 => vec![info(size)],
+                    _ if head > 0 => vec![ChannelFact::Redacted { position: Position(1 + which as u64 % head) }],
+                    _ => Vec::new(),
+                };
+                let session = which as u128 % 2;
+                let posting = which.is_multiple_of(2).then(|| self.posting(partition, id, session, size % 40));
+                Event::ChannelChanged { channel: key(partition, id.0), id, facts, posting }
+            }
+            (10, _, _) => {
+                let facts = match which % 3 {
+                    0 => vec![UserFact::Forgotten],
+                    1 => vec![UserFact::Profile(ProfileText { display: which.to_string(), ..ProfileText::default() })],
+                    _ => vec![UserFact::Seen { at_us: self.lsn }],
+                };
+                Event::UserChanged { tenant: name("default"), user: name(&format!("user-{}", which % 5)), facts }
+            }
             (_, Some(id), _) => Event::Published(self.posting(partition, id, 1 + which as u128 % 3, size)),
         }
     }
@@ -146,18 +169,50 @@ impl Plot {
         *head += 1;
         let sequence = self.sequences.entry(session).or_default();
         *sequence += 1;
+        // Some are edits of older ones, which are taken back with them.
+        let (kind, target) = match self.lsn % 7 {
+            0 if *head > 2 => (DeliveryKind::Edit, Position(*head / 2)),
+            _ => (DeliveryKind::Message, Position(0)),
+        };
+        let mentions = if size.is_multiple_of(5) { vec![name("bob")] } else { Vec::new() };
+        let context = Context { target, number: *head, mentions, ..Context::default() };
         let body: Vec<u8> = (0..size).map(|n| (n as u64 ^ self.lsn) as u8).collect();
         let delivery = Delivery {
             position: Position(*head),
             timestamp_us: self.lsn * 1_000,
-            kind: DeliveryKind::Message,
+            kind,
             user: name("ada"),
             generation: None,
             body: Bytes::from(body),
             key: 0,
+            context,
         };
         let message = Arc::new(Message::new(delivery, SessionId(session), Sequence(*sequence)));
         Posting { channel: key(partition, id.0), id, message }
+    }
+}
+
+fn info(size: usize) -> ChannelFact {
+    let (kind, post, by) = (ChannelKind::Private, PostRule::Members, name("ada"));
+    ChannelFact::Info(ChannelInfo { kind, topic: "x".repeat(size % 500), post, by, created_us: size as u64 })
+}
+
+fn member(which: usize, is: bool) -> ChannelFact {
+    let member = Member { role: MemberRole::Member, since_us: which as u64, by: name("ada") };
+    ChannelFact::Member { user: name(&format!("user-{}", which % 5)), member: is.then_some(member) }
+}
+
+fn reading(which: usize, head: u64) -> ChannelFact {
+    let reading = Reading { position: Position(head), number: head, mentions: which as u64 };
+    ChannelFact::Reading { user: name(&format!("user-{}", which % 5)), reading }
+}
+
+/// What a message is once its channel's redactions are known.
+pub(crate) fn as_redacted(message: &Message, redacted: &BTreeSet<Position>) -> Message {
+    let is_edit = message.kind == DeliveryKind::Edit && redacted.contains(&message.context.target);
+    match is_edit || redacted.contains(&message.position) {
+        true => message.redacted(),
+        false => message.clone(),
     }
 }
 

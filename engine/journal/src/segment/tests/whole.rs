@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use thalweg_domain::fact::{ChannelFact, ChannelFacts};
 use thalweg_domain::partition::PartitionState;
-use thalweg_domain::record::Message;
+use thalweg_domain::record::{Event, Message, Record};
 use thalweg_protocol::ids::{ChannelId, CoreId, Partition, Position};
 use thalweg_protocol::limits::{LOG_FILE_BYTES, SEGMENT_MERGE_FANIN};
 
 use super::super::*;
-use super::story::{Step, Story, states, write_wal};
-use crate::disk::MemoryDisk;
+use super::story::{Step, Story, as_redacted, states, write_wal};
+use crate::disk::{Disk, MemoryDisk};
 use crate::golden;
 use crate::recovery::{Plan, recover};
 
@@ -93,7 +94,12 @@ proptest! {
                 }
                 read.extend(some);
             }
-            prop_assert_eq!(&read, &messages[first.min(messages.len())..].to_vec());
+            // What was taken back in the same piece, or one it was merged with, is gone; the rest of it may be there.
+            let facts = &story.states()[&of.0].channels[&of.1].facts;
+            let now = |message: &Arc<Message>| as_redacted(message, &facts.redacted);
+            let (read, messages): (Vec<_>, Vec<_>) =
+                (read.iter().map(now).collect(), messages[first.min(messages.len())..].iter().map(now).collect());
+            prop_assert_eq!(read, messages);
             // Below the floor there may be a hole, but that is no error.
             shelf.read(of.0, of.1, Position(1), Position(u64::MAX), 1_000, usize::MAX).expect("intact");
         }
@@ -218,7 +224,6 @@ fn write_format_of(disk: &MemoryDisk) {
 
 #[test]
 fn a_format_that_is_newer_is_refused_by_name() {
-    use crate::disk::Disk;
     let disk = MemoryDisk::default();
     let put = |body: &str| {
         let text = format!("{body}check {:08x}\n", crc32fast::hash(body.as_bytes()));
@@ -235,29 +240,112 @@ fn a_format_that_is_newer_is_refused_by_name() {
     write_format_of(&disk);
     let path = SegmentName::of(1).path();
     let mut bytes = disk.contents(&path).expect("it is there");
-    bytes[8] = 2;
+    bytes[8] = 3;
     let crc = crc32fast::hash(&bytes[..12]);
     bytes[12..16].copy_from_slice(&crc.to_le_bytes());
     disk.open(&path).and_then(|file| file.write_at(0, &bytes)).expect("no faults");
     let newer = recover(&disk, 1_024).map(|_| ()).expect_err("newer").to_string();
-    assert!(newer.contains("-000000000001.seg has format 2; this version reads up to 1"), "{newer}");
+    assert!(newer.contains("-000000000001.seg has format 3; this version reads up to 2"), "{newer}");
+}
+
+/// The steps of the golden files. Those of format 1 know of nothing that came later.
+fn golden_steps(with_facts: bool, count: u16) -> Vec<Step> {
+    let what = |n: u16| {
+        if with_facts {
+            n * 7 % 64
+        } else if (8..=10).contains(&(n * 7 % 16)) {
+            15
+        } else {
+            n * 7 % 16
+        }
+    };
+    (0..count).map(|n| (n as u8 % 2, what(n) as u8, (n / 3) as u8, n % 40)).collect()
+}
+
+/// What a state was before there were facts.
+fn without_facts(mut state: PartitionState) -> PartitionState {
+    for channel in state.channels.values_mut() {
+        (channel.messages, channel.active_us) = (0, 0);
+        (channel.mentioned, channel.facts) = (BTreeMap::new(), ChannelFacts::default());
+    }
+    PartitionState { users: BTreeMap::new(), ..state }
 }
 
 /// Changing what an existing state section means would lose data: these bytes must be read for ever.
 #[test]
-fn golden_bytes_of_states_of_format_1() {
-    let steps: Vec<Step> = (0..120_u16).map(|n| (n as u8 % 2, (n * 7 % 16) as u8, (n / 3) as u8, n % 40)).collect();
+fn golden_bytes_of_states() {
+    let states = Story::tell(&golden_steps(true, 240)).states();
     let encoded = |state: &PartitionState| {
         let mut bytes = Vec::new();
         encode_state(state, &mut bytes);
         bytes
     };
-    let states = Story::tell(&steps).states();
     let lines: Vec<String> = states.values().map(|state| golden::hex(&encoded(state))).collect();
-    golden::check("states_v1.txt", &lines);
+    golden::check("states_v2.txt", &lines);
+    let has_everything = |state: &PartitionState| {
+        let facts = || state.channels.values().map(|channel| &channel.facts);
+        let lists = facts().any(|facts| !facts.members.is_empty() && !facts.readings.is_empty());
+        lists && facts().any(|facts| !facts.redacted.is_empty()) && !state.users.is_empty()
+    };
+    assert!(states.values().any(has_everything), "{states:?}");
     for state in states.values() {
         assert_eq!(decode_state(&Bytes::from(encoded(state))).as_ref(), Ok(state));
     }
+    let old: Vec<Result<PartitionState, StateError>> =
+        golden::read("states_v1.txt").iter().map(|line| decode_state(&Bytes::from(golden::unhex(line)))).collect();
+    let expected = Story::tell(&golden_steps(false, 120)).states().into_values();
+    assert_eq!(old, expected.map(|state| Ok(without_facts(state))).collect::<Vec<_>>());
+}
+
+/// A whole segment of format 1 is read, and goes on in merges.
+#[test]
+fn golden_bytes_of_a_segment_of_format_1() {
+    let disk = MemoryDisk::default();
+    write_format_of(&disk);
+    let name = SegmentName::of(1);
+    let bytes = golden::unhex(&golden::read("segment_v1.txt")[0]);
+    disk.create(&name.path()).and_then(|file| file.write_at(0, &bytes)).expect("no faults");
+    let segment = Arc::new(Segment::open(&disk, name).expect("read for ever"));
+    segment.verify().expect("intact");
+    let story = Story::tell(&golden_steps(false, 24));
+    let states: BTreeMap<_, _> = story.states().into_iter().map(|(of, state)| (of, without_facts(state))).collect();
+    assert_eq!(segment.states().expect("intact"), states);
+    for (of, messages) in story.messages() {
+        let all: Vec<u64> = messages.iter().map(|message| message.position.0).collect();
+        assert_eq!(positions(&Shelf(vec![Arc::clone(&segment)]), of, 1, u64::MAX, 1_000), all);
+    }
+    // Records of today follow it.
+    let (lsn, key) = (states[&Partition(0)].last.next(), story.records[0].clone());
+    let channel = ChannelId(1);
+    let Event::ChannelCreated { channel: named, .. } = key.event.clone() else { panic!("a channel comes first") };
+    let facts = vec![ChannelFact::Redacted { position: Position(1) }];
+    let event = Event::ChannelChanged { channel: named, id: channel, facts, posting: None };
+    let path = write_wal(&disk, CoreId(0), 2, &[Record { lsn, event, ..key }]);
+    seal(&disk, &path, 2, None).expect("intact");
+    let newer = Arc::new(publish(&disk, 2).expect("intact"));
+    let merged = merge(&disk, &[segment, newer], &|_, _| None, 0).expect("intact");
+    assert!(merged.states().expect("intact")[&Partition(0)].channels[&channel].facts.redacted.contains(&Position(1)));
+}
+
+/// What was taken back is not only hidden: once its segment is merged with the one that says so, no disk holds it.
+#[test]
+fn a_merge_drops_texts_that_were_taken_back() {
+    let disk = MemoryDisk::default();
+    // A channel, three messages, and in a piece of its own that the second was taken back.
+    let redaction = (0, 32 + 8, 1, 7);
+    let story = Story::tell(&[(0, 0, 1, 0), (0, 15, 0, 900), (0, 15, 0, 901), (0, 15, 0, 902), redaction]);
+    let secret = story.records[2].event.posting().expect("a message").message.body.clone();
+    let shelf = sealed(&disk, &story, &[4]);
+    let holds = |name: SegmentName| {
+        let bytes = disk.contents(&name.path()).expect("it is there");
+        bytes.windows(secret.len()).any(|window| window == secret)
+    };
+    assert!(holds(SegmentName::of(1)));
+    let merged = merge(&disk, &shelf.0, &|_, _| None, 0).expect("intact");
+    assert!(!holds(merged.name()));
+    let read = merged.read(Partition(0), ChannelId(1), Position(1), Position(9), 9, usize::MAX).expect("intact");
+    let texts: Vec<_> = read.iter().map(|message| (message.body.len(), message.context.redacted)).collect();
+    assert_eq!(texts, [(900, false), (0, true), (902, false)]);
 }
 
 #[test]

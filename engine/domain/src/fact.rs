@@ -1,0 +1,166 @@
+//! Facts: small values of a channel or a user of which the newest counts. They are set by events and kept by the state of a
+//! partition; like everything there, what two neighbouring pieces of a log know of them merges.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use thalweg_protocol::chat::{ChannelKind, MemberRole, PostRule, ProfileText};
+use thalweg_protocol::ids::{Name, Position};
+
+/// What a channel is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelInfo {
+    /// Who may find and read it.
+    pub kind: ChannelKind,
+    /// What it is about.
+    pub topic: String,
+    /// Who may write.
+    pub post: PostRule,
+    /// Who made it.
+    pub by: Name,
+    /// When it was made, in microseconds since 1970.
+    pub created_us: u64,
+}
+
+/// Somebody's place in a channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// As what.
+    pub role: MemberRole,
+    /// Since when, in microseconds since 1970.
+    pub since_us: u64,
+    /// Who made them that.
+    pub by: Name,
+}
+
+/// How far somebody has read in a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reading {
+    /// Up to this position.
+    pub position: Position,
+    /// How many messages there were up to it.
+    pub number: u64,
+    /// How often they had been mentioned when they said so.
+    pub mentions: u64,
+}
+
+/// Something about a channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChannelFact {
+    /// What it is.
+    Info(ChannelInfo),
+    /// What somebody is in it; `None`: nothing any more.
+    Member {
+        /// Who.
+        user: Name,
+        /// As what.
+        member: Option<Member>,
+    },
+    /// How far somebody has read.
+    Reading {
+        /// Who.
+        user: Name,
+        /// How far.
+        reading: Reading,
+    },
+    /// The text of a message was taken back.
+    Redacted {
+        /// Which.
+        position: Position,
+    },
+}
+
+/// Something about a user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UserFact {
+    /// What they say of themselves.
+    Profile(ProfileText),
+    /// When they were last there, in microseconds since 1970.
+    Seen {
+        /// When.
+        at_us: u64,
+    },
+    /// Nothing is known of them any more.
+    Forgotten,
+}
+
+/// What a piece of a log says of a channel.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChannelFacts {
+    /// What it is, if the piece says so.
+    pub info: Option<ChannelInfo>,
+    /// Those who were given a place, or (`None`) lost it.
+    pub members: BTreeMap<Name, Option<Member>>,
+    /// How far people have read.
+    pub readings: BTreeMap<Name, Reading>,
+    /// The messages whose text was taken back.
+    pub redacted: BTreeSet<Position>,
+}
+
+impl ChannelFacts {
+    /// Takes a newer fact in.
+    pub fn set(&mut self, fact: &ChannelFact) {
+        match fact {
+            ChannelFact::Info(info) => self.info = Some(info.clone()),
+            ChannelFact::Member { user, member } => {
+                self.members.insert(user.clone(), member.clone());
+            }
+            ChannelFact::Reading { user, reading } => {
+                self.readings.insert(user.clone(), *reading);
+            }
+            ChannelFact::Redacted { position } => {
+                self.redacted.insert(*position);
+            }
+        }
+    }
+
+    /// Takes in what a newer piece says.
+    pub fn merge(&mut self, newer: Self) {
+        self.info = newer.info.or(self.info.take());
+        self.members.extend(newer.members);
+        self.readings.extend(newer.readings);
+        self.redacted.extend(newer.redacted);
+    }
+
+    /// Forgets who lost their place. Only for a piece that knows the channel from its beginning: to another, an older one
+    /// may still say that they have it.
+    pub fn forget_lost(&mut self) {
+        self.members.retain(|_, member| member.is_some());
+    }
+}
+
+/// What a piece of a log says of a user.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UserState {
+    /// What they say of themselves, if the piece says so.
+    pub profile: Option<ProfileText>,
+    /// When they were last there, in microseconds since 1970; 0 if the piece does not say.
+    pub seen_us: u64,
+    /// Whether what older pieces say does not count any more.
+    pub forgotten: bool,
+}
+
+impl UserState {
+    /// Takes a newer fact in.
+    pub fn set(&mut self, fact: &UserFact) {
+        match fact {
+            UserFact::Profile(profile) => self.profile = Some(profile.clone()),
+            UserFact::Seen { at_us } => self.seen_us = *at_us,
+            UserFact::Forgotten => *self = Self { forgotten: true, ..Self::default() },
+        }
+    }
+
+    /// Takes in what a newer piece says.
+    pub fn merge(&mut self, newer: Self) {
+        if newer.forgotten {
+            *self = newer;
+            return;
+        }
+        self.profile = newer.profile.or(self.profile.take());
+        self.seen_us = if newer.seen_us == 0 { self.seen_us } else { newer.seen_us };
+    }
+
+    /// Whether there is nothing to be known.
+    pub fn is_empty(&self) -> bool {
+        self.profile.is_none() && self.seen_us == 0
+    }
+}
