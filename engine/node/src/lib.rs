@@ -17,6 +17,7 @@ pub mod disk;
 pub mod doctor;
 mod drain;
 mod error;
+pub mod gate;
 pub mod gatekeeper;
 pub mod identity;
 mod inference;
