@@ -288,11 +288,11 @@ impl Roster {
         let invites = role == Some(MemberRole::Invited) && current.is_none();
         let least = if invites { MemberRole::Member } else { MemberRole::Moderator };
         let own = self.must_be(principal, channel, least)?;
-        if current == role {
-            return Ok(None);
-        }
         if current.is_none() && role.is_none() {
             return refuse(RejectCode::UserUnknown, format!("{user} is not a member of {channel}"));
+        }
+        if current == role {
+            return Ok(None);
         }
         if role == Some(MemberRole::Invited) && current >= Some(MemberRole::Reader) {
             return Ok(None);
@@ -473,3 +473,6 @@ pub fn direct_name(users: &BTreeSet<Name>) -> Name {
     });
     Name::new(&format!("{DIRECT_PREFIX}{hash:032x}")).expect("hexadecimal digits make a name")
 }
+
+#[cfg(test)]
+mod tests;
