@@ -13,9 +13,12 @@
 //! A channel that loses its messages with its node (its durability is `memory`), or that was deleted and made again, begins
 //! anew: it gets a new [`ChannelIndex`], and so do its writes that were not answered, by [`Event::Resent`]. Its readers end.
 //!
+//! What people did beside writing, and what they were shown of it, is judged by [`people`].
+//!
 //! Bodies must be unique within a channel, as those of [`crate::behaviour::Stamp`] are: the auditor recognises a write by
 //! its body, even if its acknowledgement was lost with a connection.
 
+pub mod people;
 mod readers;
 mod violation;
 
@@ -103,6 +106,13 @@ pub enum Event {
         /// What it is.
         body: BodyHash,
     },
+    /// A message was read from a channel's history that is there without its text, which was taken back.
+    ReadRedacted {
+        /// What was read.
+        channel: ChannelIndex,
+        /// Where the message stands.
+        position: Position,
+    },
     /// A subscription was accepted.
     Subscribed {
         /// The subscription.
@@ -131,6 +141,13 @@ pub enum Event {
         position: Position,
         /// What.
         body: BodyHash,
+    },
+    /// A message was delivered without its text, which was taken back.
+    DeliveredRedacted {
+        /// To which subscription.
+        reader: ReaderId,
+        /// Where it stands.
+        position: Position,
     },
     /// A reader was told that it will not get these positions.
     Missed {
@@ -249,6 +266,10 @@ impl Auditor {
             }
             Event::Delivered { reader, position, body } => self.delivered(reader, position, body, true),
             Event::DeliveredGenerated { reader, position, body } => self.delivered(reader, position, body, false),
+            Event::DeliveredRedacted { reader, position } => self.delivered_redacted(reader, position),
+            Event::ReadRedacted { channel, position } => {
+                self.channels.entry(channel).or_default().slots.entry(position).or_default();
+            }
             Event::Missed { reader, from, to } => self.missed(reader, from, to),
             Event::Ended { reader } => match self.readers.get_mut(&reader) {
                 Some(state) => state.open = false,
@@ -409,6 +430,19 @@ impl Auditor {
             self.note(Violation::RefusedDelivered { channel: index, position });
         }
         if author.0 == session {
+            self.note(Violation::Echo { reader: id, position });
+        }
+    }
+
+    fn delivered_redacted(&mut self, id: ReaderId, position: Position) {
+        let Some(reader) = self.readers.get_mut(&id) else {
+            return self.note(Violation::ReaderUnknown { reader: id });
+        };
+        let (index, session) = (reader.channel, reader.session);
+        let order = reader.take(id, position);
+        order.into_iter().for_each(|violation| self.note(violation));
+        let slot = self.channels.entry(index).or_default().slots.entry(position).or_default();
+        if slot.author.is_some_and(|author| author.0 == session) {
             self.note(Violation::Echo { reader: id, position });
         }
     }
