@@ -4,6 +4,7 @@ mod channels;
 mod draining;
 mod generations;
 mod harness;
+mod members;
 mod properties;
 mod readers;
 mod recovery;
