@@ -99,6 +99,10 @@ pub const DEDUPE_OUTCOMES_MAX: usize = 65_536;
 /// Commands remembered per session and partition.
 pub const DEDUPE_COMMANDS_MAX: usize = IN_FLIGHT_MAX;
 
+/// Requests a second whose clients say that they are traced, and which one core traces for that; whatever is beyond, it
+/// serves without tracing it.
+pub const TRACE_PARENTS_PER_SECOND: u32 = 100;
+
 /// Members of one channel, with those who are invited or banned.
 pub const MEMBERS_MAX: usize = 16_384;
 /// Members in one answer about a channel.

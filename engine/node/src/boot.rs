@@ -40,6 +40,7 @@ use crate::memory;
 use crate::mesh::Mesh;
 use crate::outlook::Outlook;
 use crate::reload::{CONTROL_SLOTS, Control, Reloader};
+use crate::trace::{Exporter, ExporterError, Tracer};
 use crate::vitals::{Sampler, Vitals};
 use crate::web::WebDesk;
 
@@ -60,6 +61,7 @@ pub struct Node {
     cores: Vec<ExecutorJoinHandle<()>>,
     clerk: Option<Clerk>,
     storage: Option<Storage>,
+    exporter: Option<Exporter>,
     reloader: Arc<Reloader>,
     /// Ends last, so that `/health` is answered until then.
     web: Option<Web>,
@@ -92,6 +94,8 @@ impl Node {
         let outlook = Outlook::new(bells.len(), began, log.clone(), Arc::clone(&alarm), Arc::clone(&vitals));
         // First of all, so that a node that takes long to start says so.
         let (web, web_ends) = start_web(&config, &outlook, &bells)?;
+        // Its threads end by themselves if the node does not come up.
+        let (exporter, tracers) = start_exporter(&config, bells.len(), began)?;
         let (disk, mut recovered) = open_log(&config, &log, wrap)?;
         let keys = Keys::open(data.path())?;
         let token = local_token(&keys, data.path())?;
@@ -139,7 +143,8 @@ impl Node {
         let quic = QuicSetup { reset_key, retry_key: rand::random(), certificate: &certificate };
         let logs = logs.into_iter().zip(share_out(&mut recovered, layout.cores.len())).collect();
         let partitions = recovered.partitions;
-        let desks = clerk_links.into_iter().zip(controlled).zip(web_desks(web_ends, bells.len())).collect();
+        let desks =
+            clerk_links.into_iter().zip(controlled).zip(web_desks(web_ends, bells.len())).zip(tracers).collect();
         let parts = assemble(&config, &layout, &shared, sockets, &quic, models, links, desks, logs, partitions);
         let cores = match Cores::start(parts, &layout.cores) {
             Ok(cores) => cores,
@@ -154,7 +159,21 @@ impl Node {
         let key_sha256 = certificate.key_sha256;
         let (clerk, storage) = (Some(clerk), Some(storage));
         let (models, reloader) = (model_names, Arc::new(reloader));
-        let node = Self { data, addr, key_sha256, token, models, layout, shared, cores, clerk, storage, reloader, web };
+        let node = Self {
+            data,
+            addr,
+            key_sha256,
+            token,
+            models,
+            layout,
+            shared,
+            cores,
+            clerk,
+            storage,
+            exporter,
+            reloader,
+            web,
+        };
         if let Err(error) = node.data.announce(addr, node.http_addr(), &node.key_sha256, epoch) {
             // A node that nobody can find must not go on in the background.
             node.drain();
@@ -252,6 +271,9 @@ impl Node {
             Some(Cause::Log(cause)) => {
                 let path = self.data.path().join(LOG_DIRECTORY);
                 Err(StartError::LogFailed { path, cause })
+        if let Some(exporter) = self.exporter.take() {
+            exporter.shut_down();
+        }
             }
             Some(Cause::Panic(thread)) => Err(StartError::Panicked { thread }),
             Some(Cause::Abandoned) | None => failed.map_or(Ok(()), Err),
@@ -295,6 +317,18 @@ fn web_desks(ends: Vec<CoreEnd>, cores: usize) -> Vec<WebDesk> {
     for (thread, end) in ends.into_iter().enumerate() {
         shares[thread % cores].push(end);
     }
+/// Starts what sends traces, if any are wanted; and gives each core its tracer.
+fn start_exporter(
+    config: &NodeConfig,
+    cores: usize,
+    origin: Instant,
+) -> Result<(Option<Exporter>, Vec<Tracer>), StartError> {
+    Exporter::start(&config.trace, cores, origin).map_err(|error| match error {
+        ExporterError::Config(error) => error.into(),
+        ExporterError::System(error) => system("start a thread")(error),
+    })
+}
+
     shares.into_iter().map(WebDesk::new).collect()
 }
 
@@ -441,7 +475,7 @@ fn about(
 type CoreShare = (LogParts, Vec<(Partition, Box<PartitionState>)>);
 
 /// Where a core asks the clerk, where it is told of changed settings, and where the web stage asks it.
-type Desk = ((ClerkLink, Consumer<Control>), WebDesk);
+type Desk = (((ClerkLink, Consumer<Control>), WebDesk), Tracer);
 
 struct QuicSetup<'a> {
     reset_key: [u8; 64],
@@ -464,7 +498,7 @@ fn assemble(
 ) -> Vec<Parts> {
     let meshes = Mesh::all(&shared.bells);
     let each = sockets.into_iter().zip(meshes).zip(links).zip(desks).zip(logs).enumerate();
-    each.map(|(index, ((((socket, mesh), inference), ((clerk, control), web)), (log, states)))| {
+    each.map(|(index, ((((socket, mesh), inference), (((clerk, control), web), tracer)), (log, states)))| {
         let core = CoreId(index as u16);
         let key = quic.certificate.key.clone_key();
         let mut quic_config =
@@ -501,6 +535,7 @@ fn assemble(
             spin,
             #[cfg(test)]
             broken,
+            tracer,
         }
     })
     .collect()

@@ -15,6 +15,8 @@ pub use crate::disk::LogBackend;
 use crate::reload::Source;
 
 /// Everything a node can be told. `Default` is what `thalweg serve` runs with, but for the data directory.
+pub use crate::trace::TraceConfig;
+pub use crate::trace::config::Secret as TraceSecret;
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
     /// Where keys, certificate and the node's address are kept. Made if it is not there; locked while the node runs.
@@ -54,6 +56,10 @@ pub struct NodeConfig {
     pub memory_budget_bytes: Option<u64>,
     /// Where these settings come from, to be read again while the node runs.
     pub source: Source,
+    /// What is traced, and where to; by default nothing is.
+    pub trace: TraceConfig,
+    /// What sessions, users and tenants may do and have; by default all.
+    pub limits: Arc<Limits>,
 }
 
 /// Whether and where HTTP is served.
@@ -102,6 +108,8 @@ impl Default for NodeConfig {
             memory_budget_bytes: None,
             source: Source::default(),
         }
+            trace: TraceConfig::default(),
+            limits: Arc::default(),
     }
 }
 

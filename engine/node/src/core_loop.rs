@@ -31,6 +31,7 @@ use crate::reload::Control;
 use crate::report::Reports;
 use crate::sessions::Sessions;
 use crate::stats::{CoreStats, NodeStage};
+use crate::trace::Tracer;
 use crate::vitals::Vitals;
 use crate::web::WebDesk;
 
@@ -85,6 +86,7 @@ pub(crate) struct Core {
     pub(crate) stats: CoreStats,
     pub(crate) reports: Reports,
     pub(crate) web: WebDesk,
+    pub(crate) tracer: Tracer,
     pub(crate) draining: Option<Drain>,
     /// Changed settings.
     control: Consumer<Control>,
@@ -159,6 +161,7 @@ impl Core {
         clerk: ClerkLink,
         control: Consumer<Control>,
         web: WebDesk,
+        tracer: Tracer,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -176,6 +179,7 @@ impl Core {
             stats: CoreStats::of(id),
             reports: Reports::default(),
             web,
+            tracer,
             draining: None,
             control,
             pressure: 0,
@@ -276,6 +280,7 @@ impl Core {
         self.turn.enter("send");
         upkeep += self.transmit(now);
         self.mesh.flush();
+        self.trace();
         if work + upkeep > 0 {
             self.measure();
         }
@@ -491,6 +496,16 @@ impl Core {
 
     /// Counts what the turn took, and says where, if it was too long.
     fn measure(&mut self) {
+    /// Hands over what was measured of requests that are traced.
+    fn trace(&mut self) {
+        self.tracer.spans(self.shard.spans());
+        for (root, generation) in self.inference.told() {
+            self.tracer.generation(root, generation);
+        }
+        let origin = self.clock.origin;
+        self.tracer.turn_over(|| origin.elapsed().as_micros() as u64);
+    }
+
         self.turn.enter("done");
         let took = self.turn.began.elapsed();
         self.stats.record(NodeStage::Turn, took);
@@ -516,6 +531,7 @@ impl Core {
         self.log.count(&mut stats);
         stats.gauges.extend(self.shard.gauges());
         stats.gauges.insert("connections", self.quic.connections() as u64);
+        self.tracer.count(&mut stats);
         stats.gauges.insert("handshakes", self.quic.handshaking() as u64);
         stats.gauges.insert("mesh_backlog", self.mesh.backlog() as u64);
         stats

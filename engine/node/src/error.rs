@@ -11,6 +11,7 @@ use thalweg_web::WebError;
 use thalweg_worker::stage::StageError;
 
 use crate::identity::IdentityError;
+use crate::trace::TraceConfigError;
 
 /// Why a node did not start, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +25,9 @@ pub enum StartError {
     /// QUIC cannot be served.
     #[error(transparent)]
     Quic(#[from] QuicError),
+    /// Traces cannot be sent as configured.
+    #[error(transparent)]
+    Trace(#[from] TraceConfigError),
     /// HTTP cannot be served.
     #[error(transparent)]
     Web(#[from] WebError),

@@ -11,6 +11,7 @@ use thalweg_worker::stage::{Command, CoreLink, Event, Submit};
 
 use crate::stats::{CoreStats, NodeStage};
 
+use crate::trace::GenerationRecord;
 /// Translates between the shard's words and the stage's, and measures the way between.
 pub(crate) struct Inference {
     link: Option<CoreLink>,
@@ -26,11 +27,36 @@ pub(crate) struct Inference {
     /// Answers to commands that cannot be carried out, as there is no stage.
     refused: VecDeque<InferenceEvent>,
 }
+    /// What is known of generations that are traced.
+    traced: BTreeMap<GenerationId, Traced>,
+    /// Those of them that ended in this turn, with their roots.
+    told: Vec<(u64, Box<GenerationRecord>)>,
+    /// The moment the node's clocks count from.
+    origin: Instant,
+}
+
+/// A generation that is traced.
+struct Traced {
+    root: u64,
+    model: Name,
+    submitted: Instant,
+    /// When its first token came.
+    received: Option<Instant>,
+    times: Option<Box<Times>>,
 
 impl Inference {
-    pub(crate) fn new(link: Option<CoreLink>) -> Self {
-        let (backlog, refused) = (VecDeque::new(), VecDeque::new());
-        Self { link, backlog, submitted: BTreeMap::new(), sampled: Vec::new(), first: Vec::new(), refused }
+    pub(crate) fn new(link: Option<CoreLink>, origin: Instant) -> Self {
+        Self {
+            link,
+            backlog: VecDeque::new(),
+            submitted: BTreeMap::new(),
+            sampled: Vec::new(),
+            first: Vec::new(),
+            refused: VecDeque::new(),
+            traced: BTreeMap::new(),
+            told: Vec::new(),
+            origin,
+        }
     }
 
     pub(crate) fn send(&mut self, command: InferenceCommand) {
@@ -38,9 +64,13 @@ impl Inference {
             InferenceCommand::Submit(submit) => {
                 let submitted = Instant::now();
                 self.submitted.insert(submit.generation, submitted);
-                let thalweg_shard::Submit { generation, tenant, model, messages, sampling, produced, credit, trace: _ } =
+                let thalweg_shard::Submit { generation, tenant, model, messages, sampling, produced, credit, trace } =
                     *submit;
                 let model = Some(model);
+                if trace != 0 && self.link.is_some() {
+                    let (model, received, times) = (model.clone(), None, None);
+                    self.traced.insert(generation, Traced { root: trace, model, submitted, received, times });
+                }
                 Command::Submit(Box::new(Submit {
                     generation,
                     tenant,
@@ -50,7 +80,7 @@ impl Inference {
                     produced,
                     credit,
                     submitted,
-                    traced: false,
+                    traced: trace != 0,
                 }))
             }
             InferenceCommand::Credit { generation, until } => Command::Credit { generation, until },
@@ -97,8 +127,18 @@ impl Inference {
                     self.sampled.push(at);
                     self.first.extend(self.submitted.remove(&generation));
                     InferenceEvent::Token { generation, index, id, text }
+                    if !self.traced.is_empty()
+                        && let Some(traced) = self.traced.get_mut(&generation)
+                    {
+                        traced.received.get_or_insert_with(Instant::now);
+                    }
                 }
-                Event::Traced(_) => continue,
+                Event::Traced(times) => {
+                    if let Some(traced) = self.traced.get_mut(&times.generation) {
+                        traced.times = Some(times);
+                    }
+                    continue;
+                }
                 Event::Finished { generation, reason, usage, message } => {
                     self.submitted.remove(&generation);
                     InferenceEvent::Finished { generation, reason, usage, message }
@@ -115,6 +155,39 @@ impl Inference {
     /// The turn is over, and what came in it was sent.
     pub(crate) fn sent(&mut self, stats: &mut CoreStats) {
         for at in self.sampled.drain(..) {
+    /// A generation ended. If it is traced, what is known of it is told.
+    fn tell(&mut self, generation: GenerationId, end: Option<(FinishReason, Usage)>) {
+        if self.traced.is_empty() {
+            return;
+        }
+        let Some(Traced { root, model, submitted, received, times }) = self.traced.remove(&generation) else { return };
+        let us = |at: Instant| at.saturating_duration_since(self.origin).as_micros() as u64;
+        let now_us = us(Instant::now());
+        let moment = |of: fn(&Times) -> Option<Instant>| times.as_deref().and_then(of).map(us);
+        let record = GenerationRecord {
+            model: Some(model),
+            prompt_tokens: times.as_ref().map_or(0, |times| times.prompt_tokens),
+            completion_tokens: end.map_or(0, |(_, usage)| usage.completion_tokens),
+            reason: end.map(|(reason, _)| reason),
+            submitted_us: us(submitted),
+            taken_us: moment(|times| Some(times.taken)),
+            tokenised_us: moment(|times| times.tokenised),
+            admitted_us: moment(|times| times.admitted),
+            first_row_us: moment(|times| times.first_row),
+            first_token_us: moment(|times| times.first_token),
+            first_received_us: received.map(us),
+            parks_us: times.iter().flat_map(|times| &times.parks).map(|&(from, to)| (us(from), us(to))).collect(),
+            ended_us: moment(|times| Some(times.ended)).unwrap_or(now_us),
+            received_us: now_us,
+        };
+        self.told.push((root, Box::new(record)));
+    }
+
+    /// What was told of generations that are traced, with their roots. Bounded by the events of a turn.
+    pub(crate) fn told(&mut self) -> std::vec::Drain<'_, (u64, Box<GenerationRecord>)> {
+        self.told.drain(..)
+    }
+
             stats.record(NodeStage::TokenSent, at.elapsed());
         }
         for submitted in self.first.drain(..) {

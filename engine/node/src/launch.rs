@@ -20,6 +20,7 @@ use crate::log::CoreLog;
 use crate::mesh::Mesh;
 use crate::park::Parker;
 use crate::reload::Control;
+use crate::trace::Tracer;
 use crate::web::WebDesk;
 
 /// A core that has not come up after this long will not.
@@ -41,6 +42,7 @@ pub(crate) struct Parts {
     pub(crate) clerk: ClerkLink,
     pub(crate) control: Consumer<Control>,
     pub(crate) web: WebDesk,
+    pub(crate) tracer: Tracer,
     pub(crate) log: LogParts,
     pub(crate) states: Vec<(Partition, Box<PartitionState>)>,
     pub(crate) bell: Arc<Bell>,
@@ -186,7 +188,22 @@ async fn run_core(parts: Parts, ready: mpsc::SyncSender<Ready>) {
     #[cfg(test)]
     let broken = parts.broken;
     let Parts {
-        core, shared, socket, quic, shard, mesh, inference, clerk, control, web, log, states, bell, spin, ..
+        core,
+        shared,
+        socket,
+        quic,
+        shard,
+        mesh,
+        inference,
+        clerk,
+        control,
+        web,
+        tracer,
+        log,
+        states,
+        bell,
+        spin,
+        ..
     } = parts;
     let _guard = shared.alarm.guard(format!("core {}", core.0));
     let log = CoreLog::new(core, log);
@@ -200,8 +217,20 @@ async fn run_core(parts: Parts, ready: mpsc::SyncSender<Ready>) {
             let id = core.0;
             let _ = ready.send((id, Ok(())));
             let outlook = Arc::clone(&shared.outlook);
-            let mut core =
-                Core::new(core, shared, socket, quic, Shard::new(shard), log, mesh, inference, clerk, control, web);
+            let mut core = Core::new(
+                core,
+                shared,
+                socket,
+                quic,
+                Shard::new(shard),
+                log,
+                mesh,
+                inference,
+                clerk,
+                control,
+                web,
+                tracer,
+            );
             core.restore(states);
             let _ = ready.send((id, Ok(())));
             drop(ready);

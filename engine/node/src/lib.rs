@@ -32,6 +32,7 @@ pub mod reload;
 mod report;
 mod sessions;
 mod stats;
+pub mod trace;
 pub mod vitals;
 mod web;
 

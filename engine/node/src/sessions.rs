@@ -112,6 +112,7 @@ impl Core {
             }
             Event::Closed { link, reason } => {
                 tracing::debug!(?link, ?reason, "connection closed");
+                self.tracer.closed(link.number());
                 if let Some(connection) = self.sessions.connections.remove(&link.number())
                     && connection.principal.is_some()
                 {
@@ -144,7 +145,18 @@ impl Core {
     fn frame(&mut self, now: Instant, link: QuicLink, request: Request, payload: &Bytes) {
         let Some(connection) = self.sessions.connections.get(&link.number()) else { return };
         let open = connection.principal.clone();
-        match (ClientOp::decode(payload), open) {
+        let (decoded, context) = match ClientOp::decode_traced(payload) {
+            Ok((op, context)) => (Ok(op), context),
+            Err(reject) => (Err(reject), None),
+        };
+        let trace = match (&decoded, &open) {
+            (Ok(op), Some(principal)) => {
+                let (at_us, tenant) = (self.now().mono_us, &principal.tenant);
+                self.tracer.begin(at_us, link.number(), request, tenant, op, context)
+            }
+            _ => 0,
+        };
+        match (decoded, open) {
             (Ok(ClientOp::Hello(hello)), None) => match self.shared.reception.welcome(&hello) {
                 Ok((principal, welcome)) if self.draining.is_none() => {
                     let principal = Arc::new(principal);
@@ -184,7 +196,7 @@ impl Core {
             },
             (Ok(op), Some(_)) => {
                 let at = self.now();
-                self.shard.handle(at, Input::Request { link: shard_link(link), request, op, trace: 0 });
+                self.shard.handle(at, Input::Request { link: shard_link(link), request, op, trace });
             }
             // The frame's boundaries are known, so one bad request does not end the session.
             (Err(reject), Some(_)) => self.reply(now, link, request, &ServerOp::Reject(reject)),
@@ -216,6 +228,7 @@ impl Core {
     }
 
     pub(crate) fn reply(&mut self, now: Instant, link: QuicLink, request: Request, op: &ServerOp) {
+        self.tracer.answered(link.number(), request, op);
         self.send(now, link, Lane::COMMAND, request.0, op.encode());
     }
 
@@ -255,6 +268,7 @@ impl Core {
             Output::Generation { link, watch, payload, last } => {
                 let link = quic_link(link);
                 let Some(lane) = self.generation_lane(now, link, watch) else { return };
+                self.tracer.frame(self.now().mono_us, link.number(), watch, last);
                 self.send(now, link, lane, watch.0, payload);
                 if last {
                     self.quic.finish_lane(link, lane);

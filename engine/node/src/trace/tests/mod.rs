@@ -1,0 +1,4 @@
+//! The exporter against collectors of all manners, and whole nodes that are traced.
+
+mod collector;
+mod exporting;
