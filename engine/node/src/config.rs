@@ -2,8 +2,10 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+pub use thalweg_domain::quota::{Allowance, Limits, Rate, TenantLimits};
 use thalweg_protocol::limits::{LOG_FILE_BYTES, PARTITIONS_DEFAULT};
 pub use thalweg_protocol::op::Durability;
 pub use thalweg_udp::Backend;

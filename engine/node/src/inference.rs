@@ -3,15 +3,16 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-use thalweg_protocol::ids::GenerationId;
+use thalweg_protocol::generation::{FinishReason, Usage};
+use thalweg_protocol::ids::{GenerationId, Name};
 use thalweg_protocol::limits::TURN_INPUTS_MAX;
 use thalweg_protocol::reject::{Reject, RejectCode};
 use thalweg_shard::{InferenceCommand, InferenceEvent};
-use thalweg_worker::stage::{Command, CoreLink, Event, Submit};
+use thalweg_worker::stage::{Command, CoreLink, Event, Submit, Times};
 
 use crate::stats::{CoreStats, NodeStage};
-
 use crate::trace::GenerationRecord;
+
 /// Translates between the shard's words and the stage's, and measures the way between.
 pub(crate) struct Inference {
     link: Option<CoreLink>,
@@ -26,7 +27,6 @@ pub(crate) struct Inference {
     first: Vec<Instant>,
     /// Answers to commands that cannot be carried out, as there is no stage.
     refused: VecDeque<InferenceEvent>,
-}
     /// What is known of generations that are traced.
     traced: BTreeMap<GenerationId, Traced>,
     /// Those of them that ended in this turn, with their roots.
@@ -43,6 +43,7 @@ struct Traced {
     /// When its first token came.
     received: Option<Instant>,
     times: Option<Box<Times>>,
+}
 
 impl Inference {
     pub(crate) fn new(link: Option<CoreLink>, origin: Instant) -> Self {
@@ -66,11 +67,11 @@ impl Inference {
                 self.submitted.insert(submit.generation, submitted);
                 let thalweg_shard::Submit { generation, tenant, model, messages, sampling, produced, credit, trace } =
                     *submit;
-                let model = Some(model);
                 if trace != 0 && self.link.is_some() {
                     let (model, received, times) = (model.clone(), None, None);
                     self.traced.insert(generation, Traced { root: trace, model, submitted, received, times });
                 }
+                let model = Some(model);
                 Command::Submit(Box::new(Submit {
                     generation,
                     tenant,
@@ -113,8 +114,8 @@ impl Inference {
             taken += 1;
             take(event);
         }
-        let Some(link) = &mut self.link else { return taken };
-        for event in std::iter::from_fn(|| link.receive()).take(TURN_INPUTS_MAX) {
+        for _ in 0..TURN_INPUTS_MAX {
+            let Some(event) = self.link.as_mut().and_then(CoreLink::receive) else { break };
             taken += 1;
             take(match event {
                 Event::Scheduled { generation, at, .. } => {
@@ -126,12 +127,12 @@ impl Inference {
                 Event::Token { generation, index, id, text, at } => {
                     self.sampled.push(at);
                     self.first.extend(self.submitted.remove(&generation));
-                    InferenceEvent::Token { generation, index, id, text }
                     if !self.traced.is_empty()
                         && let Some(traced) = self.traced.get_mut(&generation)
                     {
                         traced.received.get_or_insert_with(Instant::now);
                     }
+                    InferenceEvent::Token { generation, index, id, text }
                 }
                 Event::Traced(times) => {
                     if let Some(traced) = self.traced.get_mut(&times.generation) {
@@ -141,10 +142,12 @@ impl Inference {
                 }
                 Event::Finished { generation, reason, usage, message } => {
                     self.submitted.remove(&generation);
+                    self.tell(generation, Some((reason, usage)));
                     InferenceEvent::Finished { generation, reason, usage, message }
                 }
                 Event::Refused { generation, reject } => {
                     self.submitted.remove(&generation);
+                    self.tell(generation, None);
                     InferenceEvent::Refused { generation, reject }
                 }
             });
@@ -152,9 +155,6 @@ impl Inference {
         taken
     }
 
-    /// The turn is over, and what came in it was sent.
-    pub(crate) fn sent(&mut self, stats: &mut CoreStats) {
-        for at in self.sampled.drain(..) {
     /// A generation ended. If it is traced, what is known of it is told.
     fn tell(&mut self, generation: GenerationId, end: Option<(FinishReason, Usage)>) {
         if self.traced.is_empty() {
@@ -188,6 +188,9 @@ impl Inference {
         self.told.drain(..)
     }
 
+    /// The turn is over, and what came in it was sent.
+    pub(crate) fn sent(&mut self, stats: &mut CoreStats) {
+        for at in self.sampled.drain(..) {
             stats.record(NodeStage::TokenSent, at.elapsed());
         }
         for submitted in self.first.drain(..) {
