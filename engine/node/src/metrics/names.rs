@@ -91,6 +91,18 @@ pub(super) const COUNTERS: &[Row] = &[
     node("log_sealed_bytes", "thalweg_log_sealed_bytes", "Bytes of the segments made of them."),
     node("log_merges", "thalweg_log_merges", "Merges of segments."),
     node("log_merged_bytes", "thalweg_log_merged_bytes", "Bytes of segments that merges wrote."),
+    core("traces_sampled", "thalweg_traces_sampled", "Requests that are traced."),
+    core("traces_crowded", "thalweg_traces_crowded", "Requests that were sampled and are not traced, since too many are."),
+    core("trace_parents_unheeded", "thalweg_trace_parents_unheeded", "Requests not traced although their client is, since too many say so."),
+    core("spans_recorded", "thalweg_spans_recorded", "Spans handed to the exporter."),
+    core("spans_dropped", "thalweg_spans_dropped", "Spans the exporter had no room for."),
+    node("spans_exported", "thalweg_spans_exported", "Spans a collector took."),
+    node("spans_rejected", "thalweg_spans_rejected", "Spans a collector threw away."),
+    node("spans_undelivered", "thalweg_spans_undelivered", "Spans no collector took, however often it was tried."),
+    node("spans_overflowed", "thalweg_spans_overflowed", "Spans lost since the collector is too slow."),
+    node("spans_orphaned", "thalweg_spans_orphaned", "Spans lost since that of their request was."),
+    node("trace_requests", "thalweg_trace_batches", "Batches of spans sent to the collector."),
+    node("trace_request_failures", "thalweg_trace_batch_failures", "Times a collector did not take a batch of spans."),
 ];
 
 /// How QUIC connections ended: keys, and the label `by`.
@@ -124,6 +136,7 @@ pub(super) const GAUGES: &[Row] = &[
     core("ring_buffers", "thalweg_udp_ring_buffers", "Receive buffers of the socket's ring (io-uring only)."),
     node("log_segments", "thalweg_log_segments", "Segments of the log."),
     node("log_segment_bytes", "thalweg_log_segments_bytes", "Bytes of the segments of the log."),
+    core("traces_open", "thalweg_traces_open", "Requests that are traced and not answered."),
 ];
 
 /// Where a turn of a core can be when it takes too long.
