@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use thalweg_protocol::ids::SessionId;
 use thalweg_protocol::limits::{IN_FLIGHT_MAX, NAME_BYTES_MAX};
+use thalweg_protocol::trace::TraceContext;
 use tokio::sync::{Notify, watch};
 
 use crate::client::{Client, ConnectionState, Handle, Shared, semaphores};
@@ -34,6 +35,7 @@ pub struct Builder {
     reconnect: Option<Duration>,
     in_flight_max: usize,
     make: bool,
+    trace: Option<TraceContext>,
     endpoint: Option<quinn::Endpoint>,
 }
 
@@ -50,6 +52,7 @@ impl Default for Builder {
             reconnect: Some(RECONNECT),
             in_flight_max: IN_FLIGHT_MAX,
             make: true,
+            trace: None,
             endpoint: None,
         }
     }
@@ -117,6 +120,12 @@ impl Builder {
         self
     }
 
+    /// The trace that all requests are part of; none if not given. [`Client::with_trace`] says it for some.
+    pub fn trace(mut self, trace: TraceContext) -> Self {
+        self.trace = Some(trace);
+        self
+    }
+
     /// A socket to share with other clients of this process; one of its own if not given.
     pub fn endpoint(mut self, endpoint: quinn::Endpoint) -> Self {
         self.endpoint = Some(endpoint);
@@ -172,6 +181,6 @@ impl Builder {
             bytes,
         });
         tokio::spawn(driver::run(shared.clone(), dialer, established, self.reconnect, in_flight_max));
-        Ok(Client { handle: Handle::new(shared), make: self.make })
+        Ok(Client { handle: Handle::new(shared), make: self.make, trace: self.trace })
     }
 }

@@ -12,6 +12,7 @@ use thalweg_protocol::limits::{
 };
 use thalweg_protocol::op::{ClientOp, Publish, ServerOp, Subscribe, Welcome};
 use thalweg_protocol::reject::{Reject, RejectCode};
+use thalweg_protocol::trace::TraceContext;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::builder::Builder;
@@ -146,12 +147,21 @@ pub struct Client {
     pub(crate) handle: Handle,
     /// Whether writes make a missing channel.
     pub(crate) make: bool,
+    /// The trace that requests are part of.
+    pub(crate) trace: Option<TraceContext>,
 }
 
 impl Client {
     /// Begins to describe a client.
     pub fn builder() -> Builder {
         Builder::default()
+    }
+
+    /// The same session for requests that are part of a trace: the node puts what it measures of them below the caller's
+    /// span, if the context says that it is sampled and the node exports traces.
+    #[must_use]
+    pub fn with_trace(&self, trace: TraceContext) -> Self {
+        Self { trace: Some(trace), ..self.clone() }
     }
 
     /// What the node said of itself and of us when the current connection began.
@@ -213,7 +223,7 @@ impl Client {
         };
         self.handle.with(|state| {
             self.check(state)?;
-            state.publish(PendingPublish { publish, reply: sender, _permits: (slot, room) });
+            state.publish(PendingPublish { publish, trace: self.trace, reply: sender, _permits: (slot, room) });
             Ok(Ack { reply })
         })
     }
@@ -239,7 +249,8 @@ impl Client {
         let key = self.handle.with(|state| {
             self.check(state)?;
             let (cursor, failure) = (cursor.clone(), failure.clone());
-            Ok(state.subscribe(SubscriptionEntry::new(subscribe, cursor, queue_in, failure, sender, permit)))
+            Ok(state
+                .subscribe(SubscriptionEntry::new(subscribe, self.trace, cursor, queue_in, failure, sender, permit)))
         })?;
         // Made before the wait, so that giving up the wait gives up the subscription.
         let mut subscription = Subscription {
@@ -309,6 +320,7 @@ impl Client {
         let entry = WatchEntry {
             ask,
             generation,
+            trace: self.trace,
             lead,
             seen,
             queue: queue_in,
@@ -342,7 +354,7 @@ impl Client {
         let (sender, reply) = oneshot::channel();
         self.handle.with(|state| {
             self.check(state)?;
-            state.call(PendingCall { op, repeat, retried: false, reply: sender, _permit: permit });
+            state.call(PendingCall { op, trace: self.trace, repeat, retried: false, reply: sender, _permit: permit });
             Ok(())
         })?;
         reply.await.unwrap_or(Err(ClientError::Closed))

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use thalweg_protocol::generation::{AskRequest, TextHash};
 use thalweg_protocol::ids::{Epoch, GenerationId, Position};
 use thalweg_protocol::op::{ClientOp, Publish, ServerOp, Subscribe};
+use thalweg_protocol::trace::TraceContext;
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::error::ClientError;
@@ -27,6 +28,8 @@ pub(crate) enum Repeat {
 
 pub(crate) struct PendingPublish {
     pub(crate) publish: Publish,
+    /// The trace it is part of.
+    pub(crate) trace: Option<TraceContext>,
     pub(crate) reply: Reply<Published>,
     /// A place among the unanswered requests, and room for the body; given back when this is dropped.
     pub(crate) _permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
@@ -34,6 +37,8 @@ pub(crate) struct PendingPublish {
 
 pub(crate) struct PendingCall {
     pub(crate) op: ClientOp,
+    /// The trace it is part of.
+    pub(crate) trace: Option<TraceContext>,
     pub(crate) repeat: Repeat,
     /// It was sent over a connection that was lost before the answer, and may have been carried out.
     pub(crate) retried: bool,
@@ -47,6 +52,8 @@ pub(crate) type Failure = Arc<OnceLock<ClientError>>;
 pub(crate) struct SubscriptionEntry {
     /// What is asked for on the first connection; later ones ask from the cursor on.
     pub(crate) subscribe: Subscribe,
+    /// The trace that asking for the first time is part of.
+    pub(crate) trace: Option<TraceContext>,
     /// The last position the application took.
     pub(crate) cursor: Arc<AtomicU64>,
     pub(crate) queue: mpsc::Sender<Item>,
@@ -69,6 +76,7 @@ pub(crate) struct SubscriptionEntry {
 impl SubscriptionEntry {
     pub(crate) fn new(
         subscribe: Subscribe,
+        trace: Option<TraceContext>,
         cursor: Arc<AtomicU64>,
         queue: mpsc::Sender<Item>,
         failure: Failure,
@@ -77,7 +85,21 @@ impl SubscriptionEntry {
     ) -> Self {
         let (first, permit, confirm) = (Some(first), Some(permit), Arc::default());
         let (started, seen, wire, asked_from, confirmed) = (false, 0, None, Position(0), false);
-        Self { subscribe, cursor, queue, failure, first, permit, started, seen, wire, asked_from, confirmed, confirm }
+        Self {
+            subscribe,
+            trace,
+            cursor,
+            queue,
+            failure,
+            first,
+            permit,
+            started,
+            seen,
+            wire,
+            asked_from,
+            confirmed,
+            confirm,
+        }
     }
 
     /// Tells the reader that nothing more comes, after what is in its queue.
@@ -159,6 +181,8 @@ pub(crate) struct WatchEntry {
     /// The question; forgotten once the node gave it an id.
     pub(crate) ask: Option<Box<AskRequest>>,
     pub(crate) generation: Option<GenerationId>,
+    /// The trace that asking is part of.
+    pub(crate) trace: Option<TraceContext>,
     pub(crate) lead: u32,
     pub(crate) seen: Seen,
     pub(crate) queue: mpsc::Sender<Event>,

@@ -75,4 +75,5 @@ pub use thalweg_protocol::generation::{AskRequest, ChatMessage, FinishReason, On
 pub use thalweg_protocol::ids::{GenerationId, Name, Position, SessionId};
 pub use thalweg_protocol::op::{DeliveryKind, Durability, From, Policy, Welcome};
 pub use thalweg_protocol::reject::{Reject, RejectCode};
+pub use thalweg_protocol::trace::{TraceContext, TraceContextError};
 pub use trust::{AskTrust, FirstContact, KeyHash, Trust};

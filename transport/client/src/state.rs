@@ -16,6 +16,7 @@ use thalweg_protocol::ids::{Epoch, GenerationId, Position, Sequence, Subscriptio
 use thalweg_protocol::limits::CLIENT_OUTBOX_BYTES;
 use thalweg_protocol::op::{ClientOp, From, ServerOp, WatchRequest};
 use thalweg_protocol::reject::{Reject, RejectCode};
+use thalweg_protocol::trace::TraceContext;
 use tokio::sync::{Notify, mpsc};
 
 use crate::entries::{PendingCall, PendingPublish, Repeat, SubscriptionEntry, WatchEntry};
@@ -186,7 +187,7 @@ impl State {
     pub(crate) fn consumed(&mut self, key: u64, position: u64) {
         if let Some(wire) = self.subscriptions.get(&key).and_then(|entry| entry.wire) {
             let (subscription, position) = (Subscription(wire), Position(position));
-            self.write(0, &ClientOp::Consumed { subscription, position });
+            self.write(0, &ClientOp::Consumed { subscription, position }, None);
         }
     }
 
@@ -194,27 +195,27 @@ impl State {
     pub(crate) fn tokens_consumed(&mut self, key: u64, index: u32) {
         if let Some((wire, next)) = self.watches.get(&key).and_then(|entry| Some((entry.wire?, entry.seen.next()))) {
             // What is taken from the queue may have been rewound meanwhile.
-            self.write(0, &ClientOp::TokensConsumed { watch: Watch(wire), index: index.min(next) });
+            self.write(0, &ClientOp::TokensConsumed { watch: Watch(wire), index: index.min(next) }, None);
         }
     }
 
-    fn write(&mut self, subject: u32, op: &ClientOp) {
+    fn write(&mut self, subject: u32, op: &ClientOp, trace: Option<TraceContext>) {
         if self.link != Link::Down {
-            let payload = op.encode();
+            let payload = op.encode_traced(trace);
             self.outbox.extend_from_slice(&header(payload.len(), subject));
             self.outbox.extend_from_slice(&payload);
         }
     }
 
     /// Writes a request under a number that is free on this connection.
-    fn send(&mut self, target: Target, op: &ClientOp) -> u32 {
+    fn send(&mut self, target: Target, op: &ClientOp, trace: Option<TraceContext>) -> u32 {
         let mut number = self.next_request;
         let taken = |n| n == 0 || self.requests.contains_key(&n);
         while taken(number) || self.subscription_keys.contains_key(&number) || self.watch_keys.contains_key(&number) {
             number = number.wrapping_add(1);
         }
         self.next_request = number.wrapping_add(1);
-        self.write(number, op);
+        self.write(number, op, trace);
         if self.link != Link::Down {
             self.requests.insert(number, target);
         }
@@ -252,13 +253,13 @@ impl State {
         match target {
             Target::Publish(sequence) => {
                 let Some(pending) = self.publishes.get(&sequence) else { return };
-                let op = ClientOp::Publish(pending.publish.clone());
-                self.send(target, &op);
+                let (op, trace) = (ClientOp::Publish(pending.publish.clone()), pending.trace);
+                self.send(target, &op, trace);
             }
             Target::Call(key) => {
                 let Some(call) = self.calls.get(&key) else { return };
-                let op = call.op.clone();
-                self.send(target, &op);
+                let (op, trace) = (call.op.clone(), call.trace);
+                self.send(target, &op, trace);
             }
             Target::Subscribe(key) => {
                 let Some(entry) = self.subscriptions.get(&key) else { return };
@@ -267,7 +268,8 @@ impl State {
                 if entry.started {
                     subscribe.from = From::Position(asked_from);
                 }
-                let wire = self.send(target, &ClientOp::Subscribe(subscribe));
+                let trace = entry.trace.filter(|_| !entry.started);
+                let wire = self.send(target, &ClientOp::Subscribe(subscribe), trace);
                 self.subscription_keys.insert(wire, key);
                 let entry = self.subscriptions.get_mut(&key).expect("looked up above");
                 (entry.wire, entry.asked_from) = (Some(wire), asked_from);
@@ -282,15 +284,16 @@ impl State {
                     (None, Some(ask)) => ClientOp::Ask(ask.clone()),
                     (None, None) => unreachable!("a watch begins with a question or an id"),
                 };
-                let wire = self.send(target, &op);
+                let trace = entry.trace;
+                let wire = self.send(target, &op, trace);
                 self.watch_keys.insert(wire, key);
                 self.watches.get_mut(&key).expect("looked up above").wire = Some(wire);
             }
             Target::Unsubscribe(wire) => {
-                self.send(target, &ClientOp::Unsubscribe { subscription: Subscription(wire) });
+                self.send(target, &ClientOp::Unsubscribe { subscription: Subscription(wire) }, None);
             }
             Target::Unwatch(wire) => {
-                self.send(target, &ClientOp::Unwatch { watch: Watch(wire) });
+                self.send(target, &ClientOp::Unwatch { watch: Watch(wire) }, None);
             }
         }
     }
