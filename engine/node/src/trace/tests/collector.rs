@@ -58,6 +58,11 @@ impl Collector {
         self.received.recv_timeout(Duration::from_secs(30)).expect("a request within 30 s")
     }
 
+    /// All spans that were taken until now.
+    pub(super) fn all(&self) -> Vec<Span> {
+        self.received.try_iter().flat_map(|received| spans_of(received.request)).collect()
+    }
+
     /// Spans of the requests until `enough` of them came.
     pub(super) fn spans_until(&self, enough: impl Fn(&[Span]) -> bool) -> Vec<Span> {
         let mut spans = Vec::new();
