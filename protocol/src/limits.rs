@@ -109,6 +109,8 @@ pub const MEMBERS_MAX: usize = 16_384;
 pub const MEMBERS_LISTED: usize = 1_000;
 /// People one message can mention; further ones are not told.
 pub const MENTIONS_MAX: usize = 16;
+/// Unread mentions of one user in one channel that are counted; there may have been more.
+pub const MENTIONS_KEPT: usize = 64;
 /// Messages of one channel whose bodies were taken back while they are kept; one more is refused.
 pub const REDACTIONS_MAX: usize = 65_536;
 /// Longest topic of a channel, in bytes.
@@ -147,12 +149,18 @@ pub const PRESENCE_LARGE: usize = 128;
 pub const PRESENCE_LARGE_TICK_MS: u64 = 5_000;
 /// People named in one report on presence.
 pub const PRESENCE_SAMPLE: usize = 64;
+/// People named in one answer to who is in a channel.
+pub const PRESENT_LISTED: usize = 1_000;
+/// Subscriptions of one session that take part in presence.
+pub const PRESENCE_SUBSCRIPTIONS_MAX: usize = 1_024;
 /// People whose presence one channel keeps; further ones are only counted.
 pub const PRESENT_MAX: usize = 16_384;
 /// Somebody who was typing and says nothing more has stopped after this, in milliseconds.
 pub const TYPING_MS: u64 = 5_000;
 /// Distance of two notices that one session types in one channel, below which they are dropped, in milliseconds.
 pub const TYPING_DISTANCE_MS: u64 = 1_000;
+/// Notices of typing that one channel hands out in that time; further ones are dropped.
+pub const TYPING_NOTICES_MAX: u32 = 16;
 /// A client counts its user as away after this long without a key, in milliseconds.
 pub const AWAY_AFTER_MS: u64 = 300_000;
 /// Longest password, in bytes.
@@ -299,6 +307,8 @@ const _: () = {
     assert!(DRAIN_MS < 30_000, "a drained node is out within 30 s");
     assert!(PRESENCE_TIMEOUT_MS >= 3 * PRESENCE_HEARTBEAT_MS, "two lost heartbeats are not an absence");
     assert!(PRESENCE_SAMPLE <= PRESENCE_LARGE && PRESENCE_LARGE <= PRESENT_MAX, "a small channel is told in full");
+    assert!(PRESENT_LISTED * (NAME_BYTES_MAX + 64) <= FRAME_BYTES_MAX, "an answer to who is there fits in a frame");
+    assert!(PRESENCE_SUBSCRIPTIONS_MAX < RING_SLOTS, "one session that comes or goes does not fill a ring");
     assert!(MEMBERS_LISTED * (NAME_BYTES_MAX + 64) <= FRAME_BYTES_MAX, "a list of members fits in a frame");
     assert!(CHANNELS_LISTED * (NAME_BYTES_MAX + TOPIC_BYTES_MAX + 256) <= FRAME_BYTES_MAX, "a list fits in a frame");
     assert!(MANAGED_BYTES_MAX + 1024 <= FRAME_BYTES_MAX && MANAGE_BYTES_MAX <= MANAGED_BYTES_MAX);

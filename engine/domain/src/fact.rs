@@ -1,10 +1,11 @@
 //! Facts: small values of a channel or a user of which the newest counts. They are set by events and kept by the state of a
 //! partition; like everything there, what two neighbouring pieces of a log know of them merges.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use thalweg_protocol::chat::{ChannelKind, MemberRole, PostRule, ProfileText};
 use thalweg_protocol::ids::{Name, Position};
+use thalweg_protocol::limits::MENTIONS_KEPT;
 
 /// What a channel is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +40,35 @@ pub struct Reading {
     pub position: Position,
     /// How many messages there were up to it.
     pub number: u64,
-    /// How often they had been mentioned when they said so.
-    pub mentions: u64,
+}
+
+/// Where somebody was mentioned in a channel: the newest [`MENTIONS_KEPT`] places, oldest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mentions(VecDeque<Position>);
+
+impl Mentions {
+    /// Takes a newer mention in.
+    pub fn push(&mut self, position: Position) {
+        if self.0.len() == MENTIONS_KEPT {
+            self.0.pop_front();
+        }
+        self.0.push_back(position);
+    }
+
+    /// Takes in what a newer piece of the log knows.
+    pub fn merge(&mut self, newer: &Self) {
+        newer.positions().for_each(|position| self.push(position));
+    }
+
+    /// How many came after a position, as far as they are kept.
+    pub fn after(&self, position: Position) -> u64 {
+        self.0.iter().rev().take_while(|at| **at > position).count() as u64
+    }
+
+    /// The places, oldest first.
+    pub fn positions(&self) -> impl ExactSizeIterator<Item = Position> {
+        self.0.iter().copied()
+    }
 }
 
 /// Something about a channel.

@@ -447,7 +447,7 @@ impl Shard {
         let timestamp_us = channel.decide_timestamp(now_us);
         let says = post.kind == PostKind::Message;
         let mentions = if says { channel.roster().mentions(&body) } else { Vec::new() };
-        channel.roster_mut().count_mentions(&mentions);
+        channel.roster_mut().note_mentions(&mentions, position);
         let number = if says { channel.decide_number() } else { channel.messages() };
         let context = Context { target: post.target, number, mentions, ..Context::default() };
         let kind = match post.kind {
@@ -589,6 +589,11 @@ impl Shard {
         self.after_appends(Action::Detach { core, channel, fan });
     }
 
+    /// Whether a core gathers readers of a channel of this core there.
+    pub(crate) fn is_attached(&self, channel: &ChannelKey, place: (CoreId, FanId)) -> bool {
+        self.owner.channels.get(channel).is_some_and(|owned| owned.cores.contains(&place))
+    }
+
     fn detach_now(&mut self, core: CoreId, channel: &ChannelKey, fan: FanId) {
         if let Some(owned) = self.owner.channels.get_mut(channel) {
             owned.cores.retain(|attached| *attached != (core, fan));
@@ -680,6 +685,7 @@ impl Shard {
 
     fn channel_gone(&mut self, channel: &ChannelKey) {
         let Some(owned) = self.owner.channels.remove(channel) else { return };
+        self.forget_room(channel);
         for (core, fan) in owned.cores {
             self.tell_session(core, SessionMessage::Gone { fan, reject: deleted(channel) });
         }

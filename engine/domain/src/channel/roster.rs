@@ -10,7 +10,7 @@ use thalweg_protocol::ids::{Name, Position};
 use thalweg_protocol::limits::{DIRECT_USERS_MAX, MEMBERS_LISTED, MEMBERS_MAX, MENTIONS_MAX, REDACTIONS_MAX};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
-use crate::fact::{ChannelFact, ChannelFacts, ChannelInfo, Member, Reading};
+use crate::fact::{ChannelFact, ChannelFacts, ChannelInfo, Member, Mentions, Reading};
 use crate::permission::{Action, Principal};
 
 /// What the names of direct conversations begin with. The node makes them; nobody else can.
@@ -23,8 +23,8 @@ pub struct Roster {
     members: BTreeMap<Name, Member>,
     readings: BTreeMap<Name, Reading>,
     redacted: BTreeSet<Position>,
-    /// How often each was mentioned.
-    mentioned: BTreeMap<Name, u64>,
+    /// Where people were mentioned.
+    mentioned: BTreeMap<Name, Mentions>,
 }
 
 fn refuse<T>(code: RejectCode, text: impl Into<String>) -> Result<T, Reject> {
@@ -46,7 +46,7 @@ pub fn check_name(channel: &Name) -> Result<(), Reject> {
 
 impl Roster {
     /// The roster that the log left behind.
-    pub fn restore(facts: &ChannelFacts, mentioned: &BTreeMap<Name, u64>) -> Self {
+    pub fn restore(facts: &ChannelFacts, mentioned: &BTreeMap<Name, Mentions>) -> Self {
         let members = facts.members.iter().filter_map(|(user, member)| Some((user.clone(), member.clone()?)));
         Self {
             info: facts.info.clone(),
@@ -413,10 +413,10 @@ impl Roster {
         mentions
     }
 
-    /// Counts who was mentioned.
-    pub fn count_mentions(&mut self, mentions: &[Name]) {
+    /// Notes who was mentioned in a message.
+    pub fn note_mentions(&mut self, mentions: &[Name], position: Position) {
         for user in mentions {
-            *self.mentioned.entry(user.clone()).or_default() += 1;
+            self.mentioned.entry(user.clone()).or_default().push(position);
         }
     }
 
@@ -426,16 +426,15 @@ impl Roster {
         self.readings.get(user).filter(|reading| reading.position <= head).copied().unwrap_or_default()
     }
 
-    /// How often a user was mentioned since they read.
+    /// How often a user was mentioned after what they have read, as far as that is kept.
     pub fn unread_mentions(&self, user: &Name, head: Position) -> u64 {
-        let total = self.mentioned.get(user).copied().unwrap_or(0);
-        total.saturating_sub(self.reading(user, head).mentions)
+        let read = self.reading(user, head).position;
+        self.mentioned.get(user).map_or(0, |mentions| mentions.after(read))
     }
 
     /// A user has read further; `None` if not.
     pub fn decide_reading(&self, user: &Name, position: Position, number: u64, head: Position) -> Option<ChannelFact> {
-        let mentions = self.mentioned.get(user).copied().unwrap_or(0);
-        let reading = Reading { position: position.min(head), number, mentions };
+        let reading = Reading { position: position.min(head), number };
         (reading.position > self.reading(user, head).position)
             .then(|| ChannelFact::Reading { user: user.clone(), reading })
     }

@@ -14,7 +14,7 @@ use thalweg_protocol::limits::{GENERATION_KEEP_MS, HISTORY_MARK_MESSAGES};
 use thalweg_protocol::op::{DeliveryKind, Durability};
 
 use crate::dedupe::{Dedupe, Outcome, Writer};
-use crate::fact::{ChannelFact, ChannelFacts, UserState};
+use crate::fact::{ChannelFact, ChannelFacts, Mentions, UserState};
 use crate::generation::{Ending, Token};
 use crate::record::{ChannelSettings, Event, GenerationRequest, Posting, Record};
 
@@ -63,8 +63,8 @@ pub struct ChannelState {
     pub deleted: bool,
     /// How many of its messages people and models wrote as such, in the piece.
     pub messages: u64,
-    /// How often each was mentioned in them.
-    pub mentioned: BTreeMap<Name, u64>,
+    /// Where people were mentioned in them.
+    pub mentioned: BTreeMap<Name, Mentions>,
     /// When the newest message was accepted, in microseconds since 1970.
     pub active_us: u64,
     /// What the piece says of it.
@@ -219,7 +219,7 @@ impl PartitionState {
         state.active_us = state.active_us.max(message.timestamp_us);
         state.messages += u64::from(message.kind == DeliveryKind::Message);
         for user in &message.context.mentions {
-            *state.mentioned.entry(user.clone()).or_default() += 1;
+            state.mentioned.entry(user.clone()).or_default().push(message.position);
         }
         if message.position.0.is_multiple_of(HISTORY_MARK_MESSAGES) {
             let (position, bytes, timestamp_us) = (message.position, state.bytes, message.timestamp_us);
@@ -299,8 +299,8 @@ impl ChannelState {
         self.marks.extend(newer.marks.into_iter().map(|mark| Mark { bytes: mark.bytes + before, ..mark }));
         self.messages += newer.messages;
         self.active_us = self.active_us.max(newer.active_us);
-        for (user, count) in newer.mentioned {
-            *self.mentioned.entry(user).or_default() += count;
+        for (user, mentions) in newer.mentioned {
+            self.mentioned.entry(user).or_default().merge(&mentions);
         }
         self.facts.merge(newer.facts);
         if self.made.is_some() {

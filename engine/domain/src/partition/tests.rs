@@ -131,7 +131,7 @@ fn member(which: usize, is: bool) -> ChannelFact {
 }
 
 fn reading(which: usize) -> ChannelFact {
-    let reading = Reading { position: Position(which as u64), number: 1, mentions: 0 };
+    let reading = Reading { position: Position(which as u64), number: 1 };
     ChannelFact::Reading { user: name("ada"), reading }
 }
 

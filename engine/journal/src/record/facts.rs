@@ -122,19 +122,14 @@ pub(crate) fn read_member(fields: &mut Fields<'_>) -> Result<Member, RecordError
     Ok(Member { role, since_us: fields.u64("member since")?, by: fields.name("made member by")? })
 }
 
-/// Reading: position, number and mentions `u64`.
+/// Reading: position and number `u64`.
 pub(crate) fn put_reading(into: &mut Vec<u8>, reading: &Reading) {
     put_u64(into, reading.position.0);
     put_u64(into, reading.number);
-    put_u64(into, reading.mentions);
 }
 
 pub(crate) fn read_reading(fields: &mut Fields<'_>) -> Result<Reading, RecordError> {
-    Ok(Reading {
-        position: Position(fields.u64("read up to")?),
-        number: fields.u64("messages read")?,
-        mentions: fields.u64("mentions read")?,
-    })
+    Ok(Reading { position: Position(fields.u64("read up to")?), number: fields.u64("messages read")? })
 }
 
 /// List of facts of a user.

@@ -92,7 +92,7 @@ fn profile() -> ProfileText {
 fn every_fact() -> Vec<ChannelFact> {
     let kinds = [ChannelKind::Open, ChannelKind::Direct].map(|kind| ChannelInfo { kind, ..info() });
     let rules = [PostRule::Everyone, PostRule::Members].map(|post| ChannelInfo { post, ..info() });
-    let reading = Reading { position: Position(8), number: 3, mentions: 1 };
+    let reading = Reading { position: Position(8), number: 3 };
     let mut facts: Vec<ChannelFact> = kinds.into_iter().chain(rules).map(ChannelFact::Info).collect();
     facts.extend(MemberRole::ALL.map(|role| member(Some(role))));
     facts
@@ -308,8 +308,8 @@ fn any_channel_fact() -> impl Strategy<Value = ChannelFact> {
     prop_oneof![
         any_info().prop_map(ChannelFact::Info),
         (any_name(), prop::option::of(member)).prop_map(|(user, member)| ChannelFact::Member { user, member }),
-        (any_name(), any::<(u64, u64, u64)>()).prop_map(|(user, (position, number, mentions))| {
-            ChannelFact::Reading { user, reading: Reading { position: Position(position), number, mentions } }
+        (any_name(), any::<(u64, u64)>()).prop_map(|(user, (position, number))| {
+            ChannelFact::Reading { user, reading: Reading { position: Position(position), number } }
         }),
         any::<u64>().prop_map(|position| ChannelFact::Redacted { position: Position(position) }),
     ]

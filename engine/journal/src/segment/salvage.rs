@@ -416,7 +416,7 @@ fn count(counted: &mut BTreeMap<Partition, PartitionState>, entry: &Entry) {
     state.active_us = state.active_us.max(message.timestamp_us);
     state.messages += u64::from(message.kind == DeliveryKind::Message);
     for user in &message.context.mentions {
-        *state.mentioned.entry(user.clone()).or_default() += 1;
+        state.mentioned.entry(user.clone()).or_default().push(position);
     }
     // What was taken back stays so, and who was removed or banned.
     match (message.kind, Name::from_bytes(&message.body)) {

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use thalweg_domain::dedupe::{Dedupe, Outcome, Writer};
-use thalweg_domain::fact::{ChannelFacts, UserState};
+use thalweg_domain::fact::{ChannelFacts, Mentions, UserState};
 use thalweg_domain::partition::{ChannelState, GenerationState, Mark, PartitionState};
 use thalweg_protocol::ids::{ChannelId, GenerationId, Lsn, Name, Position, Sequence, SessionId};
 use thalweg_protocol::limits::{DEDUPE_COMMANDS_MAX, DEDUPE_OUTCOMES_MAX, DEDUPE_SESSIONS_MAX, MEMBERS_MAX, USERS_MAX};
@@ -140,9 +140,11 @@ fn put_channel(channel: &ChannelState, into: &mut Vec<u8>) {
     put_u64(into, *active_us);
     put_facts(facts, into);
     put_u32(into, mentioned.len() as u32);
-    for (user, count) in mentioned {
+    for (user, mentions) in mentioned {
         put_name(into, user);
-        put_u64(into, *count);
+        let positions = mentions.positions();
+        put_u32(into, positions.len() as u32);
+        positions.for_each(|position| put_u64(into, position.0));
     }
 }
 
@@ -205,7 +207,7 @@ fn read_people(channel: &mut ChannelState, fields: &mut Fields<'_>) -> Result<()
     if facts.members.values().flatten().count() > MEMBERS_MAX {
         return Err(StateError::Contradiction("a channel has more members than it may"));
     }
-    facts.readings = read_by_name(fields, "readings", 26, &mut read_reading)?;
+    facts.readings = read_by_name(fields, "readings", 18, &mut read_reading)?;
     for _ in 0..fields.count("redacted messages", 8)? {
         let position = Position(fields.u64("redacted message")?);
         if facts.redacted.last().is_some_and(|before| *before >= position) {
@@ -213,7 +215,14 @@ fn read_people(channel: &mut ChannelState, fields: &mut Fields<'_>) -> Result<()
         }
         facts.redacted.insert(position);
     }
-    channel.mentioned = read_by_name(fields, "mentions", 10, &mut |fields| fields.u64("times mentioned"))?;
+    // More than are kept are no contradiction: the newest are taken.
+    channel.mentioned = read_by_name(fields, "mentioned", 6, &mut |fields| {
+        let mut mentions = Mentions::default();
+        for _ in 0..fields.count("mentions", 8)? {
+            mentions.push(Position(fields.u64("mentioned at")?));
+        }
+        Ok(mentions)
+    })?;
     Ok(())
 }
 

@@ -178,10 +178,11 @@ fn what_was_read_is_counted() {
         fact.iter().for_each(|fact| roster.set(fact));
         fact.is_some()
     };
-    roster.count_mentions(&[bob.clone()]);
-    assert_eq!(roster.unread_mentions(&bob, Position(9)), 1);
+    roster.note_mentions(&[bob.clone()], Position(5));
+    roster.note_mentions(&[bob.clone()], Position(7));
+    assert_eq!(roster.unread_mentions(&bob, Position(9)), 2);
     assert!(read(&mut roster, 5, 4, 9));
-    assert_eq!((roster.unread_mentions(&bob, Position(9)), roster.reading(&bob, Position(9)).number), (0, 4));
+    assert_eq!((roster.unread_mentions(&bob, Position(9)), roster.reading(&bob, Position(9)).number), (1, 4));
     assert!(!read(&mut roster, 4, 3, 9), "nobody unreads");
     assert!(read(&mut roster, 99, 8, 9) && !read(&mut roster, 99, 8, 9), "nobody reads what is not written");
     assert_eq!(roster.reading(&bob, Position(2)), Reading::default(), "the channel began anew");

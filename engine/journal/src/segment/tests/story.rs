@@ -203,7 +203,7 @@ fn member(which: usize, is: bool) -> ChannelFact {
 }
 
 fn reading(which: usize, head: u64) -> ChannelFact {
-    let reading = Reading { position: Position(head), number: head, mentions: which as u64 };
+    let reading = Reading { position: Position(head), number: head };
     ChannelFact::Reading { user: name(&format!("user-{}", which % 5)), reading }
 }
 
