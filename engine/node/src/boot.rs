@@ -40,8 +40,8 @@ use crate::memory;
 use crate::mesh::Mesh;
 use crate::outlook::Outlook;
 use crate::reload::{CONTROL_SLOTS, Control, Reloader};
-use crate::trace::{Exporter, ExporterError, Tracer};
 use crate::vitals::{Sampler, Vitals};
+use crate::trace::{Exporter, ExporterError, Tracer};
 use crate::web::WebDesk;
 
 /// The local token is made anew at each start, so that it is always good for a year.
@@ -143,8 +143,7 @@ impl Node {
         let quic = QuicSetup { reset_key, retry_key: rand::random(), certificate: &certificate };
         let logs = logs.into_iter().zip(share_out(&mut recovered, layout.cores.len())).collect();
         let partitions = recovered.partitions;
-        let desks =
-            clerk_links.into_iter().zip(controlled).zip(web_desks(web_ends, bells.len())).zip(tracers).collect();
+        let desks = clerk_links.into_iter().zip(controlled).zip(web_desks(web_ends, bells.len())).zip(tracers).collect();
         let parts = assemble(&config, &layout, &shared, sockets, &quic, models, links, desks, logs, partitions);
         let cores = match Cores::start(parts, &layout.cores) {
             Ok(cores) => cores,
@@ -159,21 +158,7 @@ impl Node {
         let key_sha256 = certificate.key_sha256;
         let (clerk, storage) = (Some(clerk), Some(storage));
         let (models, reloader) = (model_names, Arc::new(reloader));
-        let node = Self {
-            data,
-            addr,
-            key_sha256,
-            token,
-            models,
-            layout,
-            shared,
-            cores,
-            clerk,
-            storage,
-            exporter,
-            reloader,
-            web,
-        };
+        let node = Self { data, addr, key_sha256, token, models, layout, shared, cores, clerk, storage, exporter, reloader, web };
         if let Err(error) = node.data.announce(addr, node.http_addr(), &node.key_sha256, epoch) {
             // A node that nobody can find must not go on in the background.
             node.drain();
@@ -265,15 +250,15 @@ impl Node {
         if let Some(storage) = self.storage.take() {
             storage.shut_down();
         }
+        if let Some(exporter) = self.exporter.take() {
+            exporter.shut_down();
+        }
         self.data.retract();
         drop(self.web.take());
         match self.shared.alarm.cause().cloned() {
             Some(Cause::Log(cause)) => {
                 let path = self.data.path().join(LOG_DIRECTORY);
                 Err(StartError::LogFailed { path, cause })
-        if let Some(exporter) = self.exporter.take() {
-            exporter.shut_down();
-        }
             }
             Some(Cause::Panic(thread)) => Err(StartError::Panicked { thread }),
             Some(Cause::Abandoned) | None => failed.map_or(Ok(()), Err),
@@ -311,12 +296,6 @@ fn start_web(
     }
 }
 
-/// Gives the threads of the web stage to cores in turn.
-fn web_desks(ends: Vec<CoreEnd>, cores: usize) -> Vec<WebDesk> {
-    let mut shares: Vec<Vec<_>> = (0..cores).map(|_| Vec::new()).collect();
-    for (thread, end) in ends.into_iter().enumerate() {
-        shares[thread % cores].push(end);
-    }
 /// Starts what sends traces, if any are wanted; and gives each core its tracer.
 fn start_exporter(
     config: &NodeConfig,
@@ -329,6 +308,12 @@ fn start_exporter(
     })
 }
 
+/// Gives the threads of the web stage to cores in turn.
+fn web_desks(ends: Vec<CoreEnd>, cores: usize) -> Vec<WebDesk> {
+    let mut shares: Vec<Vec<_>> = (0..cores).map(|_| Vec::new()).collect();
+    for (thread, end) in ends.into_iter().enumerate() {
+        shares[thread % cores].push(end);
+    }
     shares.into_iter().map(WebDesk::new).collect()
 }
 
@@ -529,13 +514,13 @@ fn assemble(
             clerk,
             control,
             web,
+            tracer,
             log,
             states,
             bell,
             spin,
             #[cfg(test)]
             broken,
-            tracer,
         }
     })
     .collect()

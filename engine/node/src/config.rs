@@ -2,10 +2,8 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-pub use thalweg_domain::quota::{Allowance, Limits, Rate, TenantLimits};
 use thalweg_protocol::limits::{LOG_FILE_BYTES, PARTITIONS_DEFAULT};
 pub use thalweg_protocol::op::Durability;
 pub use thalweg_udp::Backend;
@@ -15,10 +13,10 @@ pub use thalweg_worker::stage::ModelSource;
 pub use crate::certificate::CertificateFiles;
 pub use crate::disk::LogBackend;
 use crate::reload::Source;
-
-/// Everything a node can be told. `Default` is what `thalweg serve` runs with, but for the data directory.
 pub use crate::trace::TraceConfig;
 pub use crate::trace::config::Secret as TraceSecret;
+
+/// Everything a node can be told. `Default` is what `thalweg serve` runs with, but for the data directory.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
     /// Where keys, certificate and the node's address are kept. Made if it is not there; locked while the node runs.
@@ -56,12 +54,10 @@ pub struct NodeConfig {
     pub certificate: Option<CertificateFiles>,
     /// Memory the node may use before it begins to refuse, in bytes; by default three quarters of what it may have.
     pub memory_budget_bytes: Option<u64>,
-    /// Where these settings come from, to be read again while the node runs.
-    pub source: Source,
     /// What is traced, and where to; by default nothing is.
     pub trace: TraceConfig,
-    /// What sessions, users and tenants may do and have; by default all.
-    pub limits: Arc<Limits>,
+    /// Where these settings come from, to be read again while the node runs.
+    pub source: Source,
 }
 
 /// Whether and where HTTP is served.
@@ -108,10 +104,9 @@ impl Default for NodeConfig {
             socket_buffer_bytes: 8 << 20,
             certificate: None,
             memory_budget_bytes: None,
+            trace: TraceConfig::default(),
             source: Source::default(),
         }
-            trace: TraceConfig::default(),
-            limits: Arc::default(),
     }
 }
 

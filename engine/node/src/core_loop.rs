@@ -494,8 +494,6 @@ impl Core {
         sent
     }
 
-    /// Counts what the turn took, and says where, if it was too long.
-    fn measure(&mut self) {
     /// Hands over what was measured of requests that are traced.
     fn trace(&mut self) {
         self.tracer.spans(self.shard.spans());
@@ -506,6 +504,8 @@ impl Core {
         self.tracer.turn_over(|| origin.elapsed().as_micros() as u64);
     }
 
+    /// Counts what the turn took, and says where, if it was too long.
+    fn measure(&mut self) {
         self.turn.enter("done");
         let took = self.turn.began.elapsed();
         self.stats.record(NodeStage::Turn, took);
@@ -529,9 +529,9 @@ impl Core {
         self.sessions.count(&mut stats);
         self.inference.count(&mut stats);
         self.log.count(&mut stats);
+        self.tracer.count(&mut stats);
         stats.gauges.extend(self.shard.gauges());
         stats.gauges.insert("connections", self.quic.connections() as u64);
-        self.tracer.count(&mut stats);
         stats.gauges.insert("handshakes", self.quic.handshaking() as u64);
         stats.gauges.insert("mesh_backlog", self.mesh.backlog() as u64);
         stats
