@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 use super::*;
+use crate::config::{HttpConfig, WebConfig};
 use crate::disk::fault::{Fault, FaultyDisk};
 use crate::identity::tests::TempDir;
 use crate::launch::Broken;
@@ -128,4 +129,57 @@ fn what_clients_published_is_there_after_a_restart_with_other_cores() {
         node.drain();
         node.wait().expect("drains");
     }
+}
+
+/// One request over HTTP: the status, and everything that came back.
+fn http(addr: SocketAddr, path: &str) -> (String, String) {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(addr).expect("connects");
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\n\r\n").expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("answered");
+    (answer.split(' ').nth(1).unwrap_or_default().to_owned(), answer)
+}
+
+#[test]
+fn a_node_says_how_it_is_and_what_it_measured() {
+    let data = TempDir::new();
+    let web = WebConfig { addr: SocketAddr::from(([127, 0, 0, 1], 0)), ..WebConfig::default() };
+    let with_http = |web: &WebConfig, optional| {
+        let http = Some(HttpConfig { web: web.clone(), optional });
+        NodeConfig { http, ..config(&data) }
+    };
+    let node = Node::start(with_http(&web, false)).expect("starts");
+    let addr = node.http_addr().expect("it serves HTTP");
+    let announced = std::fs::read_to_string(data.path().join(crate::identity::NODE_FILE)).expect("announced");
+    assert!(announced.contains(&format!("\"http\":\"{addr}\"")), "{announced}");
+    let (status, body) = http(addr, "/health");
+    assert!(status == "200" && body.contains("\"status\":\"ok\"") && body.contains("\"epoch\":1"), "{body}");
+    let (status, first) = http(addr, "/metrics");
+    assert_eq!(status, "200", "{first}");
+    let (_, body) = http(addr, "/metrics");
+    let has = |line: &str| assert!(body.contains(line), "no {line:?} in {body}");
+    has("\nthalweg_cores 2\n");
+    has("\nthalweg_ready 1\n");
+    has("\nthalweg_messages_published_total{core=\"1\"} 0\n");
+    has("\nthalweg_rejects_total{code=\"forbidden\"} 0\n");
+    has("\nthalweg_stage_duration_seconds_count{stage=\"scrape\"} 2\n");
+    assert!(!body.contains("\nthalweg_unlisted{"), "give it a row in metrics/names.rs: {body}");
+
+    // Another node finds the port taken, and does without if it may.
+    let other = TempDir::new();
+    let taken = WebConfig { addr, ..web };
+    let there = |optional| NodeConfig { data: other.path().to_owned(), ..with_http(&taken, optional) };
+    let Err(error) = Node::start(there(false)) else { panic!("it starts") };
+    assert!(error.to_string().contains("the port is taken"), "{error}");
+    let without = Node::start(there(true)).expect("starts");
+    assert_eq!(without.http_addr(), None);
+    without.drain();
+    without.wait().expect("drains");
+
+    node.drain();
+    let (status, body) = http(addr, "/health");
+    assert!(status == "503" && body.contains("\"status\":\"draining\""), "{body}");
+    node.wait().expect("drains");
+    assert!(std::net::TcpStream::connect(addr).is_err(), "nobody listens");
 }
