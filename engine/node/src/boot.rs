@@ -32,20 +32,19 @@ use crate::disk::{
     Alarm, Cause, Directory, FileDisk, ForgetfulDisk, LOG_DIRECTORY, LogParts, Storage, StorageConfig, StorageError,
     recover,
 };
+use crate::entrance::Entrance;
 use crate::error::StartError;
-use crate::gatekeeper::{Action, Claims, Keys, Permission};
-use crate::identity::{DataDir, TOKEN_FILE, write_secret};
+use crate::gate::{Action, Claims, Gate, GateDesks, GateError, Keeper, Permission};
+use crate::identity::DataDir;
 use crate::launch::{Cores, Parts};
 use crate::memory;
 use crate::mesh::Mesh;
 use crate::outlook::Outlook;
 use crate::reload::{CONTROL_SLOTS, Control, Reloader};
-use crate::vitals::{Sampler, Vitals};
 use crate::trace::{Exporter, ExporterError, Tracer};
+use crate::vitals::{Sampler, Vitals};
 use crate::web::WebDesk;
 
-/// The local token is made anew at each start, so that it is always good for a year.
-const LOCAL_TOKEN_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 /// A certificate that ends within so many seconds is warned of: time for those who renew by hand.
 const CERTIFICATE_WARNING_S: i64 = 14 * 86_400;
 
@@ -60,6 +59,7 @@ pub struct Node {
     shared: Arc<Shared>,
     cores: Vec<ExecutorJoinHandle<()>>,
     clerk: Option<Clerk>,
+    gate: Option<Gate>,
     storage: Option<Storage>,
     exporter: Option<Exporter>,
     reloader: Arc<Reloader>,
@@ -97,8 +97,8 @@ impl Node {
         // Its threads end by themselves if the node does not come up.
         let (exporter, tracers) = start_exporter(&config, bells.len(), began)?;
         let (disk, mut recovered) = open_log(&config, &log, wrap)?;
-        let keys = Keys::open(data.path())?;
-        let token = local_token(&keys, data.path())?;
+        let mut keeper = open_gate(&config, &data, began)?;
+        let token = keeper.local_token(local_claims()).map_err(GateError::from)?;
         let certificate = open_certificate(&config, &data)?;
         let epoch = data.next_epoch()?;
         outlook.set_epoch(epoch);
@@ -118,7 +118,7 @@ impl Node {
         let models: Vec<Name> = config.models.iter().map(|model| model.name.clone()).collect();
         let model_names: Vec<_> = models.iter().map(Name::to_string).collect();
         let budget = config.memory_budget_bytes.unwrap_or_else(memory::default_budget);
-        let sampler = Sampler::new(Arc::clone(&vitals), budget, &bells);
+        let sampler = Sampler::new(Arc::clone(&vitals), Arc::clone(&outlook), budget, &bells);
         let (clerk, clerk_links) = match Clerk::start(stage, sampler, &bells) {
             Ok(started) => started,
             Err(error) => {
@@ -128,27 +128,43 @@ impl Node {
             }
         };
         let shared = Arc::new(Shared {
-            reception: Reception { keys, epoch, models: model_names.clone() },
+            reception: Reception { epoch, models: model_names.clone() },
             steering,
             drain: AtomicBool::new(false),
             bells: bells.clone(),
-            alarm,
+            alarm: Arc::clone(&alarm),
             about: about(&config, &layout, &addr, epoch, &model_names, &recovered),
             origin: began,
             vitals: Arc::clone(&vitals),
             outlook: Arc::clone(&outlook),
         });
         let (controls, controlled): (Vec<_>, Vec<_>) = bells.iter().map(control).unzip();
-        let reloader = Reloader::new(&config, Arc::clone(&data), vitals, &certificate, controls);
+        let reloader = Arc::new(Reloader::new(&config, Arc::clone(&data), vitals, &certificate, controls));
+        let (gate, entrances) = match start_gate(keeper, &reloader, &bells, began, &alarm) {
+            Ok(started) => started,
+            Err(error) => {
+                drop(logs);
+                clerk.shut_down();
+                storage.shut_down();
+                return Err(system("start a thread")(error));
+            }
+        };
         let quic = QuicSetup { reset_key, retry_key: rand::random(), certificate: &certificate };
         let logs = logs.into_iter().zip(share_out(&mut recovered, layout.cores.len())).collect();
         let partitions = recovered.partitions;
-        let desks = clerk_links.into_iter().zip(controlled).zip(web_desks(web_ends, bells.len())).zip(tracers).collect();
+        let desks = clerk_links
+            .into_iter()
+            .zip(entrances)
+            .zip(controlled)
+            .zip(web_desks(web_ends, bells.len()))
+            .zip(tracers)
+            .collect();
         let parts = assemble(&config, &layout, &shared, sockets, &quic, models, links, desks, logs, partitions);
         let cores = match Cores::start(parts, &layout.cores) {
             Ok(cores) => cores,
             Err((error, ended)) => {
                 clerk.shut_down();
+                gate.shut_down();
                 storage.shut_down();
                 // Nobody else may open the log while a core is left that was given its files.
                 ended.hold(data);
@@ -156,9 +172,23 @@ impl Node {
             }
         };
         let key_sha256 = certificate.key_sha256;
-        let (clerk, storage) = (Some(clerk), Some(storage));
-        let (models, reloader) = (model_names, Arc::new(reloader));
-        let node = Self { data, addr, key_sha256, token, models, layout, shared, cores, clerk, storage, exporter, reloader, web };
+        let (clerk, gate, storage, models) = (Some(clerk), Some(gate), Some(storage), model_names);
+        let node = Self {
+            data,
+            addr,
+            key_sha256,
+            token,
+            models,
+            layout,
+            shared,
+            cores,
+            clerk,
+            gate,
+            storage,
+            exporter,
+            reloader,
+            web,
+        };
         if let Err(error) = node.data.announce(addr, node.http_addr(), &node.key_sha256, epoch) {
             // A node that nobody can find must not go on in the background.
             node.drain();
@@ -220,6 +250,12 @@ impl Node {
         Arc::clone(&self.reloader)
     }
 
+    /// Tells whether all cores come round, for a watchdog.
+    pub fn pulse(&self) -> impl Fn() -> bool + Send + Sync + 'static {
+        let outlook = Arc::clone(&self.shared.outlook);
+        move || outlook.stuck_core().is_none()
+    }
+
     /// Memory, clock and certificate of the node.
     pub fn vitals(&self) -> Arc<Vitals> {
         Arc::clone(&self.shared.vitals)
@@ -246,6 +282,9 @@ impl Node {
         }
         if let Some(clerk) = self.clerk.take() {
             clerk.shut_down();
+        }
+        if let Some(gate) = self.gate.take() {
+            gate.shut_down();
         }
         if let Some(storage) = self.storage.take() {
             storage.shut_down();
@@ -393,20 +432,40 @@ fn system(action: &'static str) -> impl FnOnce(io::Error) -> StartError {
     move |source| StartError::System { action, source }
 }
 
-/// Makes the token that lets clients on this machine in.
-fn local_token(keys: &Keys, data: &Path) -> Result<String, StartError> {
+/// Opens what the gate keeps in the data directory.
+fn open_gate(config: &NodeConfig, data: &DataDir, origin: Instant) -> Result<Keeper, GateError> {
+    Keeper::open(data.path(), config.access.clone(), crate::gate::Now::since(origin))
+}
+
+/// Starts the gate, and gives each core its part of it.
+fn start_gate(
+    mut keeper: Keeper,
+    reloader: &Arc<Reloader>,
+    bells: &[Arc<Bell>],
+    origin: Instant,
+    alarm: &Arc<Alarm>,
+) -> io::Result<(Gate, Vec<Entrance>)> {
+    let (desks, links) = GateDesks::new(bells)?;
+    keeper.set_reloader(Arc::clone(reloader));
+    reloader.set_gate(desks.handle());
+    // Every core begins with it, so that the gate need not send it.
+    let access = keeper.news().unwrap_or_else(|| keeper.snapshot());
+    let entrances = links.into_iter().map(|link| Entrance::new(Arc::clone(&access), link)).collect();
+    Ok((Gate::start(keeper, desks, origin, Arc::clone(alarm))?, entrances))
+}
+
+/// What the token says that lets clients on this machine in.
+fn local_claims() -> Claims {
     let user = std::env::var("USER").ok().and_then(|user| Name::new(&user).ok());
     let all = |action| Permission { action, pattern: "*".into() };
     let name = |text| Name::new(text).expect("a literal name is valid");
-    let claims = Claims {
-        tenant: name("default"),
+    Claims {
+        tenant: name(crate::gate::NODE_TENANT),
         user: user.unwrap_or_else(|| name("local")),
         allow: Action::ALL.map(all).into(),
-        ttl: LOCAL_TOKEN_TTL,
-    };
-    let token = keys.mint(&claims)?;
-    write_secret(&data.join(TOKEN_FILE), token.as_bytes())?;
-    Ok(token)
+        // The gate says for how long.
+        ttl: Duration::ZERO,
+    }
 }
 
 fn bind(config: &NodeConfig, layout: &Layout, steering: Steering) -> Result<Vec<Socket>, StartError> {
@@ -460,7 +519,7 @@ fn about(
 type CoreShare = (LogParts, Vec<(Partition, Box<PartitionState>)>);
 
 /// Where a core asks the clerk, where it is told of changed settings, and where the web stage asks it.
-type Desk = (((ClerkLink, Consumer<Control>), WebDesk), Tracer);
+type Desk = ((((ClerkLink, Entrance), Consumer<Control>), WebDesk), Tracer);
 
 struct QuicSetup<'a> {
     reset_key: [u8; 64],
@@ -483,46 +542,49 @@ fn assemble(
 ) -> Vec<Parts> {
     let meshes = Mesh::all(&shared.bells);
     let each = sockets.into_iter().zip(meshes).zip(links).zip(desks).zip(logs).enumerate();
-    each.map(|(index, ((((socket, mesh), inference), (((clerk, control), web), tracer)), (log, states)))| {
-        let core = CoreId(index as u16);
-        let key = quic.certificate.key.clone_key();
-        let mut quic_config =
-            QuicConfig::new((quic.certificate.chain.clone(), key), quic.reset_key, quic.retry_key, rand::random());
-        let steering = shared.steering;
-        quic_config.cid_first_byte = Arc::new(move |random| steering.first_byte_for(index, random));
-        quic_config.path_mtu_discovery = !socket.may_fragment();
-        let shard = ShardConfig {
-            core,
-            cores: layout.cores.len() as u16,
-            partitions,
-            epoch: shared.reception.epoch,
-            models: models.clone(),
-            durability: config.durability,
-        };
-        let (bell, spin) = (Arc::clone(&shared.bells[index]), Duration::from_micros(layout.spin_us));
-        let (shared, quic) = (Arc::clone(shared), quic_config);
-        #[cfg(test)]
-        let broken = tests::broken(core);
-        Parts {
-            core,
-            shared,
-            socket,
-            quic,
-            shard,
-            mesh,
-            inference,
-            clerk,
-            control,
-            web,
-            tracer,
-            log,
-            states,
-            bell,
-            spin,
+    each.map(
+        |(index, ((((socket, mesh), inference), ((((clerk, entrance), control), web), tracer)), (log, states)))| {
+            let core = CoreId(index as u16);
+            let key = quic.certificate.key.clone_key();
+            let mut quic_config =
+                QuicConfig::new((quic.certificate.chain.clone(), key), quic.reset_key, quic.retry_key, rand::random());
+            let steering = shared.steering;
+            quic_config.cid_first_byte = Arc::new(move |random| steering.first_byte_for(index, random));
+            quic_config.path_mtu_discovery = !socket.may_fragment();
+            let shard = ShardConfig {
+                core,
+                cores: layout.cores.len() as u16,
+                partitions,
+                epoch: shared.reception.epoch,
+                models: models.clone(),
+                durability: config.durability,
+            };
+            let (bell, spin) = (Arc::clone(&shared.bells[index]), Duration::from_micros(layout.spin_us));
+            let (shared, quic) = (Arc::clone(shared), quic_config);
             #[cfg(test)]
-            broken,
-        }
-    })
+            let broken = tests::broken(core);
+            Parts {
+                core,
+                shared,
+                socket,
+                quic,
+                shard,
+                mesh,
+                inference,
+                clerk,
+                entrance,
+                control,
+                web,
+                tracer,
+                log,
+                states,
+                bell,
+                spin,
+                #[cfg(test)]
+                broken,
+            }
+        },
+    )
     .collect()
 }
 

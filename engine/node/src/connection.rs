@@ -1,6 +1,7 @@
 //! One client's connection: hello first, then its lanes.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use thalweg_domain::permission::Principal;
@@ -11,12 +12,20 @@ use thalweg_protocol::op::{Hello, Welcome};
 use thalweg_protocol::reject::{Reject, RejectCode};
 use thalweg_quic::Lane;
 
-use crate::gatekeeper::Keys;
+use crate::gate::Source;
 
 /// What a core knows of a connection beside what its shard does.
 pub(crate) struct Connection {
     /// Who it is, once its hello was accepted.
     pub(crate) principal: Option<Arc<Principal>>,
+    /// What its credential stands on, since then.
+    pub(crate) source: Option<Source>,
+    /// Where it came from.
+    pub(crate) remote: SocketAddr,
+    /// The gate was asked about its hello or login.
+    pub(crate) waits: bool,
+    /// Logins it has tried.
+    pub(crate) logins: u32,
     /// The lane for deliveries, once there was one.
     pub(crate) delivery: Option<Lane>,
     /// The lanes of the generations it watches.
@@ -24,24 +33,31 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(crate) fn new() -> Self {
-        Self { principal: None, delivery: None, generations: BTreeMap::new() }
+    pub(crate) fn new(remote: SocketAddr) -> Self {
+        Self {
+            principal: None,
+            source: None,
+            remote,
+            waits: false,
+            logins: 0,
+            delivery: None,
+            generations: BTreeMap::new(),
+        }
     }
 }
 
 /// What every core tells those who come.
 pub(crate) struct Reception {
-    pub(crate) keys: Keys,
     pub(crate) epoch: Epoch,
     pub(crate) models: Vec<String>,
 }
 
 impl Reception {
-    /// Checks a hello.
+    /// Checks everything about a hello but its token; gives the wire version.
     ///
     /// # Errors
-    /// `version_unsupported`, `token_invalid` or `token_expired`.
-    pub(crate) fn welcome(&self, hello: &Hello) -> Result<(Principal, Welcome), Reject> {
+    /// `version_unsupported` or `parameter_invalid`.
+    pub(crate) fn negotiate(&self, hello: &Hello) -> Result<u16, Reject> {
         let (oldest, newest) = hello.versions;
         let version = newest.min(*VERSIONS.end());
         if oldest > newest || version < oldest.max(*VERSIONS.start()) {
@@ -55,10 +71,14 @@ impl Reception {
         if hello.session.0 == 0 {
             return Err(Reject::new(RejectCode::ParameterInvalid, "session is 0; draw 128 random bits"));
         }
-        let principal = self.keys.check(&hello.token, hello.session)?;
-        let welcome = Welcome {
+        Ok(version)
+    }
+
+    /// What one is told who comes in.
+    pub(crate) fn welcome(&self, version: u16, principal: &Principal) -> Welcome {
+        Welcome {
             version,
-            session: hello.session,
+            session: principal.session,
             epoch: self.epoch,
             tenant: principal.tenant.clone(),
             user: principal.user.clone(),
@@ -69,40 +89,29 @@ impl Reception {
             in_flight_max: limits::IN_FLIGHT_MAX as u32,
             lead_messages: limits::LEAD_MESSAGES,
             lead_tokens: limits::LEAD_TOKENS,
-            token_expires_us: 0,
-        };
-        Ok((principal, welcome))
+            token_expires_us: principal.credential.expires_s.saturating_mul(1_000_000),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use thalweg_protocol::ids::{Name, SessionId};
+    use thalweg_protocol::ids::SessionId;
 
     use super::*;
-    use crate::gatekeeper::Claims;
-    use crate::identity::tests::TempDir;
 
     #[test]
     fn versions_are_negotiated() {
-        let dir = TempDir::new();
-        let keys = Keys::open(dir.path()).expect("made");
-        let name = |text| Name::new(text).expect("valid");
-        let claims =
-            Claims { tenant: name("default"), user: name("ada"), allow: Vec::new(), ttl: Duration::from_secs(60) };
-        let token = keys.mint(&claims).expect("minted");
-        let reception = Reception { keys, epoch: Epoch(3), models: Vec::new() };
-        let check = |versions, expected: Result<u16, RejectCode>| {
-            let hello = Hello { versions, session: SessionId(1), token: token.clone(), client: String::new() };
-            let got = reception.welcome(&hello).map(|(_, welcome)| welcome.version).map_err(|reject| reject.code);
-            assert_eq!(got, expected, "{versions:?}");
+        let reception = Reception { epoch: Epoch(3), models: Vec::new() };
+        let check = |versions, session, expected: Result<u16, RejectCode>| {
+            let hello = Hello { versions, session: SessionId(session), token: String::new(), client: String::new() };
+            assert_eq!(reception.negotiate(&hello).map_err(|reject| reject.code), expected, "{versions:?}");
         };
-        check((1, 1), Ok(1));
-        check((1, 9), Ok(1));
-        check((0, 0), Err(RejectCode::VersionUnsupported));
-        check((2, 9), Err(RejectCode::VersionUnsupported));
-        check((9, 1), Err(RejectCode::VersionUnsupported));
+        check((1, 1), 1, Ok(1));
+        check((1, 9), 1, Ok(1));
+        check((1, 1), 0, Err(RejectCode::ParameterInvalid));
+        check((0, 0), 1, Err(RejectCode::VersionUnsupported));
+        check((2, 9), 1, Err(RejectCode::VersionUnsupported));
+        check((9, 1), 1, Err(RejectCode::VersionUnsupported));
     }
 }

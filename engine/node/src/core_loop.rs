@@ -22,6 +22,7 @@ use crate::clerk::ClerkLink;
 use crate::connection::Reception;
 use crate::disk::Alarm;
 use crate::drain::Drain;
+use crate::entrance::Entrance;
 use crate::inference::Inference;
 use crate::log::{CoreLog, LogNews};
 use crate::mesh::{Mesh, MeshMessage};
@@ -83,6 +84,7 @@ pub(crate) struct Core {
     pub(crate) inference: Inference,
     pub(crate) clerk: ClerkLink,
     pub(crate) sessions: Sessions,
+    pub(crate) entrance: Entrance,
     pub(crate) stats: CoreStats,
     pub(crate) reports: Reports,
     pub(crate) web: WebDesk,
@@ -160,6 +162,7 @@ impl Core {
         inference: Option<CoreLink>,
         clerk: ClerkLink,
         control: Consumer<Control>,
+        entrance: Entrance,
         web: WebDesk,
         tracer: Tracer,
     ) -> Self {
@@ -176,6 +179,7 @@ impl Core {
             mesh,
             clerk,
             sessions: Sessions::default(),
+            entrance,
             stats: CoreStats::of(id),
             reports: Reports::default(),
             web,
@@ -250,7 +254,8 @@ impl Core {
     /// How long the core may sleep.
     fn time_to_next(&mut self, now: Instant) -> Duration {
         let shard = self.shard.next_deadline().map(|at| self.clock.origin + Duration::from_micros(at));
-        let next = [self.quic.next_timeout(), shard, self.sessions.next_hello_deadline(), self.next_drain_step()];
+        let sessions = [self.sessions.next_hello_deadline(), self.entrance.next_look()].into_iter().flatten().min();
+        let next = [self.quic.next_timeout(), shard, sessions, self.next_drain_step()];
         let until = next.into_iter().flatten().min().map_or(PARK_MAX, |at| at.saturating_duration_since(now));
         until.min(PARK_MAX)
     }
@@ -303,6 +308,7 @@ impl Core {
             || !self.clerk.is_empty()
             || !self.web.is_empty()
             || !self.control.is_empty()
+            || self.entrance.has_something()
             || self.shared.vitals.memory_level() != self.pressure
             || self.log.has_news()
             || self.shard.has_readers_to_serve()
@@ -343,7 +349,7 @@ impl Core {
             self.shard.handle(at, Input::Timeout);
             due += 1;
         }
-        due + self.close_silent(now) + self.drain_step(now)
+        due + self.close_silent(now) + self.expire(now) + self.drain_step(now)
     }
 
     /// Takes what other threads put on the rings.
@@ -371,6 +377,7 @@ impl Core {
             work += 1;
         }
         work += self.controls();
+        work += self.gate_news(now);
         work += self.web_requests();
         let (shard, stats) = (&mut self.shard, &mut self.stats);
         work + self.inference.receive(stats, |event| shard.handle(at, Input::Inference(event)))
@@ -383,11 +390,13 @@ impl Core {
             work += 1;
             match control {
                 Control::Identity(identity) => self.quic.set_identity(identity),
+                Control::Limits(limits) => self.shard.handle(self.clock.now, Input::Limits(limits)),
             }
         }
         let level = self.shared.vitals.memory_level();
         if level != self.pressure {
             self.pressure = level;
+            self.shard.handle(self.clock.now, Input::Pressure { level });
             work += 1;
         }
         work
@@ -527,6 +536,7 @@ impl Core {
         stats.count_shard(self.shard.counters());
         stats.count_transport(self.quic.counters(), &self.socket.counters());
         self.sessions.count(&mut stats);
+        self.entrance.count(&mut stats);
         self.inference.count(&mut stats);
         self.log.count(&mut stats);
         self.tracer.count(&mut stats);

@@ -10,6 +10,7 @@ use thalweg_udp::UdpError;
 use thalweg_web::WebError;
 use thalweg_worker::stage::StageError;
 
+use crate::gate::GateError;
 use crate::identity::IdentityError;
 use crate::trace::TraceConfigError;
 
@@ -19,6 +20,9 @@ pub enum StartError {
     /// Something is wrong with the data directory or what is in it.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The gate cannot open what it keeps, or its configuration makes no sense.
+    #[error(transparent)]
+    Gate(#[from] GateError),
     /// The sockets could not be bound.
     #[error(transparent)]
     Udp(#[from] UdpError),

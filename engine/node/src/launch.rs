@@ -15,6 +15,7 @@ use thalweg_worker::stage::CoreLink;
 use crate::clerk::ClerkLink;
 use crate::core_loop::{Core, Shared};
 use crate::disk::LogParts;
+use crate::entrance::Entrance;
 use crate::error::StartError;
 use crate::log::CoreLog;
 use crate::mesh::Mesh;
@@ -41,6 +42,7 @@ pub(crate) struct Parts {
     pub(crate) inference: Option<CoreLink>,
     pub(crate) clerk: ClerkLink,
     pub(crate) control: Consumer<Control>,
+    pub(crate) entrance: Entrance,
     pub(crate) web: WebDesk,
     pub(crate) tracer: Tracer,
     pub(crate) log: LogParts,
@@ -196,6 +198,7 @@ async fn run_core(parts: Parts, ready: mpsc::SyncSender<Ready>) {
         mesh,
         inference,
         clerk,
+        entrance,
         control,
         web,
         tracer,
@@ -228,6 +231,7 @@ async fn run_core(parts: Parts, ready: mpsc::SyncSender<Ready>) {
                 inference,
                 clerk,
                 control,
+                entrance,
                 web,
                 tracer,
             );

@@ -1,11 +1,12 @@
 //! Frames to requests, outputs to frames: what happens between a core's connections and its shard.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use thalweg_domain::permission::Action;
+use thalweg_domain::permission::Principal;
 use thalweg_protocol::frame::Splitter;
 use thalweg_protocol::ids::{CoreId, Request, Watch};
 use thalweg_protocol::limits::{HELLO_TIMEOUT_MS, RECONNECT_DELAY_MS};
@@ -17,6 +18,7 @@ use thalweg_shard::{Input, Link, Output};
 use crate::connection::Connection;
 use crate::core_loop::Core;
 use crate::disk::ReadJob;
+use crate::gate::Source;
 use crate::mesh::MeshMessage;
 use crate::report::Asker;
 use crate::stats::CoreStats;
@@ -64,6 +66,43 @@ impl Sessions {
         }
     }
 
+    pub(crate) fn connection(&self, link: QuicLink) -> Option<&Connection> {
+        self.connections.get(&link.number())
+    }
+
+    /// The connections from a number on, in order.
+    pub(crate) fn connections_from(&self, number: u64) -> impl Iterator<Item = (u64, &Connection)> {
+        self.connections.range(number..).map(|(number, connection)| (*number, connection))
+    }
+
+    /// Who has a session over a connection, and from where.
+    pub(crate) fn who(&self, link: QuicLink) -> Option<(Arc<Principal>, SocketAddr)> {
+        let connection = self.connection(link)?;
+        Some((connection.principal.clone()?, connection.remote))
+    }
+
+    /// A hello was accepted.
+    pub(crate) fn opened(&mut self, link: QuicLink, principal: Arc<Principal>, source: Source) {
+        if let Some(connection) = self.connections.get_mut(&link.number()) {
+            (connection.principal, connection.source) = (Some(principal), Some(source));
+            self.hellos_accepted += 1;
+        }
+    }
+
+    /// The gate was asked about a connection, or has answered.
+    pub(crate) fn set_waits(&mut self, link: QuicLink, waits: bool) {
+        if let Some(connection) = self.connections.get_mut(&link.number()) {
+            connection.waits = waits;
+        }
+    }
+
+    /// A login was refused.
+    pub(crate) fn count_login(&mut self, link: QuicLink) {
+        if let Some(connection) = self.connections.get_mut(&link.number()) {
+            connection.logins += 1;
+        }
+    }
+
     /// The connections whose hello was accepted.
     pub(crate) fn open(&self) -> Vec<QuicLink> {
         let open = self.connections.iter().filter(|(_, connection)| connection.principal.is_some());
@@ -80,7 +119,7 @@ fn quic_link(link: Link) -> QuicLink {
     QuicLink::from_number(link.0)
 }
 
-fn shard_link(link: QuicLink) -> Link {
+pub(crate) fn shard_link(link: QuicLink) -> Link {
     Link(link.number())
 }
 
@@ -97,8 +136,8 @@ impl Core {
 
     fn event(&mut self, now: Instant, event: Event) {
         match event {
-            Event::Opened { link, .. } => {
-                self.sessions.connections.insert(link.number(), Connection::new());
+            Event::Opened { link, remote } => {
+                self.sessions.connections.insert(link.number(), Connection::new(remote));
                 let deadline = now + Duration::from_millis(HELLO_TIMEOUT_MS);
                 self.sessions.awaiting_hello.push_back((deadline, link));
             }
@@ -114,8 +153,9 @@ impl Core {
                 tracing::debug!(?link, ?reason, "connection closed");
                 self.tracer.closed(link.number());
                 if let Some(connection) = self.sessions.connections.remove(&link.number())
-                    && connection.principal.is_some()
+                    && let Some(principal) = connection.principal
                 {
+                    self.entrance.closed(link, &principal);
                     let at = self.now();
                     self.shard.handle(at, Input::Closed { link: shard_link(link) });
                 }
@@ -157,36 +197,24 @@ impl Core {
             _ => 0,
         };
         match (decoded, open) {
-            (Ok(ClientOp::Hello(hello)), None) => match self.shared.reception.welcome(&hello) {
-                Ok((principal, welcome)) if self.draining.is_none() => {
-                    let principal = Arc::new(principal);
-                    if let Some(connection) = self.sessions.connections.get_mut(&link.number()) {
-                        connection.principal = Some(Arc::clone(&principal));
-                    }
-                    self.sessions.hellos_accepted += 1;
-                    tracing::debug!(?link, tenant = %principal.tenant, user = %principal.user, "session opened");
-                    self.reply(now, link, request, &ServerOp::Welcome(welcome));
-                    let at = self.now();
-                    self.shard.handle(at, Input::Opened { link: shard_link(link), principal });
-                }
-                Ok(_) => self.turn_away(now, link, request, going_away()),
-                Err(reject) => self.turn_away(now, link, request, reject),
-            },
+            (Ok(ClientOp::Hello(hello)), None) => self.hello(now, link, request, hello),
+            (Ok(ClientOp::Login(login)), _) => self.log_in(now, link, request, login),
             (Ok(_), None) => {
-                let text = "the first frame of a connection must be a hello";
+                let text = "the first frame of a connection must be a hello, or a login before it";
                 self.turn_away(now, link, request, Reject::new(RejectCode::HelloExpected, text));
             }
             (Err(reject), None) => self.turn_away(now, link, request, reject),
             (Ok(ClientOp::Ping { nonce }), Some(_)) => self.reply(now, link, request, &ServerOp::Pong { nonce }),
-            (Ok(ClientOp::Stats), Some(principal)) => match principal.require(Action::Admin, "stats") {
+            (Ok(ClientOp::Manage { json }), Some(principal)) => self.manage(now, link, request, principal, json),
+            (Ok(ClientOp::Stats), Some(principal)) => match self.may_do(link, &principal, "stats") {
                 Ok(()) => self.begin_report(now, Asker::Client { link, request }),
                 Err(reject) => self.reply(now, link, request, &ServerOp::Reject(reject)),
             },
-            (Ok(ClientOp::Checkpoint), Some(principal)) => match principal.require(Action::Admin, "checkpoint") {
+            (Ok(ClientOp::Checkpoint), Some(principal)) => match self.may_do(link, &principal, "checkpoint") {
                 Ok(()) => self.begin_checkpoint(now, link, request),
                 Err(reject) => self.reply(now, link, request, &ServerOp::Reject(reject)),
             },
-            (Ok(ClientOp::Drain), Some(principal)) => match principal.require(Action::Admin, "drain") {
+            (Ok(ClientOp::Drain), Some(principal)) => match self.may_do(link, &principal, "drain") {
                 Ok(()) => {
                     tracing::info!(user = %principal.user, "a client asked the node to drain");
                     self.reply(now, link, request, &ServerOp::Done);
@@ -204,7 +232,7 @@ impl Core {
     }
 
     /// Refuses a connection that did not get as far as a session.
-    fn turn_away(&mut self, now: Instant, link: QuicLink, request: Request, reject: Reject) {
+    pub(crate) fn turn_away(&mut self, now: Instant, link: QuicLink, request: Request, reject: Reject) {
         *self.sessions.hellos_refused.entry(reject.code.as_str()).or_default() += 1;
         self.reply(now, link, request, &ServerOp::Reject(reject.clone()));
         self.quic.close(now, link, reject.code as u32, reject.message.as_bytes());
@@ -286,7 +314,7 @@ impl Core {
                 let sent = self.quic.send_datagram(quic_link(link), datagram);
                 self.sessions.unreliable_dropped += u64::from(sent.is_err());
             }
-            Output::Audit(_) => {}
+            Output::Audit(event) => self.shard_decided(event),
             Output::Close { link, reject } => {
                 self.quic.close(now, quic_link(link), reject.code as u32, reject.message.as_bytes());
             }

@@ -2,8 +2,6 @@
 
 use std::time::Instant;
 
-use thalweg_domain::permission::Action;
-use thalweg_protocol::ids::SessionId;
 use thalweg_protocol::limits::TURN_INPUTS_MAX;
 use thalweg_protocol::reject::{Reject, RejectCode};
 use thalweg_web::{CoreEnd, Question, Said, WebAnswer, WebRequest};
@@ -63,12 +61,10 @@ impl Core {
     fn may_measure(&self, token: Option<&str>) -> Result<(), Reject> {
         // Who needs none was let in by the stage.
         let Some(token) = token else { return Ok(()) };
-        // No session comes of it, so it needs no number of its own.
-        let principal = self.shared.reception.keys.check(token, SessionId(1))?;
-        principal.require(Action::Admin, METRICS).map_err(|_| {
-            let text =
-                "the token does not allow admin of metrics; `thalweg admin token --allow admin:metrics` makes one";
-            Reject::new(RejectCode::Forbidden, text)
-        })
+        if self.administers(token, METRICS)? {
+            return Ok(());
+        }
+        let text = "the token does not allow admin of metrics; `thalweg admin token --allow admin:metrics` makes one";
+        Err(Reject::new(RejectCode::Forbidden, text))
     }
 }

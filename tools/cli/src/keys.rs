@@ -2,11 +2,17 @@
 
 /// The count of a node's lives.
 pub(crate) const EPOCH_FILE: &str = "epoch";
-/// The keys by which clients know a node, and the count of its lives. Without them it would be another node.
-pub(crate) const KEYS: [&str; 4] = ["certificate.key", "signing.key", "reset.key", EPOCH_FILE];
+/// The keys by which clients know a node, and the count of its lives. Without them it would be another node. What its gate keeps
+/// (signing keys, users, revocations) goes with them: `thalweg_node::gate::files`.
+pub(crate) const KEYS: [&str; 3] = ["certificate.key", "reset.key", EPOCH_FILE];
 /// A node that goes on with a copy of the data counts its lives on from so many later, so that none of them has the number of
 /// one that the first node had after the copy was made: readers of answers tell lives apart by their numbers.
 const EPOCHS_SKIPPED: u64 = 1 << 32;
+
+/// Whether a file of a data directory is to be kept as safe as these: one of the [`KEYS`], or of the gate's.
+pub(crate) fn is_key(path: &str) -> bool {
+    KEYS.contains(&path) || thalweg_node::gate::is_file(path)
+}
 
 /// What one of the [`KEYS`] holds in the new directory.
 pub(crate) fn carried(file: &str, content: Vec<u8>) -> Result<Vec<u8>, String> {

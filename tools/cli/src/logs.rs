@@ -1,7 +1,8 @@
 //! The log of a node that does not run, as `thalweg doctor` and backups look at it. All calls of the journal are here.
 
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,11 +13,12 @@ use thalweg_journal::LogError;
 use thalweg_journal::segment::{SEGMENTS, Salvaged, Segment, SegmentName, VerifyReport, WAL_FILES, salvage, verify};
 use thalweg_journal::wal::{End, scan};
 use thalweg_node::disk::FileDisk;
+use thalweg_node::gate;
 use thalweg_node::identity::DataDir;
 use thalweg_protocol::op::DeliveryKind;
 
 use crate::command::admin::manifest::write_whole;
-use crate::failure::{Failure, output};
+use crate::failure::{During as _, Failure, output};
 use crate::keys::{KEYS, carried};
 use crate::timestamp::rfc3339;
 
@@ -223,6 +225,12 @@ fn message_line(message: &Message, how: Show) -> Value {
         DeliveryKind::Tokens => "tokens",
         DeliveryKind::GenerationStarted => "started",
         DeliveryKind::GenerationEnded => "ended",
+        DeliveryKind::Edit => "edit",
+        DeliveryKind::Redaction => "redaction",
+        DeliveryKind::Reaction => "reaction",
+        DeliveryKind::Unreaction => "unreaction",
+        DeliveryKind::Membership => "membership",
+        DeliveryKind::Info => "info",
     };
     json!({
         "position": message.position.0, "kind": kind, "user": message.user.as_str(),
@@ -245,6 +253,14 @@ pub(crate) fn salvage_to(data: &Path, to: &Path, json: bool) -> Result<String, F
         match content.and_then(|content| carried(file, content)) {
             Ok(content) => write_whole(&to.join(file), &content)?,
             Err(why) => salvaged.lost.push(format!("{file}: {why}; a node that starts makes a new one")),
+        }
+    }
+    for file in gate::files(data).during(data.display())? {
+        let directory = to.join(file.parent().unwrap_or(Path::new("")));
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory).during(directory.display())?;
+        match fs::read(data.join(&file)) {
+            Ok(content) => write_whole(&to.join(&file), &content)?,
+            Err(why) => salvaged.lost.push(format!("{}: {why}", file.display())),
         }
     }
     let Salvaged { copied, rebuilt, messages, lost } = salvaged;

@@ -98,15 +98,22 @@ impl Access {
                 invalid(format!("a user cannot be called {}: such names are the models'", admission.user)).into()
             );
         }
-        match self.objection(&admission, now_s) {
+        let Admission { tenant, user, credential, source, .. } = &admission;
+        match self.objection(tenant, user, credential, source, now_s) {
             Some(reject) => Err(reject.into()),
             None => Ok(admission),
         }
     }
 
     /// What speaks against one who was let in once: expired, revoked, or what it stood on is gone.
-    pub(crate) fn objection(&self, admission: &Admission, now_s: u64) -> Option<Reject> {
-        let Admission { tenant, user, credential, source, .. } = admission;
+    pub(crate) fn objection(
+        &self,
+        tenant: &Name,
+        user: &Name,
+        credential: &Credential,
+        source: &Source,
+        now_s: u64,
+    ) -> Option<Reject> {
         if is_over(credential, now_s) {
             let text = match source {
                 Source::ApiKey { .. } => "the API key has expired; ask an administrator for a new one",
@@ -166,7 +173,7 @@ impl Access {
                 issued_s: body.iat,
                 expires_s: body.exp.min(body.iat.saturating_add(TOKEN_TTL_S_MAX)).max(1),
             },
-            source: Source::Own { kid: kid.into() },
+            source: Source::Own { kid: Arc::clone(kid) },
         })
     }
 

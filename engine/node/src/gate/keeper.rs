@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use thalweg_protocol::ids::{Name, SessionId};
 use thalweg_protocol::reject::{Reject, RejectCode};
@@ -43,6 +43,12 @@ pub(crate) struct Now {
 }
 
 impl Now {
+    /// Now, on a clock that counts from a moment.
+    pub(crate) fn since(origin: Instant) -> Self {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { wall_us: wall.as_micros() as u64, mono_us: origin.elapsed().as_micros() as u64 }
+    }
+
     pub(crate) fn wall_s(self) -> u64 {
         self.wall_us / 1_000_000
     }
@@ -228,7 +234,7 @@ impl Keeper {
         let Question { number, remote, wanted } = question;
         let asked = Asked { core, number };
         match wanted {
-            Wanted::Check { token, session: _ } => self.check(Waiting { asked, token }),
+            Wanted::Check { token } => self.check(Waiting { asked, token }),
             Wanted::Login { tenant, user, password } => self.login(asked, remote, (tenant, user), password),
             Wanted::Manage { principal, json } => self.manage(asked, remote, &principal, &json),
         }

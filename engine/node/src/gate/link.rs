@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use thalweg_domain::permission::Principal;
-use thalweg_protocol::ids::{Name, Request, SessionId};
+use thalweg_protocol::ids::{Name, Request};
 use thalweg_protocol::op::Hello;
 use thalweg_protocol::reject::{Reject, RejectCode};
 use thalweg_quic::Link as QuicLink;
@@ -33,7 +33,7 @@ pub(crate) struct Question {
 #[derive(Debug)]
 pub(crate) enum Wanted {
     /// Whom a token lets in that names a key which the core does not know.
-    Check { token: Secret, session: SessionId },
+    Check { token: Secret },
     /// A token for a user's password.
     Login { tenant: Name, user: Name, password: Secret },
     /// Something an administrator wants.
@@ -174,12 +174,17 @@ impl Desk {
         }
     }
 
-    /// Sends a snapshot, or keeps it until there is room. Says whether it was sent.
-    pub(crate) fn send(&mut self, access: Option<&Arc<Access>>) -> bool {
-        let Some(access) = access.cloned().or_else(|| self.held.take()) else { return true };
-        self.held = self.access.push(access).err();
-        self.bell.ring();
-        self.held.is_none()
+    /// Sends a snapshot, or keeps it until there is room; without one, tries the one that was kept.
+    pub(crate) fn send(&mut self, access: Option<&Arc<Access>>) {
+        if let Some(access) = access.cloned().or_else(|| self.held.take()) {
+            self.held = self.access.push(access).err();
+            self.bell.ring();
+        }
+    }
+
+    /// Whether a snapshot waits for room.
+    pub(crate) fn holds_access(&self) -> bool {
+        self.held.is_some()
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -36,7 +36,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub(crate) use access::{Access, Admission, Refusal};
+pub(crate) use access::{Access, Admission, Refusal, Source, is_over};
 pub use audit::AUDIT_DIRECTORY;
 pub(crate) use audit::AuditEvent;
 pub(crate) use command::Secret;
@@ -46,7 +46,7 @@ pub(crate) use keeper::{Keeper, Now};
 pub use keyring::{Claims, Minted, SIGNING_KEY_FILE};
 pub(crate) use limits::{LOGINS_PER_CONNECTION_MAX, SWEEP_SESSIONS};
 pub(crate) use link::{Asker, Awaiting, GateLink, Told, Wanted};
-pub(crate) use manage::{NODE_TENANT, administers_node};
+pub(crate) use manage::NODE_TENANT;
 pub use store::{ACCESS_DIRECTORY, AccessError};
 pub use thalweg_domain::permission::{Action, Credential, Permission, Principal};
 use thalweg_protocol::ids::SessionId;
@@ -108,8 +108,31 @@ impl Keys {
     }
 }
 
+/// Keeps the signing keys of a data directory as they are while it is held: for a backup, whose files must fit together.
+///
+/// # Errors
+/// If the lock cannot be opened.
+pub fn hold(data: &Path) -> Result<fs::File, AccessError> {
+    store::make_directories(data)?;
+    store::lock(data)
+}
+
+/// Whether a path within a data directory is of a file of the gate.
+pub fn is_file(path: &str) -> bool {
+    let plain = |name: &str, end: &str| {
+        let stem = name.strip_suffix(end).unwrap_or_default();
+        !stem.is_empty() && stem.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    };
+    let key = path.strip_prefix(store::KEYS_DIRECTORY).and_then(|rest| rest.strip_prefix('/'));
+    let file = path.strip_prefix(ACCESS_DIRECTORY).and_then(|rest| rest.strip_prefix('/'));
+    path == SIGNING_KEY_FILE
+        || key.is_some_and(|name| plain(name, ".pem"))
+        || file.is_some_and(|name| plain(name, ".json"))
+}
+
 /// The files of the gate within a data directory, relative to it: what a backup has to hold beside the log, to be of the same
-/// node. The audit log is not among them.
+/// node. The audit log is not among them. Keys that are not in use may be removed meanwhile, the others not while the
+/// directory is [held](hold).
 ///
 /// # Errors
 /// If the directory cannot be read.
@@ -126,7 +149,7 @@ pub fn files(data: &Path) -> io::Result<Vec<PathBuf>> {
         };
         for entry in entries {
             let path = Path::new(directory).join(entry?.file_name());
-            if path.extension().is_some_and(|extension| extension == "json" || extension == "pem") {
+            if path.to_str().is_some_and(is_file) {
                 files.push(path);
             }
         }
@@ -134,6 +157,9 @@ pub fn files(data: &Path) -> io::Result<Vec<PathBuf>> {
     files.sort();
     Ok(files)
 }
+
+/// The file that says which signing keys a data directory has.
+pub const KEYS_FILE: &str = keyring::INDEX_FILE;
 
 fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use thalweg_ring::Bell;
 
@@ -23,6 +23,9 @@ use crate::disk::Alarm;
 
 /// Snapshots that cores may still have; the gate, not a core, takes the last one apart.
 const RETIRED_MAX: usize = 64;
+
+/// A snapshot that found no room is tried again after so long.
+const HELD_RETRY: Duration = Duration::from_millis(10);
 
 type Keys = Result<Vec<IssuerKey>, String>;
 
@@ -145,15 +148,17 @@ impl Room {
             self.bell.prepare();
             if self.nothing_waits() && !self.done.load(Ordering::Acquire) {
                 let left_us = self.keeper.next_deadline_us().saturating_sub(self.now().mono_us);
-                self.bell.wait(Some(Duration::from_micros(left_us)));
+                let left = Duration::from_micros(left_us);
+                // A core takes its snapshots in its next turn, and does not say so.
+                let held = self.desks.iter().any(Desk::holds_access);
+                self.bell.wait(Some(if held { left.min(HELD_RETRY) } else { left }));
             }
             self.bell.awake();
         }
     }
 
     fn now(&self) -> Now {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Now { wall_us: wall.as_micros() as u64, mono_us: self.origin.elapsed().as_micros() as u64 }
+        Now::since(self.origin)
     }
 
     fn nothing_waits(&self) -> bool {

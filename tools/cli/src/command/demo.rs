@@ -11,7 +11,7 @@ use thalweg_client::{
 };
 use thalweg_node::Node;
 use thalweg_node::config::{ModelSource, NodeConfig};
-use thalweg_node::gatekeeper::{Action, Claims, Keys, Permission};
+use thalweg_node::gate::{Action, Claims, Keys, Permission};
 
 use crate::connect::block_on;
 use crate::failure::{During as _, Failure, exit, output};

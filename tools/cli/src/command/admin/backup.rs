@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
 use thalweg_journal::segment::{SEGMENTS, SegmentName};
+use thalweg_node::gate;
 
 use super::manifest::{
     Entry, LOG, LOG_FORMAT, MANIFEST_FILE, Manifest, copy, examine, hash, segment_path, sync_directory, whole,
@@ -85,6 +86,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         let (bytes, sha256) = copy(&data.join(path), &args.backup.join(path)).during(data.join(path).display())?;
         files.push(Entry { path: path.into(), bytes, sha256, messages: None });
     }
+    files.extend(access(&data, &args.backup)?);
     for directory in [args.backup.join(LOG).join(SEGMENTS), args.backup.join(LOG), args.backup.clone()] {
         sync_directory(&directory)?;
     }
@@ -125,6 +127,26 @@ fn same_node(data: &Path, backup: &Path) -> Result<(), Failure> {
             backup.display()
         ))),
     }
+}
+
+/// Copies what the gate keeps: signing keys, users, API keys, revocations.
+fn access(data: &Path, backup: &Path) -> Result<Vec<Entry>, Failure> {
+    // The node may go over to another key at any moment; its keys and their list have to fit together.
+    let _held = gate::hold(data).map_err(|error| Failure::failed(error.to_string()))?;
+    let mut files = Vec::new();
+    for path in gate::files(data).during(data.display())? {
+        let (from, to) = (data.join(&path), backup.join(&path));
+        let directory = to.parent().unwrap_or(backup);
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).during(directory.display())?;
+        let (bytes, sha256) = match copy(&from, &to) {
+            // A key that is not listed any more.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            copied => copied.during(from.display())?,
+        };
+        sync_directory(directory)?;
+        files.push(Entry { path: path.to_string_lossy().into_owned(), bytes, sha256, messages: None });
+    }
+    Ok(files)
 }
 
 /// Copies the segments that are not there, and verifies them all.

@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use thalweg_journal::segment::{SEGMENTS, SegmentName};
 
 use crate::failure::{During as _, Failure};
-use crate::keys::KEYS;
+use crate::keys::is_key;
 use crate::logs;
 
 /// The format of the manifest and of the layout around it.
@@ -86,7 +86,7 @@ impl Manifest {
 }
 
 fn known(path: &str) -> bool {
-    path == LOG_FORMAT || KEYS.contains(&path) || segment_of(path).is_some()
+    path == LOG_FORMAT || is_key(path) || segment_of(path).is_some()
 }
 
 /// The segment whose file this is, if it is one's.
@@ -219,6 +219,10 @@ mod tests {
             }
         };
         check("signing.key", None);
+        check("access/keys.json", None);
+        check("access/keys/0123456789abcdef.pem", None);
+        check("access/keys/../../x.pem", Some("no file of a backup"));
+        check("access/lock", Some("no file of a backup"));
         check("log/format", None);
         check("log/segments/000000000001-000000000008.seg", None);
         check("log/segments/../../../etc/passwd", Some("no file of a backup"));

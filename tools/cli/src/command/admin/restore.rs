@@ -6,11 +6,12 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use thalweg_journal::segment::SEGMENTS;
+use thalweg_node::gate;
 use thalweg_node::identity::DataDir;
 
 use super::manifest::{Entry, LOG, Manifest, copy, hash, sync_directory, whole, write_whole};
 use crate::failure::{During as _, Failure, output};
-use crate::keys::{EPOCH_FILE, KEYS, carried};
+use crate::keys::{EPOCH_FILE, KEYS, carried, is_key};
 use crate::{logs, paths, size};
 
 /// Where the log is put together before it is one.
@@ -48,7 +49,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         fs::remove_dir_all(&draft).during(draft.display())?;
     }
     DirBuilder::new().recursive(true).mode(0o700).create(draft.join(SEGMENTS)).during(draft.display())?;
-    for entry in manifest.files.iter().filter(|entry| !KEYS.contains(&entry.path.as_str())) {
+    for entry in manifest.files.iter().filter(|entry| !is_key(&entry.path)) {
         let inside = entry.path.strip_prefix(LOG).and_then(|path| path.strip_prefix('/')).unwrap_or(&entry.path);
         take(&args.backup, entry, &draft.join(inside))?;
     }
@@ -58,7 +59,10 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     }
     sync_directory(&draft.join(SEGMENTS))?;
     sync_directory(&draft)?;
-    for entry in manifest.files.iter().filter(|entry| KEYS.contains(&entry.path.as_str())) {
+    // What the gate of the same node keeps there is newer than the backup's, with what was revoked since.
+    let kept = data.join(gate::KEYS_FILE).exists();
+    let wanted = |entry: &&Entry| is_key(&entry.path) && !(kept && gate::is_file(&entry.path));
+    for entry in manifest.files.iter().filter(wanted) {
         key(&args.backup, entry, &data)?;
     }
     // The log comes last: a directory without one can be restored to again.
@@ -117,5 +121,7 @@ fn key(backup: &Path, entry: &Entry, data: &Path) -> Result<(), Failure> {
     judge(backup, entry, bytes, &sha256)?;
     let content = fs::read(&from).during(from.display())?;
     let content = carried(&entry.path, content).map_err(|what| damaged(backup, &what))?;
+    let directory = data.join(&entry.path).parent().map(Path::to_owned).unwrap_or_default();
+    DirBuilder::new().recursive(true).mode(0o700).create(&directory).during(directory.display())?;
     write_whole(&data.join(&entry.path), &content)
 }

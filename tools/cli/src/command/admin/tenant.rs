@@ -4,7 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use thalweg_client::Name;
-use thalweg_node::gatekeeper::{Action, Claims, Permission};
+use thalweg_node::gate::{Action, Claims, Permission};
 
 use super::PATIENCE;
 use super::token::{local_user, mint, parse_name};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use thalweg_client::Name;
-use thalweg_node::gatekeeper::{Action, Claims, Keys, Permission};
+use thalweg_node::gate::{Action, Claims, Keys, Permission};
 
 use crate::failure::{Failure, output};
 use crate::{duration, paths};
@@ -46,10 +46,10 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
 /// node accepts.
 pub(super) fn mint(data: Option<PathBuf>, claims: &Claims) -> Result<String, Failure> {
     let data = paths::data_directory(data);
-    let key = data.join(thalweg_node::gatekeeper::SIGNING_KEY_FILE);
-    if let Err(error) = std::fs::metadata(&key) {
+    if !Keys::are_in(&data) {
+        let data = data.display();
         let text =
-            format!("{}: {error}; start a node there once, or name its data directory with --data", key.display());
+            format!("{data} has no signing keys; start a node there once, or name its data directory with --data");
         return Err(Failure::failed(text));
     }
     let keys = Keys::open(&data).map_err(|error| Failure::failed(error.to_string()))?;
@@ -84,7 +84,7 @@ mod tests {
         };
         let data = || Some(directory.path().to_owned());
         let error = mint(data(), &claims(Duration::from_secs(60))).expect_err("no key").message;
-        assert!(error.contains("signing.key") && error.contains("--data"), "{error}");
+        assert!(error.contains("no signing keys") && error.contains("--data"), "{error}");
         assert_eq!(std::fs::read_dir(directory.path()).expect("there").count(), 0, "nothing was made");
         Keys::open(directory.path()).expect("as a node would");
         let token = mint(data(), &claims(Duration::from_secs(60))).expect("signed");
