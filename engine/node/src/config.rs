@@ -2,8 +2,10 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+pub use thalweg_domain::quota::{Allowance, Limits, Rate, TenantLimits};
 use thalweg_protocol::limits::{LOG_FILE_BYTES, PARTITIONS_DEFAULT};
 pub use thalweg_protocol::op::Durability;
 pub use thalweg_udp::Backend;
@@ -12,6 +14,7 @@ pub use thalweg_worker::stage::ModelSource;
 
 pub use crate::certificate::CertificateFiles;
 pub use crate::disk::LogBackend;
+pub use crate::gate::{AccessConfig, IssuerConfig};
 use crate::reload::Source;
 pub use crate::trace::TraceConfig;
 pub use crate::trace::config::Secret as TraceSecret;
@@ -56,6 +59,10 @@ pub struct NodeConfig {
     pub memory_budget_bytes: Option<u64>,
     /// What is traced, and where to; by default nothing is.
     pub trace: TraceConfig,
+    /// What sessions, users and tenants may do and have; by default all.
+    pub limits: Arc<Limits>,
+    /// Who may come in beside the holders of the node's own tokens.
+    pub access: AccessConfig,
     /// Where these settings come from, to be read again while the node runs.
     pub source: Source,
 }
@@ -105,6 +112,8 @@ impl Default for NodeConfig {
             certificate: None,
             memory_budget_bytes: None,
             trace: TraceConfig::default(),
+            limits: Arc::default(),
+            access: AccessConfig::default(),
             source: Source::default(),
         }
     }

@@ -1,5 +1,7 @@
 //! Whether this machine can run a node, and what to do where it cannot.
 
+mod setup;
+
 use std::fs::{self, OpenOptions};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -7,14 +9,15 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use thalweg_protocol::limits::{LOG_BLOCK_BYTES, LOG_FILE_BYTES};
+use thalweg_protocol::limits::{LOG_BLOCK_BYTES, LOG_FILE_BYTES, WEB_CONNECTIONS_MAX};
 
-use crate::config::cpus;
+use crate::config::{CertificateFiles, cpus};
 
 /// Locked memory that one core needs, in bytes: two executors and a ring fit in 1 MiB, not in half of it.
 const LOCKED_BYTES_PER_CORE: u64 = 1 << 20;
-/// Descriptors a node wants: sockets, rings, segments of the log, web connections.
-const OPEN_FILES: u64 = 4_096;
+/// Descriptors a node wants: HTTP connections, segments of the log, rings. Sessions over QUIC share one socket a core, and
+/// need none.
+const OPEN_FILES: u64 = WEB_CONNECTIONS_MAX as u64 + 2_048;
 /// Kernel buffer below which bursts of datagrams are lost, in bytes.
 const UDP_BUFFER_BYTES: u64 = 2 << 20;
 /// Free space below which the log of a node soon has no room, in bytes.
@@ -55,6 +58,12 @@ pub struct DoctorOptions {
     pub data: PathBuf,
     /// The address it would serve QUIC on.
     pub quic: SocketAddr,
+    /// The address it would serve HTTP on, if it would.
+    pub http: Option<SocketAddr>,
+    /// The certificate of an operator's own, if there is one.
+    pub certificate: Option<CertificateFiles>,
+    /// Memory it would use, in bytes, if that was said.
+    pub memory_budget_bytes: Option<u64>,
 }
 
 /// Looks at everything a node needs. Changes nothing but a file it makes in the data directory and removes again.
@@ -66,9 +75,15 @@ pub fn checks(options: &DoctorOptions) -> Vec<Check> {
         udp_buffer("UDP receive buffer", "net.core.rmem_max"),
         udp_buffer("UDP send buffer", "net.core.wmem_max"),
         cpu_features(),
+        setup::memory(options.memory_budget_bytes),
+        setup::clock(),
         port(options.quic),
+        setup::http(options.http),
+        setup::certificate(options.certificate.as_ref()),
         data_directory(&options.data),
         log_disk(&options.data),
+        setup::secrets(&options.data),
+        setup::audit(&options.data),
     ]
 }
 
@@ -137,7 +152,7 @@ fn open_files() -> Check {
             let remedy = "ulimit -n 65536, or LimitNOFILE=65536 in the systemd unit";
             check(name, Outcome::Warn, format!("{files}, {OPEN_FILES} wanted"), remedy)
         }
-        Some(files) => check(name, Outcome::Pass, files.to_string(), ""),
+        Some(files) => check(name, Outcome::Pass, format!("{files}, {OPEN_FILES} wanted"), ""),
         None => check(name, Outcome::Warn, "cannot be read", "see `ulimit -n`"),
     }
 }
@@ -292,7 +307,13 @@ mod tests {
         let dir = crate::identity::tests::TempDir::new();
         let taken = UdpSocket::bind("127.0.0.1:0").expect("a free port");
         let quic = taken.local_addr().expect("bound");
-        let all = checks(&DoctorOptions { data: dir.path().join("new"), quic });
+        let all = checks(&DoctorOptions {
+            data: dir.path().join("new"),
+            quic,
+            http: None,
+            certificate: None,
+            memory_budget_bytes: None,
+        });
         assert!(all.iter().all(|check| (check.outcome == Outcome::Pass) == check.remedy.is_none()), "{all:#?}");
         let outcome = |name| all.iter().find(|check| check.name == name).map(|check| check.outcome);
         assert_eq!(outcome("QUIC address"), Some(Outcome::Warn));

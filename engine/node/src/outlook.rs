@@ -96,6 +96,13 @@ impl Outlook {
         self.cores.iter().map(age).collect()
     }
 
+    /// A core that has not looked around for so long that it is not well, and for how long.
+    pub(crate) fn stuck_core(&self) -> Option<(usize, Duration)> {
+        let silences = self.silences().into_iter().enumerate();
+        let longest = silences.filter_map(|(core, since)| Some((core, since?))).max_by_key(|(_, since)| *since)?;
+        (longest.1 >= Duration::from_millis(CORE_SILENT_MS)).then_some(longest)
+    }
+
     pub(crate) fn uptime(&self) -> Duration {
         self.origin.elapsed()
     }

@@ -15,12 +15,16 @@ use thalweg_quic::{QuicError, TlsIdentity};
 use thalweg_ring::{Bell, Producer};
 
 use crate::certificate::{Certificate, CertificateError, CertificateFiles, State};
-use crate::config::NodeConfig;
+use crate::config::{Limits, NodeConfig};
+use crate::gate::{AccessConfig, GateHandle};
 use crate::identity::{DataDir, IdentityError};
 use crate::vitals::Vitals;
 
 /// Changes that wait for a core at a time. Each is taken in its next turn, so a core that leaves as many has stalled.
 pub(crate) const CONTROL_SLOTS: usize = 16;
+
+/// Changes that one reload may have for a core.
+const CHANGES_MAX: usize = 2;
 
 /// Where a node's settings come from, to be read again while it runs.
 pub trait SettingsSource: Send + Sync {
@@ -48,6 +52,10 @@ impl fmt::Debug for Source {
 pub struct Fresh {
     /// The certificate of an operator's own; without, the node shows the one it made.
     pub certificate: Option<CertificateFiles>,
+    /// What sessions, users and tenants may do and have.
+    pub limits: Arc<Limits>,
+    /// Who may come in.
+    pub access: AccessConfig,
     /// Settings that differ from those in effect and can be changed now, by name.
     pub changed: Vec<String>,
     /// Settings that differ and need a restart, by name.
@@ -94,6 +102,8 @@ pub enum ReloadError {
 pub(crate) enum Control {
     /// Show this certificate from now on.
     Identity(TlsIdentity),
+    /// Hold sessions, users and tenants to these from now on.
+    Limits(Arc<Limits>),
 }
 
 /// Reloads the settings of a node that runs. Shared by all who may ask for it.
@@ -111,6 +121,9 @@ struct Inner {
     /// The files given at the start, for a node without a source.
     given: Option<CertificateFiles>,
     shown: Shown,
+    limits: Arc<Limits>,
+    /// Who keeps keys and issuers.
+    gate: Option<GateHandle>,
 }
 
 /// What is known of the certificate that is shown.
@@ -124,12 +137,21 @@ impl Reloader {
         data: Arc<DataDir>,
         vitals: Arc<Vitals>,
         certificate: &Certificate,
-        controls: Vec<(Producer<Control>, Arc<Bell>)>,
+        mut controls: Vec<(Producer<Control>, Arc<Bell>)>,
     ) -> Self {
+        for (ring, _) in &mut controls {
+            ring.push(Control::Limits(Arc::clone(&config.limits))).expect("a new ring has room");
+        }
         vitals.set_certificate_expiry(certificate.validity.until_s);
         let shown = Shown { chain: certificate.chain.clone() };
-        let state = Mutex::new(Inner { controls, given: config.certificate.clone(), shown });
+        let (given, limits) = (config.certificate.clone(), Arc::clone(&config.limits));
+        let state = Mutex::new(Inner { controls, given, shown, limits, gate: None });
         Self { source: config.source.clone(), data, vitals, state }
+    }
+
+    /// Has the gate told of keys and issuers.
+    pub(crate) fn set_gate(&self, gate: GateHandle) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).gate = Some(gate);
     }
 
     /// Reads the settings again, and puts into effect what can be changed now. Gives what was changed.
@@ -158,7 +180,7 @@ impl Reloader {
         let files = fresh.as_ref().map_or(inner.given.as_ref(), |fresh| fresh.certificate.as_ref());
         let certificate = self.new_certificate(inner, files)?;
         let identity = certificate.as_ref().map(Certificate::identity).transpose()?;
-        if let Some(full) = inner.controls.iter_mut().position(|(ring, _)| ring.free() == 0) {
+        if let Some(full) = inner.controls.iter_mut().position(|(ring, _)| ring.free() < CHANGES_MAX) {
             return Err(ReloadError::Core(full));
         }
         let mut report = ReloadReport::default();
@@ -171,8 +193,15 @@ impl Reloader {
             }
             inner.shown = Shown { chain: certificate.chain };
         }
+        if let Some(gate) = &inner.gate {
+            gate.reload(fresh.as_ref().map(|fresh| fresh.access.clone()));
+        }
         let Some(fresh) = fresh else { return Ok(report) };
         (report.changed, report.needs_restart) = (fresh.changed, fresh.needs_restart);
+        if fresh.limits != inner.limits {
+            inner.tell(&Control::Limits(Arc::clone(&fresh.limits)))?;
+            inner.limits = fresh.limits;
+        }
         (fresh.commit)();
         Ok(report)
     }

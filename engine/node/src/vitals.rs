@@ -9,6 +9,7 @@ use thalweg_ring::Bell;
 
 use crate::clock::{Reading, StepWatch};
 use crate::memory::{Budget, SAMPLE, give_back, resident_bytes};
+use crate::outlook::Outlook;
 
 /// While memory is short, the allocator is asked this often to give back what is free: it takes its locks meanwhile.
 const GIVE_BACK_EVERY: Duration = Duration::from_secs(10);
@@ -95,18 +96,30 @@ impl Vitals {
 /// Takes the samples. Owned by the clerk.
 pub(crate) struct Sampler {
     vitals: Arc<Vitals>,
+    outlook: Arc<Outlook>,
     bells: Vec<Arc<Bell>>,
     budget: Budget,
     clock: StepWatch,
     next: Instant,
     gave_back: Option<Instant>,
+    /// Whether a core was seen not to come round.
+    stuck: bool,
 }
 
 impl Sampler {
-    pub(crate) fn new(vitals: Arc<Vitals>, budget_bytes: u64, bells: &[Arc<Bell>]) -> Self {
+    pub(crate) fn new(vitals: Arc<Vitals>, outlook: Arc<Outlook>, budget_bytes: u64, bells: &[Arc<Bell>]) -> Self {
         vitals.budget_bytes.store(budget_bytes, Ordering::Relaxed);
         let (budget, clock) = (Budget::new(budget_bytes), StepWatch::default());
-        Self { vitals, bells: bells.into(), budget, clock, next: Instant::now(), gave_back: None }
+        Self {
+            vitals,
+            outlook,
+            bells: bells.into(),
+            budget,
+            clock,
+            next: Instant::now(),
+            gave_back: None,
+            stuck: false,
+        }
     }
 
     /// Takes a sample if one is due; gives how long it is until the next.
@@ -116,8 +129,18 @@ impl Sampler {
             self.next = now + SAMPLE;
             self.look_at_memory(now);
             self.look_at_clock();
+            self.look_at_cores();
         }
         self.next.saturating_duration_since(now)
+    }
+
+    /// A core that never returns cannot say so itself.
+    fn look_at_cores(&mut self) {
+        let silent = self.outlook.stuck_core();
+        if let (Some((core, since)), false) = (silent, self.stuck) {
+            tracing::error!(core, since_ms = since.as_millis() as u64, "a core does not come round; its clients wait");
+        }
+        self.stuck = silent.is_some();
     }
 
     fn look_at_memory(&mut self, now: Instant) {
