@@ -1,4 +1,4 @@
-//! Times on the command line: `500ms`, `30s`, `5m`, `2h`, `30d`.
+//! Times on the command line and in files: `200us`, `500ms`, `30s`, `5m`, `2h`, `30d`.
 
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ pub(crate) fn parse(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(at);
     let number: f64 = number.parse().map_err(|_| invalid())?;
     let unit_s = match unit {
+        "us" => 1e-6,
         "ms" => 1e-3,
         "s" => 1.0,
         "m" => 60.0,
@@ -29,6 +30,7 @@ mod tests {
             assert_eq!(parse(text).ok().map(|time| time.as_millis()), expected_ms, "{text:?}");
         };
         check("500ms", Some(500));
+        check("2000us", Some(2));
         check("1.5s", Some(1_500));
         check("5m", Some(300_000));
         check("2h", Some(7_200_000));

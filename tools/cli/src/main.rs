@@ -6,6 +6,8 @@
 #![cfg_attr(not(feature = "node"), allow(dead_code, reason = "what commands share is used by those of a node too"))]
 
 mod command;
+#[cfg(feature = "node")]
+mod config;
 mod connect;
 mod duration;
 mod failure;
@@ -13,9 +15,13 @@ mod failure;
 mod keys;
 mod lines;
 #[cfg(feature = "node")]
+mod logging;
+#[cfg(feature = "node")]
 mod logs;
 #[cfg(feature = "node")]
 mod models;
+#[cfg(feature = "node")]
+mod notify;
 mod paths;
 mod size;
 mod timestamp;
@@ -157,6 +163,7 @@ mod tests {
         check("serve --no-model --model a", false);
         check("serve --quic nowhere", false);
         check("serve --http off --config f", true);
+        check("serve --http 0.0.0.0:8080 --http-allow-plain", true);
         check("chat", true);
         check("chat general --server h:1 --token t --data d", true);
         check("ask hi --model m --system s --max-tokens 5 --temperature 0 --seed 1 --json", true);
@@ -192,6 +199,12 @@ mod tests {
         check("admin backup b --json --data d", true);
         check("admin restore b --data d", true);
         check("admin restore", false);
+        check("admin config example", true);
+        check("admin config check", true);
+        check("admin config check f --data d", true);
+        check("admin config show --config f --data d --json", true);
+        check("admin config show --running --server h:1", true);
+        check("admin config", false);
         check("doctor", true);
         check("doctor --data d --json", true);
         check("doctor --show wal/x.wal --bodies", true);

@@ -3,6 +3,8 @@
 #[cfg(feature = "node")]
 mod backup;
 #[cfg(feature = "node")]
+mod config;
+#[cfg(feature = "node")]
 pub(crate) mod manifest;
 #[cfg(feature = "node")]
 mod restore;
@@ -37,6 +39,8 @@ Examples:
   thalweg admin token --user bot --allow read:* --allow write:bot-* --ttl 1h
   thalweg admin stats
   thalweg admin drain
+  thalweg admin config example > thalweg.toml                        every setting there is, with its default
+  thalweg admin config check thalweg.toml
   thalweg admin backup /mnt/backup/thalweg                           again and again: only what is new is copied
   thalweg admin restore /mnt/backup/thalweg --data /srv/thalweg";
 
@@ -53,6 +57,9 @@ enum Command {
         #[command(flatten)]
         connect: ConnectArgs,
     },
+    /// Check, show and explain settings
+    #[cfg(feature = "node")]
+    Config(config::Args),
     /// Let the node finish what is in flight and end
     Drain {
         #[command(flatten)]
@@ -74,6 +81,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         #[cfg(feature = "node")]
         Command::Token(args) => token::run(args),
         Command::Stats { json, connect } => block_on(stats(connect, json)),
+        #[cfg(feature = "node")]
+        Command::Config(args) => config::run(args),
         Command::Drain { connect } => block_on(drain(connect)),
         #[cfg(feature = "node")]
         Command::DeleteTenant(args) => tenant::run(args),

@@ -9,6 +9,9 @@ use thalweg_node::config::NodeConfig;
 use thalweg_node::doctor::{Check, DoctorOptions, Outcome, checks};
 use thalweg_node::identity::{DataDir, IdentityError};
 
+use crate::config::effective::{FlagValue, Override};
+use crate::config::problem::Problem;
+use crate::config::{self, Inputs};
 use crate::failure::{Failure, output};
 use crate::{logs, paths, size};
 
@@ -20,11 +23,14 @@ use crate::{logs, paths, size};
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// The data directory a node would use [default: $XDG_STATE_HOME/thalweg]
-    #[arg(long, value_name = "DIR", env = "THALWEG_DATA")]
+    #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Where it would serve QUIC [default: 127.0.0.1:4433]
+    /// Where it would serve QUIC [default: as its settings say]
     #[arg(long, value_name = "ADDR")]
     quic: Option<SocketAddr>,
+    /// The file with its settings [default: thalweg.toml in the data directory, else /etc/thalweg/thalweg.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// One JSON object a line
     #[arg(long)]
     json: bool,
@@ -42,6 +48,7 @@ pub(crate) struct Args {
 const EXAMPLES: &str = "\
 Examples:
   thalweg doctor
+  thalweg doctor --config /etc/thalweg/thalweg.toml
   thalweg doctor --data /srv/thalweg
   thalweg doctor --show /srv/thalweg/log/wal/000-000000000001.wal
   thalweg doctor --data /srv/thalweg --salvage /srv/thalweg-salvaged
@@ -49,7 +56,8 @@ Examples:
 Exit codes: 0 all is well, 1 something is not.";
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
-    let data = paths::data_directory(args.data.clone());
+    let (settings, options) = settings(&args);
+    let data = options.data.clone();
     if let Some(file) = &args.show {
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
         let shown = logs::show(file, logs::Show { json: args.json, bodies: args.bodies }, &mut out);
@@ -59,8 +67,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     if let Some(to) = &args.salvage {
         return salvage(&data, to, args.json);
     }
-    let options = DoctorOptions { data: data.clone(), quic: args.quic.unwrap_or(NodeConfig::default().quic) };
-    let mut checks = checks(&options);
+    let mut checks = [vec![settings], checks(&options)].concat();
     checks.extend(log_checks(&data));
     let mut out = std::io::stdout().lock();
     let colours = out.is_terminal();
@@ -76,6 +83,46 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         return Err(Failure::failed(format!("{failed} of {} checks failed", checks.len())));
     }
     Ok(())
+}
+
+/// Whether a node could read its settings, and what they say.
+fn settings(args: &Args) -> (Check, DoctorOptions) {
+    let mut overrides = Vec::new();
+    let mut say = |setting, flag, text: Option<String>| {
+        overrides.extend(text.map(|text| Override { setting, flag, value: FlagValue::Text(text) }));
+    };
+    say("node.data", "--data", args.data.as_ref().map(|path| path.to_string_lossy().into_owned()));
+    say("quic.address", "--quic", args.quic.map(|quic| quic.to_string()));
+    let inputs = Inputs::new(args.config.clone(), overrides);
+    let shown = |path: Option<PathBuf>| path.map_or("no file; the defaults".into(), |path| path.display().to_string());
+    let loaded = config::load(&inputs).and_then(|loaded| {
+        let checked = config::checked::check(&loaded.effective)?;
+        Ok((shown(loaded.file), [loaded.warnings, checked.warnings].concat(), checked.node))
+    });
+    let options = |node: NodeConfig| DoctorOptions {
+        data: node.data,
+        quic: node.quic,
+        http: node.http.map(|http| http.web.addr),
+        certificate: node.certificate,
+        memory_budget_bytes: node.memory_budget_bytes,
+    };
+    let lines = |problems: &[Problem]| problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("; ");
+    let remedy = || Some("`thalweg admin config check` shows each with its line".to_owned());
+    let check = |outcome, found, remedy| Check { name: "settings", outcome, found, remedy };
+    match loaded {
+        Ok((file, warnings, node)) if warnings.is_empty() => (check(Outcome::Pass, file, None), options(node)),
+        Ok((file, warnings, node)) => {
+            (check(Outcome::Warn, format!("{file}: {}", lines(&warnings)), remedy()), options(node))
+        }
+        Err(problems) => {
+            // The rest is looked at as far as flags say where.
+            let defaults = NodeConfig::default();
+            let data =
+                paths::data_directory(args.data.clone().or_else(|| std::env::var_os("THALWEG_DATA").map(Into::into)));
+            let node = NodeConfig { data, quic: args.quic.unwrap_or(defaults.quic), ..defaults };
+            (check(Outcome::Fail, lines(&problems), remedy()), options(node))
+        }
+    }
 }
 
 fn check(outcome: Outcome, found: impl Into<String>, remedy: Option<String>) -> Check {

@@ -3,34 +3,41 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use serde::Deserialize;
 use thalweg_client::Name;
-use thalweg_node::config::{Backend, DiskShell, LogBackend, ModelSource, NodeConfig};
+use thalweg_node::config::{ModelSource, NodeConfig};
+use thalweg_node::reload::Source;
 use thalweg_node::{Node, run_until_signal};
 
 use crate::command::channel::Keep;
-use crate::connect::log_to_stderr;
+use crate::config::checked::{Checked, check};
+use crate::config::effective::{FlagValue, Override};
+use crate::config::source::Settings;
+use crate::config::{self, Inputs};
 use crate::failure::{During as _, Failure};
 use crate::models::catalogue::Class;
 use crate::models::{Store, check_gguf};
-use crate::{duration, paths, size};
+use crate::{duration, logging, notify, paths, size};
 
 /// Run a node
 #[derive(Debug, Default, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Where the node keeps its keys and data [default: $XDG_STATE_HOME/thalweg]
-    #[arg(long, value_name = "DIR", env = "THALWEG_DATA")]
+    /// Where the node keeps its keys and data [env: THALWEG_DATA] [default: $XDG_STATE_HOME/thalweg]
+    #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
     /// Where to serve QUIC; port 0 lets the system choose [default: 127.0.0.1:4433]
     #[arg(long, value_name = "ADDR")]
     pub(crate) quic: Option<SocketAddr>,
-    /// Where to serve HTTP; only `off` in this version
+    /// Where to serve health and metrics over HTTP, or `off` [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR|off", value_parser = parse_http)]
     pub(crate) http: Option<Http>,
+    /// Serve HTTP without encryption to other machines too
+    #[arg(long)]
+    pub(crate) http_allow_plain: bool,
     /// Cores that serve clients [default: what inference leaves]
     #[arg(long, value_name = "N")]
     pub(crate) cores: Option<usize>,
@@ -43,7 +50,8 @@ pub(crate) struct Args {
     /// Load no model
     #[arg(long)]
     pub(crate) no_model: bool,
-    /// Read settings from a TOML file; the command line goes before it
+    /// Read settings from this TOML file; `thalweg admin config example` prints one [default: thalweg.toml in the data
+    /// directory, else /etc/thalweg/thalweg.toml]
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// How long an idle core looks for work before it sleeps, in microseconds; only on CPUs of its own
@@ -67,9 +75,9 @@ pub(crate) struct Args {
     /// For tests: which disk stands behind the log
     #[arg(long, value_enum, hide = true)]
     pub(crate) disk_shell: Option<Shell>,
-    /// How the log on standard error is written
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) log: Log,
+    /// How the log on standard error is written [default: human]
+    #[arg(long, value_enum)]
+    pub(crate) log: Option<Log>,
 }
 
 const EXAMPLES: &str = "\
@@ -78,15 +86,27 @@ Examples:
   thalweg serve --no-model --quic 0.0.0.0:4433      channels only, for other machines too
   thalweg serve --model ./my.gguf --data /tmp/node  a model of your own
   thalweg serve --durability memory                 nothing waits for the disk, nothing outlives the node
+  curl -s http://127.0.0.1:8080/health              whether it serves; /metrics is for Prometheus
+  thalweg serve --config /etc/thalweg/thalweg.toml  as that file says; flags and THALWEG_… variables go before it
 
 Prints one line `ready quic=ADDR http=ADDR data=DIR models=a,b` on standard output once it serves.
-Ctrl-C or SIGTERM drains it: what is in flight is finished first. A second one ends it at once.";
+Ctrl-C or SIGTERM drains it: what is in flight is finished first. A second one ends it at once.
+SIGHUP reads settings and certificates again; what cannot be changed while it runs is named in the log.";
 
 /// Whether HTTP is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Http {
     Off,
     At(SocketAddr),
+}
+
+impl Http {
+    fn text(self) -> String {
+        match self {
+            Self::Off => "off".into(),
+            Self::At(address) => address.to_string(),
+        }
+    }
 }
 
 fn parse_http(text: &str) -> Result<Http, String> {
@@ -97,18 +117,16 @@ fn parse_http(text: &str) -> Result<Http, String> {
 }
 
 /// Format of the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Log {
     /// For people
-    #[default]
     Human,
     /// One JSON object a line
     Json,
 }
 
 /// Back end of the sockets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Udp {
     /// sendmmsg and recvmmsg; works everywhere
     QuinnUdp,
@@ -134,104 +152,78 @@ pub(crate) enum Shell {
     Discard,
 }
 
-/// What a configuration file may say: the options of the command line, by the same names.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-struct ConfigFile {
-    data: Option<PathBuf>,
-    quic: Option<SocketAddr>,
-    http: Option<String>,
-    cores: Option<usize>,
-    inference_threads: Option<usize>,
-    model: Vec<String>,
-    no_model: bool,
-    spin_us: Option<u64>,
-    udp: Option<Udp>,
-    durability: Option<Keep>,
+impl Args {
+    /// What was given, as settings.
+    pub(crate) fn inputs(self) -> Inputs {
+        let mut overrides = Vec::new();
+        let mut say = |setting, flag, text: Option<String>| {
+            overrides.extend(text.map(|text| Override { setting, flag, value: FlagValue::Text(text) }));
+        };
+        say("node.data", "--data", self.data.map(|path| path.to_string_lossy().into_owned()));
+        say("quic.address", "--quic", self.quic.map(|address| address.to_string()));
+        say("http.address", "--http", self.http.map(Http::text));
+        say("http.allow_plain", "--http-allow-plain", self.http_allow_plain.then(|| "true".into()));
+        say("node.cores", "--cores", self.cores.map(|n| n.to_string()));
+        say("node.inference_threads", "--inference-threads", self.inference_threads.map(|n| n.to_string()));
+        say("node.spin", "--spin-us", self.spin_us.map(|us| format!("{us}us")));
+        say("quic.backend", "--udp", word(self.udp));
+        say("durability.default", "--durability", word(self.durability));
+        say("log.backend", "--log-backend", word(self.log_backend));
+        say("log.sync_delay", "--sync-delay", self.sync_delay.map(|time| format!("{}us", time.as_micros())));
+        say("log.file_size", "--log-file-bytes", self.log_file_bytes.map(|bytes| bytes.to_string()));
+        say("log.disk_shell", "--disk-shell", word(self.disk_shell));
+        say("logging.format", "--log", word(self.log));
+        if !self.model.is_empty() || self.no_model {
+            let flag = if self.no_model { "--no-model" } else { "--model" };
+            overrides.push(Override { setting: "models.load", flag, value: FlagValue::List(self.model) });
+        }
+        Inputs::new(self.config, overrides)
+    }
 }
 
-/// Fills in from the configuration file what the command line left open.
-fn with_file(mut args: Args) -> Result<Args, Failure> {
-    let Some(path) = &args.config else { return Ok(args) };
-    let text = std::fs::read_to_string(path).during(path.display())?;
-    let bad = |reason: String| Failure::usage(format!("{}: {reason}", path.display()));
-    let file: ConfigFile = toml::from_str(&text).map_err(|error| bad(error.to_string().trim_end().into()))?;
-    let http = file.http.as_deref().map(parse_http).transpose().map_err(|error| bad(format!("http: {error}")))?;
-    if file.no_model && !file.model.is_empty() {
-        return Err(bad("no-model and model exclude each other".into()));
-    }
-    args.data = args.data.or(file.data);
-    args.quic = args.quic.or(file.quic);
-    args.http = args.http.or(http);
-    args.cores = args.cores.or(file.cores);
-    args.inference_threads = args.inference_threads.or(file.inference_threads);
-    args.spin_us = args.spin_us.or(file.spin_us);
-    args.udp = args.udp.or(file.udp);
-    args.durability = args.durability.or(file.durability);
-    if args.model.is_empty() && !args.no_model {
-        (args.model, args.no_model) = (file.model, file.no_model);
-    }
-    Ok(args)
+/// A word of the command line, which files know too.
+fn word(value: Option<impl ValueEnum>) -> Option<String> {
+    value.and_then(|value| value.to_possible_value()).map(|word| word.get_name().to_owned())
 }
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
-    let args = with_file(args)?;
-    log_to_stderr(args.log == Log::Json, "info");
-    if let Some(Http::At(address)) = args.http {
-        let text = format!("--http {address}: HTTP is not in this version; leave it out, or give --http off");
-        return Err(Failure::usage(text));
-    }
-    let models = models(&args, &Store::new(paths::models()))?;
-    let none = models.is_empty() && !args.no_model;
-    let config = config(args, models);
+    let inputs = args.inputs();
+    let loaded = config::load(&inputs).map_err(|problems| config::failure(&problems))?;
+    let Checked { node, models: wanted, logging, warnings } =
+        check(&loaded.effective).map_err(|problems| config::failure(&problems))?;
+    config::warn(&[&loaded.warnings[..], &warnings].concat());
+    let log = logging::start(&logging);
+    let file = loaded.file.clone();
+    let models = models(wanted.as_deref(), &Store::new(paths::models()))?;
+    let none = models.is_empty() && wanted.is_none();
+    let source = Source(Some(Arc::new(Settings::new(inputs, loaded, log))));
+    let config = NodeConfig { models, source, ..node };
     let node = Node::start(config).map_err(|error| Failure::failed(error.to_string()))?;
     ready(&node).map_err(|error| crate::failure::output(&error))?;
-    hint(&node, none);
+    hint(&node, file.as_deref(), none);
+    let _notifier = notify::ready(node.pulse());
     run_until_signal(node).map_err(|error| Failure::failed(error.to_string()))
-}
-
-fn config(args: Args, models: Vec<ModelSource>) -> NodeConfig {
-    let default = NodeConfig::default();
-    NodeConfig {
-        data: paths::data_directory(args.data),
-        quic: args.quic.unwrap_or(default.quic),
-        cores: args.cores,
-        inference_threads: args.inference_threads,
-        models,
-        spin_us: args.spin_us,
-        backend: match args.udp {
-            None => default.backend,
-            Some(Udp::QuinnUdp) => Backend::QuinnUdp,
-            Some(Udp::IoUring) => Backend::IoUring,
-        },
-        durability: args.durability.map_or(default.durability, Keep::durability),
-        log_backend: match args.log_backend {
-            None => default.log_backend,
-            Some(LogWriter::Thread) => LogBackend::Thread,
-            Some(LogWriter::IoUring) => LogBackend::IoUring,
-        },
-        log_file_bytes: args.log_file_bytes.unwrap_or(default.log_file_bytes),
-        sync_delay: args.sync_delay.unwrap_or(default.sync_delay),
-        disk_shell: match args.disk_shell {
-            None => default.disk_shell,
-            Some(Shell::Plain) => DiskShell::Plain,
-            Some(Shell::Discard) => DiskShell::Discard,
-        },
-        ..default
-    }
 }
 
 /// The one line scripts wait for.
 fn ready(node: &Node) -> std::io::Result<()> {
     let mut output = std::io::stdout().lock();
     let (quic, data, models) = (node.quic_addr(), node.data().display(), node.models().join(","));
-    writeln!(output, "ready quic={quic} http=off data={data} models={models}")?;
+    let http = node.http_addr().map_or_else(|| "off".to_owned(), |http| http.to_string());
+    writeln!(output, "ready quic={quic} http={http} data={data} models={models}")?;
     output.flush()
 }
 
 /// What a person wants to know.
-fn hint(node: &Node, none: bool) {
+fn hint(node: &Node, file: Option<&Path>, none: bool) {
     eprintln!("Serving QUIC on {}; data in {}.", node.quic_addr(), node.data().display());
+    if let Some(http) = node.http_addr() {
+        eprintln!("Health and metrics: http://{http}/health, http://{http}/metrics.");
+    }
+    match file {
+        Some(file) => eprintln!("Settings from {}.", file.display()),
+        None => eprintln!("Settings are the defaults; `thalweg admin config example` prints a file with all of them."),
+    }
     if node.models().is_empty() {
         eprintln!("No model is loaded{}.", if none { "; `thalweg models pull smollm2-135m` fetches one" } else { "" });
     } else {
@@ -242,16 +234,11 @@ fn hint(node: &Node, none: bool) {
     eprintln!("In another terminal: thalweg chat general{data}");
 }
 
-/// The models to load, default first.
-fn models(args: &Args, store: &Store) -> Result<Vec<ModelSource>, Failure> {
-    if args.no_model {
-        return Ok(Vec::new());
-    }
-    if args.model.is_empty() {
-        return pulled(store);
-    }
+/// The models to load, default first: those that are wanted, or all there are.
+fn models(wanted: Option<&[String]>, store: &Store) -> Result<Vec<ModelSource>, Failure> {
+    let Some(wanted) = wanted else { return pulled(store) };
     let mut models: Vec<ModelSource> = Vec::new();
-    for given in &args.model {
+    for given in wanted {
         let model = model(given, store)?;
         if models.iter().any(|other| other.name == model.name) {
             return Err(Failure::usage(format!("--model {given}: there are two models called {}", model.name)));
@@ -317,31 +304,42 @@ mod tests {
     fn the_command_line_goes_before_the_file() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("node.toml");
-        let check = |text: &str, args: Args, expected: Result<&str, &str>| {
+        let check = |text: &str, args: Args, expected: &str| {
             std::fs::write(&path, text).expect("written");
-            let args = with_file(Args { config: Some(path.clone()), ..args });
-            let found = args.map(|a| format!("{:?} {:?} {:?} {} {:?}", a.quic, a.cores, a.model, a.no_model, a.http));
-            match (found, expected) {
-                (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{text}"),
-                (Err(failure), Err(expected)) => assert!(failure.message.contains(expected), "{}", failure.message),
-                (found, _) => panic!("{text}: {found:?}"),
-            }
+            let inputs = Inputs { environment: Vec::new(), ..Args { config: Some(path.clone()), ..args }.inputs() };
+            let checked = check(&config::load(&inputs).expect(text).effective).expect(text);
+            let node = checked.node;
+            let found = format!(
+                "{} {:?} {:?} {:?}",
+                node.quic,
+                node.cores,
+                checked.models,
+                node.http.map(|http| http.web.addr)
+            );
+            assert_eq!(found, expected, "{text}");
         };
         let given = || Args { cores: Some(3), model: vec!["b".into()], ..Args::default() };
-        check("", Args::default(), Ok("None None [] false None"));
-        check(
-            "cores = 2\nmodel = [\"a\"]\nhttp = \"off\"",
-            Args::default(),
-            Ok("None Some(2) [\"a\"] false Some(Off)"),
-        );
-        check("cores = 2\nno-model = true", given(), Ok("None Some(3) [\"b\"] false None"));
-        check("no-model = true", Args::default(), Ok("None None [] true None"));
-        check("quic = \"127.0.0.1:1\"", Args::default(), Ok("Some(127.0.0.1:1) None [] false None"));
-        check("durability = \"memory\"", Args::default(), Ok("None None [] false None"));
-        check("durability = \"replicated\"", Args::default(), Err("replicated"));
-        check("coers = 2", Args::default(), Err("coers"));
-        check("http = \"yes\"", Args::default(), Err("http"));
-        check("no-model = true\nmodel = [\"a\"]", Args::default(), Err("exclude"));
+        check("", Args::default(), "127.0.0.1:4433 None None Some(127.0.0.1:8080)");
+        let file = "node.cores = 2\nmodels.load = [\"a\"]\nhttp.address = \"off\"";
+        check(file, Args::default(), "127.0.0.1:4433 Some(2) Some([\"a\"]) None");
+        check(file, given(), "127.0.0.1:4433 Some(3) Some([\"b\"]) None");
+        check(file, Args { no_model: true, ..Args::default() }, "127.0.0.1:4433 Some(2) Some([]) None");
+        let everything = Args {
+            quic: "127.0.0.1:1".parse().ok(),
+            http: Some(Http::At("127.0.0.1:2".parse().expect("valid"))),
+            spin_us: Some(7),
+            udp: Some(Udp::IoUring),
+            durability: Some(Keep::Memory),
+            log_backend: Some(LogWriter::Thread),
+            sync_delay: Some(Duration::from_micros(1_500)),
+            log_file_bytes: Some(2 << 20),
+            disk_shell: Some(Shell::Discard),
+            log: Some(Log::Json),
+            inference_threads: Some(1),
+            http_allow_plain: true,
+            ..given()
+        };
+        check(file, everything, "127.0.0.1:1 Some(3) Some([\"b\"]) Some(127.0.0.1:2)");
     }
 
     #[test]
@@ -352,8 +350,8 @@ mod tests {
         std::fs::write(&file, b"GGUF").expect("written");
         store.add("mine", &file).expect("added");
         let check = |given: &[&str], expected: Result<&[&str], &str>| {
-            let args = Args { model: given.iter().map(|&text| text.into()).collect(), ..Args::default() };
-            match (models(&args, &store), expected) {
+            let wanted: Vec<String> = given.iter().map(|&text| text.into()).collect();
+            match (models((!wanted.is_empty()).then_some(&wanted), &store), expected) {
                 (Ok(found), Ok(expected)) => {
                     let names: Vec<_> = found.iter().map(|model| model.name.as_str()).collect();
                     assert_eq!(names, expected, "{given:?}");
@@ -369,6 +367,6 @@ mod tests {
         check(&["smollm2-135m"], Err("models pull smollm2-135m"));
         check(&["nonsense"], Err("no such model"));
         check(&["./nonsense.gguf"], Err("nonsense.gguf"));
-        assert!(models(&Args { no_model: true, ..Args::default() }, &store).expect("none").is_empty());
+        assert!(models(Some(&[]), &store).expect("none").is_empty());
     }
 }
