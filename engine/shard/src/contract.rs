@@ -8,7 +8,7 @@ use thalweg_domain::partition::PartitionState;
 use thalweg_domain::permission::Principal;
 use thalweg_domain::quota::Limits;
 use thalweg_domain::record::{ChannelSettings, Message, Record};
-use thalweg_protocol::chat::{ChannelAbout, ChannelSummary, ChatOp};
+use thalweg_protocol::chat::{ChannelAbout, ChannelSummary, ChatOp, PresenceState};
 use thalweg_protocol::generation::{AskRequest, ChatMessage, FinishReason, Sampling, Usage};
 use thalweg_protocol::ids::{
     ChannelId, ChannelKey, CoreId, GenerationId, Name, Partition, Position, Request, Subscription, Watch,
@@ -262,6 +262,14 @@ pub enum OwnerMessage {
     Read { core: CoreId, channel: ChannelKey, reader: SubscriptionRef, from: Position },
     /// Read a page of history.
     Page { origin: Origin, principal: Arc<Principal>, channel: ChannelKey, from: Position, limit: u32 },
+    /// How somebody is in a channel on a core now, `None` for not there, and whether they were there before.
+    Present { place: (CoreId, FanId), channel: ChannelKey, user: Name, was: bool, state: Option<PresenceState> },
+    /// Readers do not know who is in a channel; answered by [`SessionMessage::Presence`].
+    Picture { place: (CoreId, FanId), channel: ChannelKey },
+    /// Somebody types in a channel, or stopped to.
+    Typing { place: (CoreId, FanId), link: Link, channel: ChannelKey, principal: Arc<Principal>, on: bool },
+    /// How a user, given with the tenant, is on a core now; `None` for not there.
+    UserPresence { core: CoreId, user: (Name, Name), state: Option<PresenceState> },
     /// Delete a channel.
     Delete { origin: Origin, principal: Arc<Principal>, channel: ChannelKey },
     /// Something about a channel, its members or the people in it.
@@ -298,6 +306,10 @@ pub enum SessionMessage {
     History { reader: SubscriptionRef, first: Position, messages: Vec<Arc<Message>> },
     /// History could not be read.
     HistoryFailed { reader: SubscriptionRef, reject: Reject },
+    /// Who is in a channel: `news` for readers that are up to date, `whole` for those that are not.
+    Presence { fan: FanId, payload: Bytes, news: bool, whole: bool },
+    /// Somebody types: a datagram for all but one of those who take part.
+    Typing { fan: FanId, but: Option<Link>, payload: Bytes },
     /// A channel is gone, and with it its readers.
     Gone { fan: FanId, reject: Reject },
     /// A user may not read a channel any more.

@@ -31,6 +31,19 @@ pub struct Counters {
     pub resumed: u64,
     /// Tokens received from the inference stage.
     pub tokens: u64,
+    /// Frames that told readers who is in a channel.
+    pub presence_frames: u64,
+    /// Bytes of these; they are among the bytes handed to readers.
+    pub presence_bytes: u64,
+    /// Frames of presence that readers did not get for want of room, and had made up for by a whole picture later.
+    pub presence_skipped: u64,
+    /// Sessions that counted as gone since they were silent.
+    pub presence_timeouts: u64,
+    /// Notices handed out that somebody types.
+    pub typing_notices: u64,
+    /// Notices that somebody types which came too often, in too large a channel or from who may not write, and were
+    /// dropped.
+    pub typing_dropped: u64,
     /// Refusals, by code number.
     pub rejects: Rejects,
 }

@@ -4,15 +4,18 @@
 //! in turn and in bursts, as far as their credit and the room in their session's queue go. A reader whose cursor fell off
 //! the tail is read back to it from the owner's history.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod crowd;
+mod parting;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use thalweg_domain::permission::{Action as Access, Principal};
 use thalweg_domain::record::Message;
-use thalweg_protocol::ids::{ChannelKey, Name, Position, Request, Subscription};
+use thalweg_protocol::ids::{ChannelKey, Position, Request, Subscription};
 use thalweg_protocol::limits::{
-    FRAME_HEADER_BYTES, LEAD_MESSAGES, LEAD_MESSAGES_MAX, SESSION_QUEUE_BYTES, SUBSCRIPTIONS_MAX, TAIL_BYTES,
-    TAIL_MESSAGES,
+    FRAME_HEADER_BYTES, LEAD_MESSAGES, LEAD_MESSAGES_MAX, PRESENCE_SUBSCRIPTIONS_MAX, SESSION_QUEUE_BYTES,
+    SUBSCRIPTIONS_MAX, TAIL_BYTES, TAIL_MESSAGES,
 };
 use thalweg_protocol::op::{DeliveryKind, From, Policy, ServerOp, Subscribe};
 use thalweg_protocol::reject::{Reject, RejectCode};
@@ -20,6 +23,10 @@ use thalweg_protocol::reject::{Reject, RejectCode};
 use crate::contract::{AttachResult, Link, Origin, Output, OwnerMessage};
 use crate::counters::Stage;
 use crate::shard::Shard;
+
+use crowd::{Crowd, Part};
+
+pub(crate) use crowd::News;
 
 /// Deliveries to one reader before the next has its turn.
 const BURST: usize = 16;
@@ -47,6 +54,8 @@ struct Fan {
     /// Where the newest message this core was told about stands; `None` until the owner has answered.
     head: Option<Position>,
     readers: Vec<SubscriptionIndex>,
+    /// Those of them who take part in presence.
+    crowd: Crowd,
 }
 
 impl Fan {
@@ -101,6 +110,8 @@ struct Reader {
     replay: VecDeque<Arc<Message>>,
     /// What it will not get and was not told about yet.
     missed: Option<(Position, Position)>,
+    /// How it takes part in presence, if it does.
+    part: Option<Part>,
 }
 
 /// All readers of this core.
@@ -170,6 +181,10 @@ impl Shard {
             let text = format!("the session has {SUBSCRIPTIONS_MAX} subscriptions; end one first");
             return Err(Reject::new(RejectCode::LimitReached, text));
         }
+        if subscribe.presence && session.attendance.parts >= PRESENCE_SUBSCRIPTIONS_MAX {
+            let text = format!("the session takes part in {PRESENCE_SUBSCRIPTIONS_MAX} channels; leave one first");
+            return Err(Reject::new(RejectCode::LimitReached, text));
+        }
         let lead = match subscribe.lead {
             0 => LEAD_MESSAGES,
             lead if lead <= LEAD_MESSAGES_MAX => lead,
@@ -182,7 +197,8 @@ impl Shard {
         let make = subscribe.make && principal.may(Access::Write, subscribe.channel.as_str());
         let channel = ChannelKey { tenant: principal.tenant.clone(), channel: subscribe.channel.clone() };
         let fan = self.fan_of(&channel);
-        self.add_reader(origin.link, number, fan, lead, &subscribe);
+        let part = subscribe.presence.then(|| Part::new(principal.user.clone()));
+        self.add_reader(origin.link, number, fan, lead, &subscribe, part);
         let partition = self.partition(&channel.tenant, channel.channel.as_str());
         self.tell_owner(partition, OwnerMessage::Attach { origin, principal, channel, make, fan });
         Ok(())
@@ -194,14 +210,23 @@ impl Shard {
         }
         self.fans.made += 1;
         let id = FanId(self.fans.made);
-        let (tail, readers) = (VecDeque::new(), Vec::new());
-        self.fans.fans.insert(id, Fan { key: channel.clone(), tail, tail_bytes: 0, head: None, readers });
+        let (tail, readers, crowd) = (VecDeque::new(), Vec::new(), Crowd::default());
+        self.fans.fans.insert(id, Fan { key: channel.clone(), tail, tail_bytes: 0, head: None, readers, crowd });
         self.fans.by_channel.insert(channel.clone(), id);
         id
     }
 
-    fn add_reader(&mut self, link: Link, number: Subscription, fan: FanId, lead: u32, subscribe: &Subscribe) {
+    fn add_reader(
+        &mut self,
+        link: Link,
+        number: Subscription,
+        fan: FanId,
+        lead: u32,
+        subscribe: &Subscribe,
+        part: Option<Part>,
+    ) {
         self.fans.lives += 1;
+        let takes_part = part.is_some();
         let reader = Reader {
             life: self.fans.lives,
             link,
@@ -215,6 +240,7 @@ impl Shard {
             outstanding: VecDeque::new(),
             replay: VecDeque::new(),
             missed: None,
+            part,
         };
         let index = self.fans.free.pop().unwrap_or(self.fans.readers.len());
         if index == self.fans.readers.len() {
@@ -227,6 +253,7 @@ impl Shard {
         }
         if let Some(session) = self.sessions.get_mut(link) {
             session.subscriptions.insert(number.0, index);
+            session.attendance.parts += usize::from(takes_part);
         }
     }
 
@@ -258,6 +285,7 @@ impl Shard {
                 let Some(next) = self.begin_reading(index, first, head) else { return };
                 self.reply(link, request, ServerOp::Subscribed { next, head });
                 self.fans.set_ready(index);
+                self.join_crowd(link, index);
             }
             Err(reject) => {
                 self.drop_subscription(link, Subscription(request.0));
@@ -311,6 +339,7 @@ impl Shard {
     pub(crate) fn remove_subscription(&mut self, index: SubscriptionIndex) {
         let Some(reader) = self.fans.readers.get_mut(index).and_then(Option::take) else { return };
         self.fans.free.push(index);
+        self.leave_crowd(index, &reader);
         if let Some(session) = self.sessions.get_mut(reader.link) {
             session.waiting_for_room.retain(|other| *other != index);
         }
@@ -371,14 +400,6 @@ impl Shard {
         }
     }
 
-    fn end_slow_reader(&mut self, link: Link, number: Subscription, pending: u64) {
-        self.counters.slow_disconnected += 1;
-        let text = format!("the reader is {pending} messages behind; consume faster, or choose another policy");
-        self.drop_subscription(link, number);
-        let payload = ServerOp::Ended(Reject::new(RejectCode::SlowReader, text)).encode();
-        self.deliver(link, number, payload);
-    }
-
     /// Takes the text of a message out of what is gathered here for readers who have not had it.
     fn redact_gathered(&mut self, id: FanId, target: Position) {
         let Fans { fans, readers, .. } = &mut self.fans;
@@ -394,68 +415,6 @@ impl Shard {
             let reader = readers.get_mut(index).and_then(Option::as_mut);
             reader.into_iter().flat_map(|reader| &mut reader.replay).for_each(redact);
         }
-    }
-
-    /// Ends the subscriptions of a user, who may not read a channel any more.
-    pub(crate) fn expelled(&mut self, id: FanId, user: &Name, reject: &Reject) {
-        self.end_readers(id, reject, |reader| reader == user);
-    }
-
-    /// Ends the subscriptions of everybody but a channel's members.
-    pub(crate) fn closed(&mut self, id: FanId, members: &BTreeSet<Name>, reject: &Reject) {
-        self.end_readers(id, reject, |reader| !members.contains(reader));
-    }
-
-    fn end_readers(&mut self, id: FanId, reject: &Reject, goes: impl Fn(&Name) -> bool) {
-        let Some(fan) = self.fans.fans.get(&id) else { return };
-        let channel = fan.key.channel.clone();
-        let readers = fan.readers.iter().filter_map(|&index| self.fans.readers.get(index)?.as_ref());
-        let going: Vec<_> = readers
-            .filter(|reader| {
-                // Whoever administers the channel stays.
-                self.sessions.get(reader.link).is_some_and(|session| {
-                    let principal = &session.principal;
-                    goes(&principal.user) && !principal.may(Access::Admin, channel.as_str())
-                })
-            })
-            .map(|reader| (reader.link, reader.number, reader.state == State::Attaching))
-            .collect();
-        for (link, number, attaching) in going {
-            // One that was not accepted yet was, or will be, answered by the owner.
-            if !attaching {
-                self.drop_subscription(link, number);
-                self.deliver(link, number, ServerOp::Ended(reject.clone()).encode());
-            }
-        }
-    }
-
-    /// A channel is gone.
-    pub(crate) fn gone(&mut self, id: FanId, reject: &Reject) {
-        let Some(fan) = self.fans.fans.remove(&id) else { return };
-        self.fans.by_channel.remove(&fan.key);
-        let payload = ServerOp::Ended(reject.clone()).encode();
-        for index in fan.readers {
-            let Some(reader) = self.fans.readers.get_mut(index).and_then(Option::take) else { continue };
-            self.fans.free.push(index);
-            if let Some(session) = self.sessions.get_mut(reader.link) {
-                session.waiting_for_room.retain(|other| *other != index);
-                session.subscriptions.remove(&reader.number.0);
-            }
-            // One that was not accepted yet gets its answer as an answer.
-            if reader.state != State::Attaching {
-                self.deliver(reader.link, reader.number, payload.clone());
-            }
-        }
-    }
-
-    /// The owner could not read history for a reader.
-    pub(crate) fn history_failed(&mut self, reference: SubscriptionRef, reject: Reject) {
-        let Some(reader) = self.fans.reader_mut(reference.index).filter(|reader| reader.life == reference.life) else {
-            return;
-        };
-        let (link, number) = (reader.link, reader.number);
-        self.drop_subscription(link, number);
-        self.deliver(link, number, ServerOp::Ended(reject).encode());
     }
 
     /// The owner answered a read of history.
@@ -498,11 +457,13 @@ impl Shard {
                     self.fans.set_ready(index);
                 }
             }
+            self.catch_up(link);
         }
     }
 
+    /// Serves readers, up to `budget` deliveries: at most half of it goes to who is there, the rest to what is said.
     pub(crate) fn serve_ready(&mut self, budget: usize) {
-        let mut left = budget;
+        let mut left = budget.saturating_sub(self.serve_presence((budget / 2).max(1)));
         while left > 0 {
             let Some(index) = self.fans.ready.pop_front() else { return };
             left = left.saturating_sub(self.serve(index, left.min(BURST)).max(1));

@@ -597,6 +597,7 @@ impl Shard {
     fn detach_now(&mut self, core: CoreId, channel: &ChannelKey, fan: FanId) {
         if let Some(owned) = self.owner.channels.get_mut(channel) {
             owned.cores.retain(|attached| *attached != (core, fan));
+            self.close_place((core, fan), channel);
         }
     }
 

@@ -15,6 +15,7 @@ use thalweg_protocol::reject::{Reject, RejectCode};
 use crate::contract::{Link, Origin, Output, OwnerMessage, PeerMessage};
 use crate::directory::Listing;
 use crate::fan::SubscriptionIndex;
+use crate::presence::Attendance;
 use crate::shard::Shard;
 
 /// From this level of pressure on nobody new is served.
@@ -39,13 +40,15 @@ pub(crate) struct Session {
     deletions: BTreeMap<Request, (u16, u32)>,
     /// Lists of channels that are being gathered.
     pub(crate) listings: BTreeMap<Request, Listing>,
+    pub(crate) attendance: Attendance,
 }
 
 /// All sessions of this core.
 #[derive(Default)]
 pub(crate) struct Sessions {
     by_link: BTreeMap<Link, Session>,
-    by_id: BTreeMap<SessionId, Link>,
+    /// Sessions choose their ids themselves, so one tells sessions of one tenant apart.
+    by_id: BTreeMap<(SessionId, Name), Link>,
 }
 
 impl Sessions {
@@ -68,11 +71,12 @@ fn refusal(code: RejectCode, text: impl Into<std::borrow::Cow<'static, str>>) ->
 
 impl Shard {
     pub(crate) fn open(&mut self, link: Link, principal: Arc<Principal>) {
-        if let Some(old) = self.sessions.by_id.insert(principal.session, link) {
+        let id = (principal.session, principal.tenant.clone());
+        if let Some(old) = self.sessions.by_id.insert(id.clone(), link) {
             let text = "the session was opened over another connection, which has it now";
             self.output(Output::Close { link: old, reject: Reject::new(RejectCode::SessionTakenOver, text) });
             self.forget_session(old);
-            self.sessions.by_id.insert(principal.session, link);
+            self.sessions.by_id.insert(id, link);
         }
         let session = Session {
             principal,
@@ -83,6 +87,7 @@ impl Shard {
             waiting_for_room: Vec::new(),
             deletions: BTreeMap::new(),
             listings: BTreeMap::new(),
+            attendance: Attendance::default(),
         };
         self.sessions.by_link.insert(link, session);
     }
@@ -93,9 +98,11 @@ impl Shard {
 
     fn forget_session(&mut self, link: Link) {
         let Some(session) = self.sessions.by_link.remove(&link) else { return };
-        if self.sessions.by_id.get(&session.principal.session) == Some(&link) {
-            self.sessions.by_id.remove(&session.principal.session);
+        let id = (session.principal.session, session.principal.tenant.clone());
+        if self.sessions.by_id.get(&id) == Some(&link) {
+            self.sessions.by_id.remove(&id);
         }
+        self.attends_no_more(link, &session);
         for (_, subscription) in session.subscriptions {
             self.remove_subscription(subscription);
         }
@@ -113,6 +120,7 @@ impl Shard {
     }
 
     pub(crate) fn request(&mut self, link: Link, request: Request, op: ClientOp, trace: u64) {
+        self.heard(link);
         let Some(session) = self.sessions.get(link) else { return };
         let principal = Arc::clone(&session.principal);
         let origin = Origin { core: self.config.core, link, request, trace };
@@ -141,7 +149,7 @@ impl Shard {
             ClientOp::Hello(_) => refusal(RejectCode::HelloExpected, "the session is open; say hello once"),
             ClientOp::Chat(op) => self.request_chat(origin, principal, op),
             ClientOp::Heartbeat => {
-                self.heard(link);
+                self.involve(link);
                 Ok(())
             }
             ClientOp::Typing { subscription, on } => {

@@ -85,6 +85,10 @@ pub(crate) enum Deadline {
     Expired(GenerationId),
     /// A generation of an earlier life, for which there was no room, is handed to the inference stage again.
     Resume(GenerationId),
+    /// Somebody is to be told who is in some channels.
+    Rooms,
+    /// Some sessions may have been silent for too long.
+    Sweep,
 }
 
 impl Shard {
@@ -175,7 +179,7 @@ impl Shard {
 
     /// Whether [`fan_out`](Self::fan_out) has something to do.
     pub fn has_readers_to_serve(&self) -> bool {
-        !self.fans.is_idle()
+        !self.fans.is_idle() || self.has_presence_to_serve()
     }
 
     /// When [`Input::Timeout`] is due next, in microseconds of [`Now::mono_us`].
@@ -193,11 +197,15 @@ impl Shard {
         &self.counters
     }
 
-    /// Users known, sessions, subscriptions, channels owned, channels with readers here, generations kept, generations unfinished,
-    /// appends that are not durable, bytes of messages at hand, reads from disk under way.
-    pub fn gauges(&self) -> [(&'static str, u64); 10] {
+    /// Users known, users there, people in channels, channels with people in them, sessions, subscriptions, channels owned,
+    /// channels with readers here, generations kept, generations unfinished, appends that are not durable, bytes of messages
+    /// at hand, reads from disk under way.
+    pub fn gauges(&self) -> [(&'static str, u64); 13] {
         [
             ("users", self.directory.len() as u64),
+            ("users_present", self.presence.users() as u64),
+            ("people_present", self.presence.rooms.people()),
+            ("channels_with_presence", self.presence.rooms.len() as u64),
             ("sessions", self.sessions.len() as u64),
             ("subscriptions", self.fans.subscriptions() as u64),
             ("channels", self.owner.channels() as u64),
@@ -248,6 +256,14 @@ impl Shard {
             OwnerMessage::Page { origin, principal, channel, from, limit } => {
                 self.page(origin, &principal, channel, from, limit);
             }
+            OwnerMessage::Present { place, channel, user, was, state } => {
+                self.present(place, channel, &user, was, state);
+            }
+            OwnerMessage::Picture { place, channel } => self.asked_for_picture(place, channel),
+            OwnerMessage::Typing { place, link, channel, principal, on } => {
+                self.typed(place, link, &channel, &principal, on);
+            }
+            OwnerMessage::UserPresence { core, user, state } => self.user_presence(core, user, state),
             OwnerMessage::Delete { origin, principal, channel } => self.delete_channel(origin, &principal, channel),
             OwnerMessage::Channel { origin, principal, channel, op } => {
                 self.about_channel(origin, &principal, channel, *op);
@@ -276,6 +292,8 @@ impl Shard {
             SessionMessage::Appended { fan, message } => self.appended(fan, message),
             SessionMessage::History { reader, first, messages } => self.history(reader, first, messages),
             SessionMessage::HistoryFailed { reader, reject } => self.history_failed(reader, reject),
+            SessionMessage::Presence { fan, payload, news, whole } => self.presence_told(fan, payload, news, whole),
+            SessionMessage::Typing { fan, but, payload } => self.typing_told(fan, but, &payload),
             SessionMessage::Gone { fan, reject } => self.gone(fan, &reject),
             SessionMessage::Expelled { fan, user, reject } => self.expelled(fan, &user, &reject),
             SessionMessage::Closed { fan, members, reject } => self.closed(fan, &members, &reject),
@@ -336,6 +354,8 @@ impl Shard {
                 Deadline::Detached(generation) => self.detached_too_long(generation),
                 Deadline::Expired(generation) => self.expire(generation),
                 Deadline::Resume(generation) => self.submit(generation),
+                Deadline::Rooms => self.rooms_due(),
+                Deadline::Sweep => self.sweep(),
             }
         }
     }

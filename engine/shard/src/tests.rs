@@ -5,6 +5,7 @@ mod draining;
 mod generations;
 mod harness;
 mod members;
+mod presence;
 mod properties;
 mod readers;
 mod recovery;
