@@ -124,7 +124,9 @@ async fn make_channels(place: &Place, memory: bool) -> Result<(), String> {
         let options = match memory {
             // Nothing is kept long enough to fill the default.
             true => ChannelOptions { durability, ..ChannelOptions::default() },
-            false => ChannelOptions { keep_messages, keep_bytes: 1 << 36, keep_age: None, durability },
+            false => {
+                ChannelOptions { keep_messages, keep_bytes: 1 << 36, keep_age: None, durability, ..Default::default() }
+            }
         };
         let made = client.create_channel(channel_name(channel), options).await;
         made.map_err(|error| format!("making {}: {error}", channel_name(channel)))?;

@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use thalweg_protocol::ids::SessionId;
-use thalweg_protocol::limits::{IN_FLIGHT_MAX, NAME_BYTES_MAX};
+use thalweg_protocol::limits::{IN_FLIGHT_MAX, NAME_BYTES_MAX, PASSWORD_BYTES_MAX, TOKEN_BYTES_MAX};
 use thalweg_protocol::trace::TraceContext;
 use tokio::sync::{Notify, watch};
 
-use crate::client::{Client, ConnectionState, Handle, Shared, semaphores};
+use crate::client::{AsName, Client, ConnectionState, Handle, Shared, semaphores};
+use crate::credential::{Credential, LoggedIn, TokenSource};
 use crate::dial::{Dialer, Target};
 use crate::driver;
 use crate::error::ClientError;
@@ -21,6 +22,25 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a lost connection is tried to be replaced when nothing else was said.
 const RECONNECT: Duration = Duration::from_secs(60);
 
+/// How a client says who it is, as it was given.
+#[derive(Clone)]
+enum Who {
+    Token(String),
+    Password { tenant: String, user: String, password: String },
+    Source(TokenSource),
+}
+
+impl std::fmt::Debug for Who {
+    /// Without what is secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Token(_) => f.write_str("Token"),
+            Self::Password { tenant, user, .. } => write!(f, "Password({tenant}/{user})"),
+            Self::Source(_) => f.write_str("Source"),
+        }
+    }
+}
+
 /// Describes a client; [`connect`](Self::connect) makes it.
 #[derive(Debug, Clone)]
 #[must_use = "nothing happens before connect()"]
@@ -28,7 +48,7 @@ pub struct Builder {
     server: Option<String>,
     data: Option<PathBuf>,
     trust: Option<Trust>,
-    token: Option<String>,
+    who: Option<Who>,
     name: String,
     session: Option<SessionId>,
     connect_timeout: Duration,
@@ -36,6 +56,7 @@ pub struct Builder {
     in_flight_max: usize,
     make: bool,
     trace: Option<TraceContext>,
+    retry_refusals: bool,
     endpoint: Option<quinn::Endpoint>,
 }
 
@@ -45,7 +66,7 @@ impl Default for Builder {
             server: None,
             data: None,
             trust: None,
-            token: None,
+            who: None,
             name: concat!("thalweg-client/", env!("CARGO_PKG_VERSION")).into(),
             session: None,
             connect_timeout: CONNECT_TIMEOUT,
@@ -53,6 +74,7 @@ impl Default for Builder {
             in_flight_max: IN_FLIGHT_MAX,
             make: true,
             trace: None,
+            retry_refusals: false,
             endpoint: None,
         }
     }
@@ -78,9 +100,23 @@ impl Builder {
         self
     }
 
-    /// The signed token that says who we are.
+    /// The signed token, or the API key, that says who we are. When it ends, the client ends with
+    /// [`ClientError::SignedOut`].
     pub fn token(mut self, token: impl Into<String>) -> Self {
-        self.token = Some(token.into());
+        self.who = Some(Who::Token(token.into()));
+        self
+    }
+
+    /// A name and a password, for which the node gives a token: before the hello, and again when that token has ended.
+    pub fn password(mut self, tenant: impl Into<String>, user: impl Into<String>, password: impl Into<String>) -> Self {
+        let (tenant, user, password) = (tenant.into(), user.into(), password.into());
+        self.who = Some(Who::Password { tenant, user, password });
+        self
+    }
+
+    /// Where to get a token before each connection, for tokens that somebody else issues.
+    pub fn token_source(mut self, source: TokenSource) -> Self {
+        self.who = Some(Who::Source(source));
         self
     }
 
@@ -126,6 +162,14 @@ impl Builder {
         self
     }
 
+    /// Whether what the node refuses for now (too much is asked of it, or by us) is tried again when it said, for as long as
+    /// a lost connection would be tried to be replaced; no if not given. Not for
+    /// [`publish_start`](Client::publish_start) and [`write_start`](Client::write_start).
+    pub fn retry_refusals(mut self, retry: bool) -> Self {
+        self.retry_refusals = retry;
+        self
+    }
+
     /// A socket to share with other clients of this process; one of its own if not given.
     pub fn endpoint(mut self, endpoint: quinn::Endpoint) -> Self {
         self.endpoint = Some(endpoint);
@@ -146,12 +190,62 @@ impl Builder {
                 }
                 let no_trust = "has no trust: say how the node is recognised";
                 let trust = self.trust.clone().ok_or_else(|| missing("server", no_trust))?;
-                let token = self.token.clone().ok_or_else(|| missing("server", "has no token: say who we are"))?;
-                Ok(Target::Remote { server: server.clone(), trust, token })
+                if self.who.is_none() {
+                    return Err(missing("server", "has no token: say who we are"));
+                }
+                Ok(Target::Remote { server: server.clone(), trust })
             }
-            (None, Some(data)) => Ok(Target::Local { data: data.clone(), token: self.token.clone() }),
+            (None, Some(data)) => Ok(Target::Local { data: data.clone() }),
             (None, None) => Err(missing("server", "is missing: give an address or a data directory")),
         }
+    }
+
+    fn credential(&self) -> Result<Credential, ClientError> {
+        // What is secret is not shown, but for its length.
+        let long = |what, bytes: usize, limit: usize| ClientError::Invalid {
+            what,
+            text: String::new(),
+            reason: format!("has {bytes} bytes; at most {limit} are allowed"),
+        };
+        match self.who.clone() {
+            None => Ok(Credential::Local),
+            Some(Who::Token(token)) if token.len() > TOKEN_BYTES_MAX => {
+                Err(long("token", token.len(), TOKEN_BYTES_MAX))
+            }
+            Some(Who::Token(token)) => Ok(Credential::Token(token)),
+            Some(Who::Password { password, .. }) if password.len() > PASSWORD_BYTES_MAX => {
+                Err(long("password", password.len(), PASSWORD_BYTES_MAX))
+            }
+            Some(Who::Password { tenant, user, password }) => {
+                Ok(Credential::password(tenant.as_name("tenant")?, user.as_name("user")?, password))
+            }
+            Some(Who::Source(source)) => Ok(Credential::Source(source)),
+        }
+    }
+
+    fn dialer(&self) -> Result<Dialer, ClientError> {
+        let (target, credential) = (self.target()?, self.credential()?);
+        let mut name = self.name.clone();
+        while name.len() > NAME_BYTES_MAX {
+            name.pop();
+        }
+        let session = self.session.unwrap_or_else(|| SessionId(rand::random()));
+        Ok(Dialer { target, credential, held: None, session, name, endpoint: self.endpoint.clone() })
+    }
+
+    /// Logs in with the [password](Self::password), and gives the token, with which clients can be made later.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect); [`ClientError::Invalid`] if there is no password.
+    pub async fn log_in(self) -> Result<LoggedIn, ClientError> {
+        let mut dialer = self.dialer()?;
+        let established = dialer.dial(self.connect_timeout).await?;
+        established.connection.close(quinn::VarInt::from_u32(0), b"");
+        if let Some(endpoint) = dialer.endpoint.filter(|_| self.endpoint.is_none()) {
+            endpoint.wait_idle().await;
+        }
+        let reason = "is missing: a login needs one".into();
+        dialer.held.ok_or(ClientError::Invalid { what: "password", text: String::new(), reason })
     }
 
     /// Connects, shows the token, and starts the task that keeps the session alive. Must be called within a tokio runtime.
@@ -160,13 +254,7 @@ impl Builder {
     /// [`ClientError::Unreachable`], [`ClientError::Untrusted`], [`ClientError::Refused`] (a bad token, no common version, too
     /// many sessions), or [`ClientError::Invalid`] if the description is not complete.
     pub async fn connect(self) -> Result<Client, ClientError> {
-        let target = self.target()?;
-        let mut name = self.name;
-        while name.len() > NAME_BYTES_MAX {
-            name.pop();
-        }
-        let session = self.session.unwrap_or_else(|| SessionId(rand::random()));
-        let mut dialer = Dialer { target, session, name, endpoint: self.endpoint };
+        let mut dialer = self.dialer()?;
         let established = dialer.dial(self.connect_timeout).await?;
         let allowed = established.welcome.in_flight_max.max(1) as usize;
         let in_flight_max = self.in_flight_max.min(allowed);
@@ -181,6 +269,7 @@ impl Builder {
             bytes,
         });
         tokio::spawn(driver::run(shared.clone(), dialer, established, self.reconnect, in_flight_max));
-        Ok(Client { handle: Handle::new(shared), make: self.make, trace: self.trace })
+        let retry_refusals = self.retry_refusals.then(|| self.reconnect.unwrap_or(RECONNECT));
+        Ok(Client { handle: Handle::new(shared), make: self.make, retry_refusals, trace: self.trace })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use thalweg_protocol::chat::ChannelAbout;
 use thalweg_protocol::ids::{Name, Position};
 use thalweg_protocol::op::{ClientOp, CreateChannel, Durability, ServerOp};
 
@@ -11,7 +12,7 @@ use crate::error::ClientError;
 use crate::subscription::Item;
 
 /// What a new channel keeps, and how safely.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ChannelOptions {
     /// Messages it keeps at most; 0 for the node's default.
     pub keep_messages: u32,
@@ -21,6 +22,8 @@ pub struct ChannelOptions {
     pub keep_age: Option<Duration>,
     /// How durable its messages are when they are acknowledged; `None` for the node's default.
     pub durability: Option<Durability>,
+    /// Who may find and read it, what it is about, and who may write.
+    pub about: ChannelAbout,
 }
 
 /// A part of a channel's history.
@@ -54,11 +57,11 @@ impl Client {
             history_bytes: options.keep_bytes,
             history_age_ms,
             durability: options.durability,
-            about: Default::default(),
+            about: options.about,
         });
         match self.call(op, Repeat::Again).await? {
             ServerOp::ChannelCreated { created } => Ok(created),
-            other => Err(unexpected("ChannelCreated", &other)),
+            other => Err(ClientError::unexpected("ChannelCreated", &other)),
         }
     }
 
@@ -70,7 +73,7 @@ impl Client {
         let channel: Name = channel.as_name("channel")?;
         match self.call(ClientOp::DeleteChannel { channel }, Repeat::Again).await? {
             ServerOp::Done => Ok(()),
-            other => Err(unexpected("Done", &other)),
+            other => Err(ClientError::unexpected("Done", &other)),
         }
     }
 
@@ -82,7 +85,7 @@ impl Client {
     pub async fn delete_tenant(&self) -> Result<u32, ClientError> {
         match self.call(ClientOp::DeleteTenant, Repeat::Again).await? {
             ServerOp::Deleted { channels } => Ok(channels),
-            other => Err(unexpected("Deleted", &other)),
+            other => Err(ClientError::unexpected("Deleted", &other)),
         }
     }
 
@@ -93,7 +96,7 @@ impl Client {
     pub async fn checkpoint(&self) -> Result<(), ClientError> {
         match self.call(ClientOp::Checkpoint, Repeat::Again).await? {
             ServerOp::Done => Ok(()),
-            other => Err(unexpected("Done", &other)),
+            other => Err(ClientError::unexpected("Done", &other)),
         }
     }
 
@@ -106,19 +109,19 @@ impl Client {
         let channel = channel.as_name("channel")?;
         match self.call(ClientOp::ReadHistory { channel, from, limit }, Repeat::Again).await? {
             ServerOp::Page { first, next, head, deliveries } => {
-                let item = |payload| match ServerOp::decode(payload) {
-                    Ok(ServerOp::Delivery(delivery)) => Ok(Item::of(delivery)),
-                    Ok(other) => Err(unexpected("Delivery", &other)),
-                    Err(reject) => Err(ClientError::Protocol(reject.to_string())),
-                };
-                let items = deliveries.iter().map(item).collect::<Result<_, _>>()?;
-                Ok(Page { first, next, head, items })
+                Ok(Page { first, next, head, items: items(&deliveries)? })
             }
-            other => Err(unexpected("Page", &other)),
+            other => Err(ClientError::unexpected("Page", &other)),
         }
     }
 }
 
-fn unexpected(expected: &str, found: &ServerOp) -> ClientError {
-    ClientError::Protocol(format!("{expected} was expected, not {found:?}"))
+/// What a page holds.
+pub(crate) fn items(deliveries: &[bytes::Bytes]) -> Result<Vec<Item>, ClientError> {
+    let item = |payload| match ServerOp::decode(payload) {
+        Ok(ServerOp::Delivery(delivery)) => Item::of(delivery),
+        Ok(other) => Err(ClientError::unexpected("Delivery", &other)),
+        Err(reject) => Err(ClientError::Protocol(reject.to_string())),
+    };
+    deliveries.iter().map(item).collect()
 }

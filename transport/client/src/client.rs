@@ -1,25 +1,23 @@
 //! The handle applications hold.
 
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use thalweg_protocol::generation::{AskRequest, Role};
-use thalweg_protocol::ids::{GenerationId, Name, Position, Sequence};
+use thalweg_protocol::ids::{GenerationId, Name, Position};
 use thalweg_protocol::limits::{
-    BODY_BYTES_MAX, CLIENT_IN_FLIGHT_BYTES, LEAD_MESSAGES, LEAD_MESSAGES_MAX, LEAD_TOKENS, LEAD_TOKENS_MAX,
+    CLIENT_IN_FLIGHT_BYTES, LEAD_MESSAGES, LEAD_MESSAGES_MAX, LEAD_TOKENS, LEAD_TOKENS_MAX,
 };
-use thalweg_protocol::op::{ClientOp, Publish, ServerOp, Subscribe, Welcome};
+use thalweg_protocol::op::{ClientOp, ServerOp, Subscribe, Welcome};
 use thalweg_protocol::reject::{Reject, RejectCode};
 use thalweg_protocol::trace::TraceContext;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::builder::Builder;
-use crate::entries::{Failure, PendingCall, PendingPublish, Repeat, Seen, SubscriptionEntry, WatchEntry};
+use crate::entries::{Failure, PendingCall, Repeat, Seen, SubscriptionEntry, WatchEntry};
 use crate::error::ClientError;
 use crate::generation::Generation;
-use crate::publish::{Ack, Published};
 use crate::state::State;
 use crate::subscription::{SubscribeOptions, Subscription};
 
@@ -93,9 +91,9 @@ impl Handle {
     /// Changes the state, and wakes the driver if that gave it something to write.
     pub(crate) fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.shared().state.lock().expect("nothing panics under this lock");
-        let before = state.outbox.len();
+        let before = (state.outbox.len(), state.datagrams.len());
         let result = change(&mut state);
-        let wake = state.outbox.len() > before;
+        let wake = state.outbox.len() > before.0 || state.datagrams.len() > before.1;
         drop(state);
         if wake {
             self.shared().wake.notify_one();
@@ -147,6 +145,8 @@ pub struct Client {
     pub(crate) handle: Handle,
     /// Whether writes make a missing channel.
     pub(crate) make: bool,
+    /// For how long what the node refuses for now is tried again.
+    pub(crate) retry_refusals: Option<Duration>,
     /// The trace that requests are part of.
     pub(crate) trace: Option<TraceContext>,
 }
@@ -174,58 +174,42 @@ impl Client {
         self.shared().connection.subscribe()
     }
 
-    fn shared(&self) -> &Shared {
+    /// Datagrams of the node that made no sense here, or were more than anybody took, since the client was made.
+    pub fn datagrams_ignored(&self) -> u64 {
+        self.handle.with(|state| state.datagrams_ignored)
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
         self.handle.shared()
     }
 
-    fn check(&self, state: &State) -> Result<(), ClientError> {
+    /// Does something again while the node says that it may work later, if the application wants that.
+    pub(crate) async fn patiently<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, ClientError>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        let start = Instant::now();
+        loop {
+            let error = match attempt().await {
+                Err(error) => error,
+                done => return done,
+            };
+            match (self.retry_refusals, error.retry_after()) {
+                (Some(limit), Some(delay)) if start.elapsed() + delay <= limit => tokio::time::sleep(delay).await,
+                _ => return Err(error),
+            }
+        }
+    }
+
+    pub(crate) fn check(&self, state: &State) -> Result<(), ClientError> {
         if state.closing {
             return Err(ClientError::Closed);
         }
         state.ended.clone().map_or(Ok(()), Err)
     }
 
-    async fn permit(&self) -> Result<OwnedSemaphorePermit, ClientError> {
+    pub(crate) async fn permit(&self) -> Result<OwnedSemaphorePermit, ClientError> {
         self.shared().requests.clone().acquire_owned().await.map_err(|_| ClientError::Closed)
-    }
-
-    /// Writes a message and waits until the node has it.
-    ///
-    /// # Errors
-    /// See [`Ack`].
-    pub async fn publish(&self, channel: impl AsName, body: impl Into<Bytes>) -> Result<Published, ClientError> {
-        self.publish_start(channel, body).await?.await
-    }
-
-    /// Sends a message and gives a handle for its answer, so that many can be under way. Messages of one session are
-    /// written in the order of these calls. Waits while as much is unanswered as the node, or this client's memory, allows.
-    ///
-    /// # Errors
-    /// At once if the channel's name or the size of the body cannot be right, or the client is closed.
-    pub async fn publish_start(&self, channel: impl AsName, body: impl Into<Bytes>) -> Result<Ack, ClientError> {
-        let (channel, body) = (channel.as_name("channel")?, body.into());
-        if body.len() > BODY_BYTES_MAX {
-            let text = format!("a message of {} bytes; at most {BODY_BYTES_MAX} are allowed", body.len());
-            return Err(ClientError::Refused(Reject::new(RejectCode::BodyTooLarge, text)));
-        }
-        let slot = self.permit().await?;
-        let bytes = u32::try_from(body.len()).expect("checked against the largest body").max(1);
-        let room = self.shared().bytes.clone().acquire_many_owned(bytes).await.map_err(|_| ClientError::Closed)?;
-        let (sender, reply) = oneshot::channel();
-        let publish = Publish {
-            channel,
-            sequence: Sequence(0),
-            retry: false,
-            make: self.make,
-            body,
-            key: 0,
-            post: Default::default(),
-        };
-        self.handle.with(|state| {
-            self.check(state)?;
-            state.publish(PendingPublish { publish, trace: self.trace, reply: sender, _permits: (slot, room) });
-            Ok(Ack { reply })
-        })
     }
 
     /// Reads a channel.
@@ -238,19 +222,22 @@ impl Client {
         options: SubscribeOptions,
     ) -> Result<Subscription, ClientError> {
         let channel = channel.as_name("channel")?;
+        self.patiently(|| self.try_subscribe(channel.clone(), options)).await
+    }
+
+    async fn try_subscribe(&self, channel: Name, options: SubscribeOptions) -> Result<Subscription, ClientError> {
         let default = self.shared().welcome.borrow().lead_messages;
         let lead = effective_lead(options.lead, default, LEAD_MESSAGES, LEAD_MESSAGES_MAX);
         let permit = self.permit().await?;
         let (queue_in, queue) = mpsc::channel(lead as usize + NOTICES);
         let (sender, reply) = oneshot::channel();
-        let (cursor, failure) = (Arc::new(AtomicU64::new(0)), Failure::default());
-        let SubscribeOptions { from, policy, make, .. } = options;
-        let subscribe = Subscribe { channel: channel.clone(), from, policy, lead, make, presence: false };
+        let SubscribeOptions { from, policy, make, presence, .. } = options;
+        let subscribe = Subscribe { channel: channel.clone(), from, policy, lead, make, presence };
+        let entry = SubscriptionEntry::new(subscribe, self.trace, queue_in, sender, permit);
+        let (cursor, failure, news) = (entry.cursor.clone(), entry.failure.clone(), entry.news.clone());
         let key = self.handle.with(|state| {
             self.check(state)?;
-            let (cursor, failure) = (cursor.clone(), failure.clone());
-            Ok(state
-                .subscribe(SubscriptionEntry::new(subscribe, self.trace, cursor, queue_in, failure, sender, permit)))
+            Ok(state.subscribe(entry))
         })?;
         // Made before the wait, so that giving up the wait gives up the subscription.
         let mut subscription = Subscription {
@@ -262,6 +249,7 @@ impl Client {
             queue,
             cursor,
             failure,
+            news,
             unreported: 0,
             report_every: (lead / 4).max(1),
         };
@@ -281,7 +269,8 @@ impl Client {
             return Err(ClientError::Refused(Reject::new(RejectCode::ParameterInvalid, text)));
         }
         let lead = request.lead;
-        self.read_generation(Some(Box::new(request)), None, Seen::new(0, None), lead).await
+        let attempt = || self.read_generation(Some(Box::new(request.clone())), None, Seen::new(0, None), lead);
+        self.patiently(attempt).await
     }
 
     /// Reads a generation that somebody asked for, from token `from` on: to join in, or to go on in a new process.
@@ -377,7 +366,7 @@ impl Client {
         let start = Instant::now();
         match self.call(ClientOp::Ping { nonce }, Repeat::Again).await? {
             ServerOp::Pong { nonce: answer } if answer == nonce => Ok(start.elapsed()),
-            other => Err(ClientError::Protocol(format!("Pong {nonce} was expected, not {other:?}"))),
+            other => Err(ClientError::unexpected("Pong with our number", &other)),
         }
     }
 
@@ -388,7 +377,7 @@ impl Client {
     pub async fn stats(&self) -> Result<Bytes, ClientError> {
         match self.call(ClientOp::Stats, Repeat::Again).await? {
             ServerOp::StatsReport { json } => Ok(json),
-            other => Err(ClientError::Protocol(format!("StatsReport was expected, not {other:?}"))),
+            other => Err(ClientError::unexpected("StatsReport", &other)),
         }
     }
 

@@ -12,16 +12,20 @@ use rustls::client::WebPkiServerVerifier;
 use thalweg_protocol::frame::{RawFrame, Splitter, header};
 use thalweg_protocol::ids::{Epoch, SessionId};
 use thalweg_protocol::limits::{CLIENT_READ_BYTES, IDLE_TIMEOUT_MS, KEEP_ALIVE_MS, WATCHES_MAX};
-use thalweg_protocol::op::{ClientOp, Hello, ServerOp, Welcome};
+use thalweg_protocol::op::{ClientOp, Hello, Login, ServerOp, Welcome};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
-use crate::error::ClientError;
+use crate::credential::{self, Credential, LoggedIn, Show};
+use crate::error::{ClientError, is_sign_out};
 use crate::local;
 use crate::trust::{FirstContact, KeyHash, PinnedKeyVerifier, Trust, known_key, remember_key};
 
 /// First guess of the round-trip time. Lost first packets are repeated after three times this; RFC 9002's 333 ms would
 /// make a client of a node that restarts next door wait for a second.
 const INITIAL_ROUND_TRIP: Duration = Duration::from_millis(100);
+
+/// The number of the request to log in, which comes before the hello.
+const LOGIN_REQUEST: u32 = 1;
 
 /// How often it is looked whether the node still speaks.
 const LOOK: Duration = Duration::from_millis(500);
@@ -33,16 +37,19 @@ const AWAIT_LOCAL: Duration = Duration::from_millis(20);
 /// Where the node is and how it is recognised.
 #[derive(Debug, Clone)]
 pub(crate) enum Target {
-    /// An address, whom to trust there, and the token to show.
-    Remote { server: String, trust: Trust, token: String },
+    /// An address, and whom to trust there.
+    Remote { server: String, trust: Trust },
     /// The node of a data directory: looked up anew each time, since its port may change when it restarts.
-    Local { data: PathBuf, token: Option<String> },
+    Local { data: PathBuf },
 }
 
 /// Makes connections of one session.
 #[derive(Debug)]
 pub(crate) struct Dialer {
     pub(crate) target: Target,
+    pub(crate) credential: Credential,
+    /// What the last login gave.
+    pub(crate) held: Option<LoggedIn>,
     pub(crate) session: SessionId,
     /// Name and version of the application, for the node's log.
     pub(crate) name: String,
@@ -73,19 +80,31 @@ impl Dialer {
     /// Connects and says hello, within `limit`. On first contact with a node that somebody has to vouch for, the time that
     /// person takes does not count.
     pub(crate) async fn dial(&mut self, limit: Duration) -> Result<Established, ClientError> {
-        let (server, trust, token) = match &self.target {
-            Target::Remote { server, trust, token } => (server.clone(), trust.clone(), token.clone()),
-            Target::Local { data, token } => {
-                let (data, token) = (data.clone(), token.clone());
-                return self.dial_local(&data, token, limit).await;
+        let held = self.held.is_some();
+        match self.dial_once(limit).await {
+            // The token of an earlier login is good no longer; another login may give one that is. Who is revoked stays out.
+            Err(ClientError::Refused(reject)) if held && reject.code == RejectCode::TokenExpired => {
+                self.held = None;
+                self.dial_once(limit).await
+            }
+            result => result,
+        }
+    }
+
+    async fn dial_once(&mut self, limit: Duration) -> Result<Established, ClientError> {
+        let (server, trust) = match &self.target {
+            Target::Remote { server, trust } => (server.clone(), trust.clone()),
+            Target::Local { data } => {
+                let data = data.clone();
+                return self.dial_local(&data, limit).await;
             }
         };
         match &trust {
-            Trust::PinnedKey(key) => self.attempt(&server, Some(*key), None, &token, limit).await,
-            Trust::Certificate(roots) => self.attempt(&server, None, Some(roots), &token, limit).await,
+            Trust::PinnedKey(key) => self.attempt(&server, Some(*key), None, None, limit).await,
+            Trust::Certificate(roots) => self.attempt(&server, None, Some(roots), None, limit).await,
             Trust::FirstUse { store, ask } => {
                 let known = known_key(store, &server)?;
-                let result = self.attempt(&server, known.map(|(key, _)| key), None, &token, limit).await;
+                let result = self.attempt(&server, known.map(|(key, _)| key), None, None, limit).await;
                 let Err(ClientError::Untrusted { found, .. }) = result else { return result };
                 if let Some((expected, line)) = known {
                     let reason = format!(
@@ -101,7 +120,7 @@ impl Dialer {
                     let reason = format!("it was never seen before: sha256:{found}");
                     return Err(ClientError::Untrusted { server, found, reason });
                 }
-                let established = self.attempt(&server, Some(found), None, &token, limit).await?;
+                let established = self.attempt(&server, Some(found), None, None, limit).await?;
                 remember_key(store, &server, found)?;
                 Ok(established)
             }
@@ -110,17 +129,12 @@ impl Dialer {
 
     /// Connects to the node of a data directory. What a node that was killed left there leads nowhere: if another one is
     /// started meanwhile, the try goes on with that one.
-    async fn dial_local(
-        &mut self,
-        data: &Path,
-        token: Option<String>,
-        limit: Duration,
-    ) -> Result<Established, ClientError> {
+    async fn dial_local(&mut self, data: &Path, limit: Duration) -> Result<Established, ClientError> {
         let start = Instant::now();
         let mut left = limit;
         loop {
             let node = local::discover(data)?;
-            let token = token.as_deref().unwrap_or(&node.token);
+            let token = Some(node.token.as_str());
             tokio::select! {
                 result = self.attempt(&node.quic, Some(node.key), None, token, left) => return result,
                 () = restarted(data, node.epoch) => left = limit.saturating_sub(start.elapsed()),
@@ -158,7 +172,7 @@ impl Dialer {
         server: &str,
         key: Option<KeyHash>,
         roots: Option<&Vec<rustls::pki_types::CertificateDer<'static>>>,
-        token: &str,
+        local: Option<&str>,
         limit: Duration,
     ) -> Result<Established, ClientError> {
         let unreachable = |reason: String| ClientError::Unreachable { server: server.to_owned(), reason };
@@ -169,7 +183,7 @@ impl Dialer {
             let mut last = unreachable("the name has no address".into());
             for address in addresses {
                 match self.shake_hands(config.clone(), server, address).await {
-                    Ok(connection) => return hello(connection, server, self.hello(token)).await,
+                    Ok(connection) => return self.say_hello(connection, server, local).await,
                     Err(error) => last = error,
                 }
             }
@@ -194,9 +208,36 @@ impl Dialer {
         }
     }
 
-    fn hello(&self, token: &str) -> Hello {
+    /// Opens the command lane, logs in if that is needed, and says hello.
+    async fn say_hello(
+        &mut self,
+        connection: Connection,
+        server: &str,
+        local: Option<&str>,
+    ) -> Result<Established, ClientError> {
+        let (send, receive) = connection.open_bi().await.map_err(|error| loss(server, &error))?;
+        let mut lane = FirstLane { connection, send, receive, splitter: Splitter::new(), server: server.to_owned() };
+        let token = match credential::show(&self.credential, self.held.as_ref(), local).await? {
+            Show::Token(token) => token,
+            Show::Login(login) => self.held.insert(lane.log_in(login).await?).token.clone(),
+        };
         let versions = (*thalweg_protocol::VERSIONS.start(), *thalweg_protocol::VERSIONS.end());
-        Hello { versions, session: self.session, token: token.to_owned(), client: self.name.clone() }
+        let hello = Hello { versions, session: self.session, token, client: self.name.clone() };
+        match lane.ask(ClientOp::Hello(hello), 0).await? {
+            ServerOp::Welcome(welcome) => Ok(lane.established(welcome)),
+            ServerOp::Reject(reject) => Err(ClientError::Refused(reject)),
+            other => Err(ClientError::unexpected("Welcome", &other)),
+        }
+    }
+
+    /// Whether a connection that was lost for this reason may be replaced: another token can be had for one that ended.
+    pub(crate) fn may_come_back(&self, error: &ClientError) -> bool {
+        match error {
+            ClientError::Refused(reject) if is_sign_out(reject.code) => {
+                reject.code == RejectCode::TokenExpired && self.credential.renews()
+            }
+            other => other.passes(),
+        }
     }
 
     async fn shake_hands(
@@ -298,30 +339,42 @@ fn transport() -> TransportConfig {
     transport
 }
 
-/// Opens the command lane and says hello.
-async fn hello(connection: Connection, server: &str, hello: Hello) -> Result<Established, ClientError> {
-    let lost = |error: &ConnectionError| loss(server, error);
-    let (mut send, mut receive) = connection.open_bi().await.map_err(|error| lost(&error))?;
-    let payload = ClientOp::Hello(hello).encode();
-    let head = Bytes::copy_from_slice(&header(payload.len(), 0));
-    let written = send.write_all_chunks(&mut [head, payload]).await;
-    let mut splitter = Splitter::new();
-    let answer = match written {
-        Ok(()) => first_frame(&mut receive, &mut splitter).await,
-        Err(_) => Err(()),
-    };
-    let Ok(frame) = answer else {
-        // The lane broke; the reason is in how the connection was closed.
-        return Err(lost(&connection.closed().await));
-    };
-    match ServerOp::decode(&frame.payload) {
-        Ok(ServerOp::Welcome(welcome)) => {
-            let server = server.to_owned();
-            Ok(Established { connection, send, receive, splitter, welcome, server })
+/// The command lane before the node said welcome: one request at a time.
+struct FirstLane {
+    connection: Connection,
+    send: SendStream,
+    receive: RecvStream,
+    splitter: Splitter,
+    server: String,
+}
+
+impl FirstLane {
+    async fn ask(&mut self, op: ClientOp, subject: u32) -> Result<ServerOp, ClientError> {
+        let payload = op.encode();
+        let head = Bytes::copy_from_slice(&header(payload.len(), subject));
+        let written = self.send.write_all_chunks(&mut [head, payload]).await;
+        let answer = match written {
+            Ok(()) => first_frame(&mut self.receive, &mut self.splitter).await,
+            Err(_) => Err(()),
+        };
+        let Ok(frame) = answer else {
+            // The lane broke; the reason is in how the connection was closed.
+            return Err(loss(&self.server, &self.connection.closed().await));
+        };
+        ServerOp::decode(&frame.payload).map_err(|reject| ClientError::Protocol(reject.to_string()))
+    }
+
+    async fn log_in(&mut self, login: Login) -> Result<LoggedIn, ClientError> {
+        match self.ask(ClientOp::Login(login), LOGIN_REQUEST).await? {
+            ServerOp::LoggedIn { token, expires_us } => Ok(LoggedIn { token, expires_us }),
+            ServerOp::Reject(reject) => Err(ClientError::Refused(reject)),
+            other => Err(ClientError::unexpected("LoggedIn", &other)),
         }
-        Ok(ServerOp::Reject(reject)) => Err(ClientError::Refused(reject)),
-        Ok(other) => Err(ClientError::Protocol(format!("a welcome was expected, not {other:?}"))),
-        Err(reject) => Err(ClientError::Protocol(reject.to_string())),
+    }
+
+    fn established(self, welcome: Welcome) -> Established {
+        let Self { connection, send, receive, splitter, server } = self;
+        Established { connection, send, receive, splitter, welcome, server }
     }
 }
 

@@ -10,7 +10,8 @@ use rand::Rng as _;
 use thalweg_protocol::frame::Splitter;
 use thalweg_protocol::ids::Epoch;
 use thalweg_protocol::limits::{
-    CLIENT_READ_BYTES, CLIENT_SILENCE_MS, DRAIN_MS, RECONNECT_BACKOFF_MS, RECONNECT_BACKOFF_MS_MAX,
+    CLIENT_READ_BYTES, CLIENT_SILENCE_MS, DRAIN_MS, PRESENCE_HEARTBEAT_MS, RECONNECT_BACKOFF_MS,
+    RECONNECT_BACKOFF_MS_MAX,
 };
 use thalweg_protocol::reject::Reject;
 use tokio::sync::mpsc;
@@ -51,7 +52,7 @@ pub(crate) async fn run(
         connection.close(VarInt::from_u32(0), b"");
         let (error, delay) = match over {
             Over::Closing => break ClientError::Closed,
-            Over::Final(error) => break error,
+            Over::Final(error) => break error.of_session(),
             Over::Lost(error, delay) => (error, delay),
         };
         shared.state.lock().expect("nothing panics under this lock").disconnected(&error);
@@ -60,7 +61,7 @@ pub(crate) async fn run(
         };
         match come_back(&shared, &mut dialer, epoch, error, delay, limit).await {
             Ok(again) => established = again,
-            Err(error) => break error,
+            Err(error) => break error.of_session(),
         }
     };
     shared.requests.close();
@@ -139,6 +140,8 @@ async fn serve(shared: &Arc<Shared>, dialer: &Dialer, established: Established, 
 
     let mut lanes: JoinSet<Result<(), ClientError>> = JoinSet::new();
     let mut look = tokio::time::interval(dialer.look_every());
+    let heartbeat = Duration::from_millis(PRESENCE_HEARTBEAT_MS);
+    let mut heartbeat = tokio::time::interval_at(tokio::time::Instant::now() + heartbeat, heartbeat);
     let mut patience = Patience::new();
     let mut restart: Option<(Duration, Instant)> = None;
     let mut writing = [Bytes::new()];
@@ -154,6 +157,10 @@ async fn serve(shared: &Arc<Shared>, dialer: &Dialer, established: Established, 
         }
         let (closing, done) = {
             let mut state = shared.state.lock().expect("nothing panics under this lock");
+            while let Some(datagram) = state.datagrams.pop_front() {
+                // What does not get through is worth nothing later.
+                let _ = connection.send_datagram(datagram);
+            }
             if writing[0].is_empty() && !state.outbox.is_empty() {
                 writing[0] = state.outbox.split().freeze();
                 state.pump();
@@ -167,7 +174,7 @@ async fn serve(shared: &Arc<Shared>, dialer: &Dialer, established: Established, 
         if let (true, true, Some((delay, _))) = (done, writing[0].is_empty(), restart) {
             return Over::Lost(draining(), delay);
         }
-        let gone = |error: &quinn::ConnectionError| gone(&server, error, delay);
+        let gone = |error: &quinn::ConnectionError| gone(dialer, &server, error, delay);
         tokio::select! {
             chunk = receive.read_chunk(CLIENT_READ_BYTES, true) => match chunk {
                 Ok(Some(chunk)) => splitter.push(chunk.bytes),
@@ -177,6 +184,16 @@ async fn serve(shared: &Arc<Shared>, dialer: &Dialer, established: Established, 
                 return gone(&connection.closed().await);
             },
             () = shared.wake.notified() => {}
+            datagram = connection.read_datagram() => match datagram {
+                Ok(datagram) => shared.state.lock().expect("nothing panics under this lock").datagram(datagram),
+                Err(error) => return gone(&error),
+            },
+            _ = heartbeat.tick() => {
+                let mut state = shared.state.lock().expect("nothing panics under this lock");
+                if state.heartbeat().is_some_and(|datagram| connection.send_datagram(datagram).is_err()) {
+                    state.heartbeat_on_lane();
+                }
+            }
             lane = connection.accept_uni() => match lane {
                 Ok(lane) => drop(lanes.spawn(read_lane(shared.clone(), lane))),
                 Err(error) => return gone(&error),
@@ -210,9 +227,9 @@ fn draining() -> ClientError {
 }
 
 /// What a closed connection means for the session.
-fn gone(server: &str, error: &quinn::ConnectionError, delay: Duration) -> Over {
+fn gone(dialer: &Dialer, server: &str, error: &quinn::ConnectionError, delay: Duration) -> Over {
     let error = loss(server, error);
-    if error.passes() { Over::Lost(error, delay) } else { Over::Final(error) }
+    if dialer.may_come_back(&error) { Over::Lost(error, delay) } else { Over::Final(error) }
 }
 
 /// The node broke the protocol: says so to it and to the application.

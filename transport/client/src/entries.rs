@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use thalweg_protocol::generation::{AskRequest, TextHash};
 use thalweg_protocol::ids::{Epoch, GenerationId, Position};
@@ -11,6 +12,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::error::ClientError;
 use crate::generation::Event;
+use crate::people::News;
 use crate::publish::Published;
 use crate::subscription::Item;
 
@@ -57,6 +59,10 @@ pub(crate) struct SubscriptionEntry {
     /// The last position the application took.
     pub(crate) cursor: Arc<AtomicU64>,
     pub(crate) queue: mpsc::Sender<Item>,
+    /// What comes beside the queue.
+    pub(crate) news: Arc<News>,
+    /// When it was last told that the user writes here.
+    pub(crate) typed: Option<Instant>,
     pub(crate) failure: Failure,
     pub(crate) first: Option<Reply<(Position, Position)>>,
     pub(crate) permit: Option<OwnedSemaphorePermit>,
@@ -77,28 +83,26 @@ impl SubscriptionEntry {
     pub(crate) fn new(
         subscribe: Subscribe,
         trace: Option<TraceContext>,
-        cursor: Arc<AtomicU64>,
         queue: mpsc::Sender<Item>,
-        failure: Failure,
         first: Reply<(Position, Position)>,
         permit: OwnedSemaphorePermit,
     ) -> Self {
-        let (first, permit, confirm) = (Some(first), Some(permit), Arc::default());
-        let (started, seen, wire, asked_from, confirmed) = (false, 0, None, Position(0), false);
         Self {
             subscribe,
             trace,
-            cursor,
+            cursor: Arc::default(),
             queue,
-            failure,
-            first,
-            permit,
-            started,
-            seen,
-            wire,
-            asked_from,
-            confirmed,
-            confirm,
+            news: Arc::default(),
+            typed: None,
+            failure: Failure::default(),
+            first: Some(first),
+            permit: Some(permit),
+            started: false,
+            seen: 0,
+            wire: None,
+            asked_from: Position(0),
+            confirmed: false,
+            confirm: Arc::default(),
         }
     }
 

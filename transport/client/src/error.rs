@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use thalweg_protocol::ids::NameError;
+use thalweg_protocol::op::ServerOp;
 use thalweg_protocol::reject::{Reject, RejectCode};
 
 use crate::trust::KeyHash;
@@ -40,6 +41,13 @@ pub enum ClientError {
     /// The node understood the request and said no.
     #[error("the node refused: {0}")]
     Refused(Reject),
+    /// The session was over because who it belonged to may not use the node any more: the token ended, or was revoked. A new
+    /// token, or another login, is needed.
+    #[error("signed out: {0}")]
+    SignedOut(Reject),
+    /// The application's own source of tokens gave none.
+    #[error("no token: {0}")]
+    NoToken(String),
     /// The node no longer remembers this session's last requests: a write that was repeated after a lost connection may or may
     /// not have been carried out before. It was not carried out again.
     #[error("whether it was carried out is not known: {0}")]
@@ -94,13 +102,40 @@ impl ClientError {
         }
     }
 
+    /// An answer of another kind than the question. Names the kind alone: the rest may be somebody's words.
+    pub(crate) fn unexpected(expected: &str, found: &ServerOp) -> Self {
+        let found = format!("{found:?}");
+        let kind = found.split([' ', '(', '{']).next().unwrap_or_default();
+        Self::Protocol(format!("{expected} was expected, not {kind}"))
+    }
+
+    /// After how long the same call may succeed, if the node said so: it has too much to do, or we asked too much of it.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused(reject) if reject.retry_after_ms > 0 => {
+                Some(Duration::from_millis(reject.retry_after_ms.into()))
+            }
+            _ => None,
+        }
+    }
+
+    /// What the node said, if it was the node that refused or ended it.
+    pub fn reject(&self) -> Option<&Reject> {
+        match self {
+            Self::Refused(reject) | Self::SignedOut(reject) | Self::SessionExpired(reject) | Self::Ended(reject) => {
+                Some(reject)
+            }
+            _ => None,
+        }
+    }
+
     /// The exit code of a command that failed so: 1 failed, 3 unreachable, 4 refused, 5 incomplete.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Unreachable { .. } | Self::Timeout { .. } => 3,
-            Self::Untrusted { .. } | Self::Refused(_) => 4,
+            Self::Untrusted { .. } | Self::Refused(_) | Self::SignedOut(_) => 4,
             Self::Ended(_) | Self::Lost { .. } | Self::SessionExpired(_) => 5,
-            Self::Protocol(_) | Self::Invalid { .. } | Self::File { .. } | Self::Closed => 1,
+            Self::Protocol(_) | Self::Invalid { .. } | Self::File { .. } | Self::NoToken(_) | Self::Closed => 1,
         }
     }
 
@@ -112,6 +147,9 @@ impl ClientError {
                 reject.code,
                 RejectCode::Draining
                     | RejectCode::Busy
+                    | RejectCode::RateLimited
+                    | RejectCode::Overloaded
+                    | RejectCode::IssuerUnavailable
                     | RejectCode::LimitReached
                     | RejectCode::HelloTimeout
                     | RejectCode::Internal
@@ -119,7 +157,46 @@ impl ClientError {
             ),
             // A node that is being restarted writes its files again; a reader can come in between.
             Self::File { .. } => true,
+            // Who issues tokens may be out of reach for the same reason as the node was.
+            Self::NoToken(_) => true,
             _ => false,
         }
+    }
+
+    /// What a refusal means for a session that had begun: whose token is good no longer is signed out.
+    pub(crate) fn of_session(self) -> Self {
+        match self {
+            Self::Refused(reject) if is_sign_out(reject.code) => Self::SignedOut(reject),
+            other => other,
+        }
+    }
+}
+
+/// Whether the node says so to whose token is good no longer.
+pub(crate) fn is_sign_out(code: RejectCode) -> bool {
+    matches!(code, RejectCode::TokenExpired | RejectCode::TokenRevoked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_do_not_repeat_what_somebody_wrote() {
+        let op = ServerOp::LoggedIn { token: "secret".into(), expires_us: 1 };
+        let text = ClientError::unexpected("Done", &op).to_string();
+        assert!(text.contains("not LoggedIn") && !text.contains("secret"), "{text}");
+    }
+
+    #[test]
+    fn a_refusal_says_when_to_come_back() {
+        let check = |error: ClientError, expected: Option<u64>| {
+            assert_eq!(error.retry_after(), expected.map(Duration::from_millis), "{error}");
+        };
+        let limited = Reject::new(RejectCode::RateLimited, "slowly").retry_after_ms(20);
+        check(ClientError::Refused(limited.clone()), Some(20));
+        check(ClientError::Refused(Reject::new(RejectCode::Forbidden, "no")), None);
+        check(ClientError::Ended(limited), None);
+        check(ClientError::Closed, None);
     }
 }

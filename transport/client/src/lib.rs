@@ -2,6 +2,9 @@
 //!
 //! - [`Client::builder`] describes and makes a session with a node; [`discover`] reads where the node of this machine is.
 //! - [`Client::publish`] writes, [`Client::subscribe`] reads a channel, [`Client::ask`] asks a model.
+//! - People: [`Client::join`], [`Client::set_member`], [`Client::open_direct`], [`Client::channels`], [`Client::profile`], and
+//!   with [`SubscribeOptions::presence`] who is there. Messages are answered, edited, taken back and reacted to
+//!   ([`Client::publish_with`], [`Client::edit`], [`Client::redact`], [`Client::react`]).
 //! - A lost connection is replaced: unanswered writes are repeated and recognised, readers go on where they were
 //!   ([`ConnectionState`] says how it stands).
 //! - Nothing here grows without bound: writes wait for room, readers take what they can, and the node waits for them.
@@ -50,30 +53,41 @@
 
 mod builder;
 mod channel;
+mod chat;
 mod client;
+mod credential;
 mod dial;
 mod driver;
 mod entries;
 mod error;
 mod generation;
 mod local;
+mod people;
 mod publish;
+mod search;
 mod state;
 mod subscription;
 mod trust;
 
 pub use builder::Builder;
 pub use channel::{ChannelOptions, Page};
+pub use chat::{ChannelChange, ChannelPage, WhoIsIn};
 pub use client::{AsName, Client, ConnectionState};
+pub use credential::{LoggedIn, TokenSource};
 pub use error::ClientError;
 pub use generation::{Finished, Generation, Part, Piece, Text};
 pub use local::{LocalNode, discover};
-pub use publish::{Ack, Published};
-pub use subscription::{Item, Message, SubscribeOptions, Subscription};
-pub use thalweg_protocol::chat::Context;
+pub use people::{People, PeopleChange};
+pub use publish::{Ack, PostOptions, Published};
+pub use search::{Search, SearchPage};
+pub use subscription::{Change, ChangeKind, Item, Message, SubscribeOptions, Subscription};
+pub use thalweg_protocol::chat::{
+    ChannelAbout, ChannelKind, ChannelReport, ChannelSummary, Context, MemberEntry, MemberRole, Post, PostKind,
+    PostRule, Presence, PresenceState, PresentUser, ProfileReport, ProfileText,
+};
 pub use thalweg_protocol::generation::{AskRequest, ChatMessage, FinishReason, OnDetach, Role, Sampling, Usage};
 pub use thalweg_protocol::ids::{GenerationId, Name, Position, SessionId};
-pub use thalweg_protocol::op::{DeliveryKind, Durability, From, Policy, Welcome};
+pub use thalweg_protocol::op::{Durability, From, Policy, Welcome};
 pub use thalweg_protocol::reject::{Reject, RejectCode};
 pub use thalweg_protocol::trace::{TraceContext, TraceContextError};
 pub use trust::{AskTrust, FirstContact, KeyHash, Trust};

@@ -4,13 +4,15 @@
 //! `backlog` says what is still to be sent on this one, `requests` what was sent and not answered. Nothing here waits or
 //! does I/O; the [driver](crate::driver) carries bytes in and out.
 
+mod beside;
 mod lanes;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
+use thalweg_protocol::chat::ChatOp;
 use thalweg_protocol::frame::{RawFrame, header};
 use thalweg_protocol::ids::{Epoch, GenerationId, Position, Sequence, Subscription, Watch};
 use thalweg_protocol::limits::CLIENT_OUTBOX_BYTES;
@@ -47,6 +49,8 @@ enum Target {
     Unsubscribe(u32),
     /// The same for a generation.
     Unwatch(u32),
+    /// Whether the user is at the keyboard, told again to a node that cannot remember.
+    Presence,
 }
 
 /// What the reader of a lane has to do about a frame before it takes the next.
@@ -67,6 +71,10 @@ pub(crate) enum FullQueue {
 pub(crate) struct State {
     pub(crate) link: Link,
     pub(crate) outbox: BytesMut,
+    /// Datagrams that wait to be sent; few, and worth nothing later.
+    pub(crate) datagrams: VecDeque<Bytes>,
+    /// Datagrams of the node that made no sense, or were too many.
+    pub(crate) datagrams_ignored: u64,
     /// Unanswered requests the node allows.
     pub(crate) in_flight_max: usize,
     /// Whether a lost connection is replaced.
@@ -75,6 +83,8 @@ pub(crate) struct State {
     pub(crate) closing: bool,
     /// Why nothing works any more.
     pub(crate) ended: Option<ClientError>,
+    /// Whether the user is away from the keyboard, if that was said.
+    away: Option<bool>,
     /// Which life of the node this connection leads to.
     epoch: Epoch,
     next_request: u32,
@@ -103,10 +113,13 @@ impl State {
         Self {
             link: Link::Down,
             outbox: BytesMut::new(),
+            datagrams: VecDeque::new(),
+            datagrams_ignored: 0,
             in_flight_max,
             reconnects,
             closing: false,
             ended: None,
+            away: None,
             epoch: Epoch(0),
             next_request: 1,
             next_sequence: 1,
@@ -146,6 +159,9 @@ impl State {
     }
 
     pub(crate) fn call(&mut self, call: PendingCall) {
+        if let ClientOp::Chat(ChatOp::SetPresence { away }) = call.op {
+            self.away = Some(away);
+        }
         let key = self.key();
         self.calls.insert(key, call);
         self.enqueue(Target::Call(key));
@@ -295,6 +311,10 @@ impl State {
             Target::Unwatch(wire) => {
                 self.send(target, &ClientOp::Unwatch { watch: Watch(wire) }, None);
             }
+            Target::Presence => {
+                let Some(away) = self.away else { return };
+                self.send(target, &ClientOp::Chat(ChatOp::SetPresence { away }), None);
+            }
         }
     }
 
@@ -304,10 +324,12 @@ impl State {
         self.epoch = epoch;
         self.in_flight_max = in_flight_max.max(1);
         let calls = self.calls.keys().map(|&key| Target::Call(key));
+        // The newest word, after those that may be older.
+        let presence = self.away.map(|_| Target::Presence);
         let subscriptions = self.subscriptions.keys().map(|&key| Target::Subscribe(key));
         let watches = self.watches.keys().map(|&key| Target::Watch(key));
         let publishes = self.publishes.keys().map(|&sequence| Target::Publish(sequence));
-        self.backlog = calls.chain(subscriptions).chain(watches).chain(publishes).collect();
+        self.backlog = calls.chain(presence).chain(subscriptions).chain(watches).chain(publishes).collect();
         self.pump();
     }
 
@@ -315,6 +337,7 @@ impl State {
     pub(crate) fn disconnected(&mut self, error: &ClientError) {
         self.link = Link::Down;
         self.outbox.clear();
+        self.datagrams.clear();
         self.backlog.clear();
         self.subscription_keys.clear();
         self.watch_keys.clear();
@@ -401,7 +424,7 @@ impl State {
         match target {
             Target::Subscribe(_) => drop(self.subscription_keys.remove(&wire)),
             Target::Watch(_) => drop(self.watch_keys.remove(&wire)),
-            Target::Publish(_) | Target::Call(_) | Target::Unsubscribe(_) | Target::Unwatch(_) => {}
+            Target::Publish(_) | Target::Call(_) | Target::Unsubscribe(_) | Target::Unwatch(_) | Target::Presence => {}
         }
     }
 
@@ -414,7 +437,7 @@ impl State {
                         Ok(Published { position, timestamp_us, duplicate })
                     }
                     ServerOp::Reject(reject) => Err(ClientError::refused(reject)),
-                    other => return Err(unexpected("Published", &other)),
+                    other => return Err(ClientError::unexpected("Published", &other)),
                 });
             }
             Target::Call(key) => {
@@ -437,7 +460,7 @@ impl State {
                         entry.end(ClientError::Refused(reject));
                     }
                 }
-                other => return Err(unexpected("Subscribed", &other)),
+                other => return Err(ClientError::unexpected("Subscribed", &other)),
             },
             Target::Watch(key) => match op {
                 ServerOp::Asked { generation, model } => self.asked(key, generation, model),
@@ -447,9 +470,9 @@ impl State {
                         entry.end(ClientError::Refused(reject));
                     }
                 }
-                other => return Err(unexpected("Asked", &other)),
+                other => return Err(ClientError::unexpected("Asked", &other)),
             },
-            Target::Unsubscribe(_) | Target::Unwatch(_) => {}
+            Target::Unsubscribe(_) | Target::Unwatch(_) | Target::Presence => {}
         }
         Ok(())
     }
@@ -507,8 +530,4 @@ impl State {
             entry.end(ClientError::Ended(reject));
         }
     }
-}
-
-fn unexpected(expected: &str, found: &ServerOp) -> ClientError {
-    ClientError::Protocol(format!("{expected} was expected, not {found:?}"))
 }

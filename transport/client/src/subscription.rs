@@ -1,10 +1,11 @@
 //! Reading a channel.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use thalweg_protocol::chat::Context;
+use thalweg_protocol::chat::{Context, MemberRole, Presence};
 use thalweg_protocol::ids::{GenerationId, Name, Position};
 use thalweg_protocol::op::{Delivery, DeliveryKind, From, Policy};
 use tokio::sync::mpsc;
@@ -12,6 +13,7 @@ use tokio::sync::mpsc;
 use crate::client::Handle;
 use crate::entries::Failure;
 use crate::error::ClientError;
+use crate::people::News;
 
 /// How a channel is read.
 #[derive(Debug, Clone, Copy)]
@@ -24,11 +26,13 @@ pub struct SubscribeOptions {
     pub lead: u32,
     /// Make the channel if there is none.
     pub make: bool,
+    /// Be seen in the channel, and be told who is there ([`Item::Presence`]) and who writes ([`Item::Typing`]).
+    pub presence: bool,
 }
 
 impl Default for SubscribeOptions {
     fn default() -> Self {
-        Self { from: From::End, policy: Policy::Replay, lead: 0, make: true }
+        Self { from: From::End, policy: Policy::Replay, lead: 0, make: true, presence: false }
     }
 }
 
@@ -49,6 +53,108 @@ pub struct Message {
     pub key: u32,
     /// What it answers, whom it mentions, whether its text was taken back.
     pub context: Context,
+}
+
+impl Message {
+    /// The message that this one answers.
+    pub fn reply_to(&self) -> Option<Position> {
+        Some(self.context.target).filter(|target| target.0 != 0)
+    }
+
+    /// Whether its text was taken back; the body is empty then.
+    pub fn is_redacted(&self) -> bool {
+        self.context.redacted
+    }
+
+    /// Whether it mentions this user.
+    pub fn mentions(&self, user: &Name) -> bool {
+        self.context.mentions.contains(user)
+    }
+
+    /// How many messages were written in the channel with this one.
+    pub fn number(&self) -> u64 {
+        self.context.number
+    }
+
+    /// What was written, with what is not UTF-8 replaced.
+    pub fn text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.body)
+    }
+}
+
+/// Something became of an earlier message, of somebody's membership, or of the channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Where this stands in the channel.
+    pub position: Position,
+    /// When the channel's owner accepted it: microseconds since 1970, UTC.
+    pub timestamp_us: u64,
+    /// Who did it.
+    pub user: Name,
+    /// How many messages had been written in the channel.
+    pub number: u64,
+    /// What.
+    pub kind: ChangeKind,
+}
+
+/// What became of something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// A message has another text.
+    Edited {
+        /// Which message.
+        target: Position,
+        /// The text; empty if it was taken back since.
+        body: Bytes,
+        /// Whom the new text mentions.
+        mentions: Vec<Name>,
+        /// Whether the text was taken back since.
+        redacted: bool,
+    },
+    /// A message's text was taken back.
+    Redacted {
+        /// Which message.
+        target: Position,
+    },
+    /// Somebody reacted to a message.
+    Reacted {
+        /// Which message.
+        target: Position,
+        /// With this. What is not UTF-8 was replaced.
+        emoji: String,
+    },
+    /// Somebody took a reaction back.
+    Unreacted {
+        /// Which message.
+        target: Position,
+        /// This one.
+        emoji: String,
+    },
+    /// Somebody has another role.
+    Member {
+        /// Whose.
+        user: Name,
+        /// Which; `None` if they left or were removed.
+        role: Option<MemberRole>,
+    },
+    /// The channel is used in another way.
+    Info {
+        /// Its topic.
+        topic: String,
+    },
+}
+
+impl Change {
+    /// The message it is about.
+    pub fn target(&self) -> Option<Position> {
+        match self.kind {
+            ChangeKind::Edited { target, .. }
+            | ChangeKind::Redacted { target }
+            | ChangeKind::Reacted { target, .. }
+            | ChangeKind::Unreacted { target, .. } => Some(target),
+            ChangeKind::Member { .. } | ChangeKind::Info { .. } => None,
+        }
+    }
 }
 
 /// What happens in a channel, in its order.
@@ -87,13 +193,18 @@ pub enum Item {
         /// Why, for people.
         reason: String,
     },
-    /// Something became of an earlier message, of somebody's membership, or of the channel: an edit, a redaction, a
-    /// reaction or its end, a role, a topic.
-    Change {
-        /// What.
-        kind: DeliveryKind,
-        /// Who did it, when, to which message, and with what: the new text, the emoji, the user, the topic.
-        change: Message,
+    /// Something became of an earlier message, of somebody's membership, or of the channel.
+    Change(Change),
+    /// Who is there, or who came and went. Has no place in the channel's order and costs no credit. An application that does
+    /// not take it gets the newest picture when it does ([`People`](crate::People) keeps it).
+    Presence(Presence),
+    /// Somebody writes, or stopped to. Who says nothing more for [`TYPING_MS`](thalweg_protocol::limits::TYPING_MS)
+    /// stopped.
+    Typing {
+        /// Who.
+        user: Name,
+        /// Whether.
+        on: bool,
     },
     /// These positions will not come: they are kept no longer, or the reader was too slow and its policy skips.
     Missed {
@@ -110,40 +221,50 @@ pub enum Item {
 }
 
 impl Item {
-    pub(crate) fn of(delivery: Delivery) -> Self {
+    /// What a delivery says.
+    ///
+    /// # Errors
+    /// [`ClientError::Protocol`] for a change that names nobody.
+    pub(crate) fn of(delivery: Delivery) -> Result<Self, ClientError> {
         let Delivery { position, timestamp_us, kind, user, generation, body, key, context } = delivery;
         let id = generation.unwrap_or_default();
-        match kind {
+        let text = |body: &Bytes| String::from_utf8_lossy(body).into_owned();
+        let target = context.target;
+        let change = match kind {
             DeliveryKind::Message => {
-                Self::Message(Message { position, timestamp_us, user, generation, body, key, context })
+                return Ok(Self::Message(Message { position, timestamp_us, user, generation, body, key, context }));
             }
-            DeliveryKind::Edit
-            | DeliveryKind::Redaction
-            | DeliveryKind::Reaction
-            | DeliveryKind::Unreaction
-            | DeliveryKind::Membership
-            | DeliveryKind::Info => {
-                let change = Message { position, timestamp_us, user, generation, body, key, context };
-                Self::Change { kind, change }
-            }
-            DeliveryKind::Tokens => Self::Tokens { position, generation: id, user, text: body },
-            DeliveryKind::GenerationStarted => Self::GenerationStarted { position, generation: id, user },
+            DeliveryKind::Tokens => return Ok(Self::Tokens { position, generation: id, user, text: body }),
+            DeliveryKind::GenerationStarted => return Ok(Self::GenerationStarted { position, generation: id, user }),
             DeliveryKind::GenerationEnded => {
-                let reason = String::from_utf8_lossy(&body).into_owned();
-                Self::GenerationEnded { position, generation: id, user, reason }
+                return Ok(Self::GenerationEnded { position, generation: id, user, reason: text(&body) });
             }
-        }
+            DeliveryKind::Edit => {
+                ChangeKind::Edited { target, body, mentions: context.mentions, redacted: context.redacted }
+            }
+            DeliveryKind::Redaction => ChangeKind::Redacted { target },
+            DeliveryKind::Reaction => ChangeKind::Reacted { target, emoji: text(&body) },
+            DeliveryKind::Unreaction => ChangeKind::Unreacted { target, emoji: text(&body) },
+            DeliveryKind::Membership => {
+                let whose = std::str::from_utf8(&body).ok().and_then(|text| Name::new(text).ok());
+                let error = || ClientError::Protocol(format!("the change of a role at {position} names nobody"));
+                ChangeKind::Member { user: whose.ok_or_else(error)?, role: context.role }
+            }
+            DeliveryKind::Info => ChangeKind::Info { topic: text(&body) },
+        };
+        Ok(Self::Change(Change { position, timestamp_us, user, number: context.number, kind: change }))
     }
 
-    /// Where a reader that took this item stands.
-    fn cursor(&self) -> u64 {
+    /// Where a reader that took this item stands; `None` for what has no place in the channel.
+    fn cursor(&self) -> Option<u64> {
         match self {
             Self::Message(Message { position, .. })
-            | Self::Change { change: Message { position, .. }, .. }
+            | Self::Change(Change { position, .. })
             | Self::Tokens { position, .. }
             | Self::GenerationStarted { position, .. }
-            | Self::GenerationEnded { position, .. } => position.0,
-            Self::Missed { to, .. } | Self::Rewound { to } => to.0,
+            | Self::GenerationEnded { position, .. } => Some(position.0),
+            Self::Missed { to, .. } | Self::Rewound { to } => Some(to.0),
+            Self::Presence(_) | Self::Typing { .. } => None,
         }
     }
 }
@@ -161,6 +282,8 @@ pub struct Subscription {
     pub(crate) queue: mpsc::Receiver<Item>,
     pub(crate) cursor: Arc<AtomicU64>,
     pub(crate) failure: Failure,
+    /// What comes beside the queue.
+    pub(crate) news: Arc<News>,
     /// Items taken since the node was told.
     pub(crate) unreported: u32,
     /// The node is told after so many: a quarter of the lead, so that it never has to wait for a report.
@@ -190,9 +313,17 @@ impl Subscription {
     /// [`ClientError::Lost`] if the connection did not come back in time. Items that arrived before come first. After an
     /// error, and after the client was closed, it gives `None`.
     pub async fn next(&mut self) -> Result<Option<Item>, ClientError> {
-        match self.queue.recv().await {
-            Some(item) => Ok(Some(self.take(item))),
-            None => self.end(),
+        loop {
+            if let Some(item) = self.news.take() {
+                return Ok(Some(item));
+            }
+            tokio::select! {
+                item = self.queue.recv() => match item {
+                    Some(item) => return Ok(Some(self.take(item))),
+                    None => return self.end(),
+                },
+                () = self.news.arrived() => {}
+            }
         }
     }
 
@@ -201,6 +332,9 @@ impl Subscription {
     /// # Errors
     /// As [`next`](Self::next).
     pub fn try_next(&mut self) -> Result<Option<Item>, ClientError> {
+        if let Some(item) = self.news.take() {
+            return Ok(Some(item));
+        }
         match self.queue.try_recv() {
             Ok(item) => Ok(Some(self.take(item))),
             Err(mpsc::error::TryRecvError::Empty) => Ok(None),
@@ -209,7 +343,7 @@ impl Subscription {
     }
 
     fn take(&mut self, item: Item) -> Item {
-        let position = item.cursor();
+        let Some(position) = item.cursor() else { return item };
         self.cursor.store(position, Ordering::Relaxed);
         self.unreported += 1;
         if self.unreported >= self.report_every {
@@ -217,6 +351,12 @@ impl Subscription {
             self.handle.with(|state| state.consumed(self.key, position));
         }
         item
+    }
+
+    /// Tells those who are in the channel that the session's user writes, or stopped to. Only who takes part in presence is
+    /// told, and can tell. May be lost, and is dropped if it is said too often.
+    pub fn typing(&self, on: bool) {
+        self.handle.with(|state| state.typing(self.key, on));
     }
 
     fn end(&mut self) -> Result<Option<Item>, ClientError> {

@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use scripted::{Node, Session, message, within};
 use thalweg_client::{
-    AskRequest, ChannelOptions, Client, ClientError, Durability, FinishReason, Generation, GenerationId, Item, KeyHash,
-    Part, Position, Reject, RejectCode, SubscribeOptions, Usage,
+    AskRequest, ChannelAbout, ChannelKind, ChannelOptions, Client, ClientError, Durability, FinishReason, Generation,
+    GenerationId, Item, KeyHash, Part, Position, PostRule, Reject, RejectCode, SubscribeOptions, Usage,
 };
 use thalweg_protocol::generation::TextHash;
 use thalweg_protocol::op::{ClientOp, CreateChannel, ServerOp, WatchRequest};
@@ -185,10 +185,13 @@ async fn channels_are_made_read_and_deleted() {
             keep_bytes: 1 << 20,
             keep_age: Some(Duration::from_secs(60)),
             durability: Some(Durability::Disk),
+            about: ChannelAbout { kind: ChannelKind::Private, topic: "work".into(), post: PostRule::Members },
         };
+        let about = options.about.clone();
         let (created, ()) = tokio::join!(client.create_channel("general", options), async {
             let (number, op) = session.receive().await;
             let ClientOp::CreateChannel(create) = op else { panic!("{op:?}") };
+            assert_eq!(create.about, about);
             let CreateChannel { history_messages, history_bytes, history_age_ms, durability, .. } = create;
             assert_eq!((history_messages, history_bytes, history_age_ms), (10, 1 << 20, 60_000));
             assert_eq!(durability, Some(Durability::Disk));

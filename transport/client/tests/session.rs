@@ -400,9 +400,9 @@ async fn a_refusal_while_coming_back_is_final() {
         let (session, _) = node.accept().await;
         session.refuse(RejectCode::TokenExpired, "expired");
         let error = ack.await.expect_err("refused");
-        assert!(matches!(&error, ClientError::Refused(reject) if reject.code == RejectCode::TokenExpired), "{error}");
+        assert!(matches!(&error, ClientError::SignedOut(reject) if reject.code == RejectCode::TokenExpired), "{error}");
         let later = client.publish("general", "b").await;
-        assert!(matches!(later, Err(ClientError::Refused(_) | ClientError::Closed)), "{later:?}");
+        assert!(matches!(later, Err(ClientError::SignedOut(_) | ClientError::Closed)), "{later:?}");
     })
     .await;
 }

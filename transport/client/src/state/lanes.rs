@@ -7,7 +7,7 @@ use thalweg_protocol::ids::Position;
 use thalweg_protocol::op::ServerOp;
 use tokio::sync::mpsc;
 
-use super::{FullQueue, Handled, State, Target, unexpected};
+use super::{FullQueue, Handled, State, Target};
 use crate::error::ClientError;
 use crate::generation::Event;
 use crate::subscription::Item;
@@ -19,10 +19,15 @@ impl State {
         match op {
             ServerOp::Delivery(delivery) => {
                 let position = delivery.position.0;
-                self.deliver(frame.subject, position..=position, |_| Item::of(delivery))
+                let item = Item::of(delivery)?;
+                self.deliver(frame.subject, position..=position, |_| item)
             }
             ServerOp::Missed { from, to } => self
                 .deliver(frame.subject, from.0..=to.0, |seen| Item::Missed { from: from.max(Position(seen + 1)), to }),
+            ServerOp::Presence(report) => {
+                self.present(frame.subject, report);
+                Ok(Handled::Done)
+            }
             ServerOp::Ended(reject) => {
                 self.ended(frame.subject, reject);
                 Ok(Handled::Done)
@@ -41,7 +46,7 @@ impl State {
                 let event = Event::Finished { reason, usage, message };
                 Ok(queued_event(&entry.queue, event))
             }
-            other => Err(unexpected("a delivery or tokens", &other)),
+            other => Err(ClientError::unexpected("a delivery or tokens", &other)),
         }
     }
 
