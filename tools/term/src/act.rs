@@ -11,7 +11,7 @@ use crate::theme::Theme;
 use crate::timeline::{Entry, Key, Said, Shown};
 
 /// Others are told again that we type after so long.
-const TYPING_EVERY: std::time::Duration = std::time::Duration::from_millis(crate::clock::TYPING_MS / 2);
+const TYPING_EVERY: std::time::Duration = std::time::Duration::from_millis(thalweg_protocol::limits::TYPING_MS / 2);
 
 /// Sending, and what is told while one writes.
 impl App {
@@ -207,7 +207,7 @@ impl App {
     /// Reacts, or takes a reaction back that is there already.
     fn react(&mut self, position: u64, text: &str) {
         let emoji = crate::complete::emoji_of(text);
-        if emoji.is_empty() || emoji.len() > crate::clock::REACTION_BYTES_MAX {
+        if emoji.is_empty() || emoji.len() > thalweg_protocol::limits::REACTION_BYTES_MAX {
             return self.say("a reaction is an emoji, or a short word", Ink::Error);
         }
         let Some(chat) = self.chat() else { return };

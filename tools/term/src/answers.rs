@@ -180,10 +180,13 @@ impl App {
         found.asked = None;
         found.next = (next != 0).then_some(next);
         for hit in hits {
-            if let Kind::Message { body, redacted: false } = &hit.kind {
-                let body = clean(body).replace('\n', " ");
-                found.add(hit.position, hit.at_us, clean_line(&hit.user), body);
-            }
+            // A text that a message got later leads to the message.
+            let (position, body) = match &hit.kind {
+                Kind::Message { body, redacted: false } => (hit.position, body),
+                Kind::Edit { body } => (hit.target, body),
+                _ => continue,
+            };
+            found.add(position, hit.at_us, clean_line(&hit.user), clean(body).replace('\n', " "));
         }
         self.search_on();
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use thalweg_client::GenerationId;
+use thalweg_protocol::ids::GenerationId;
 
 use crate::chat::{Chat, Live};
 use crate::clock::{Now, Zone};
@@ -32,7 +32,7 @@ const NOTICE_FOR: Duration = Duration::from_secs(8);
 /// What was shown so long is read.
 pub(crate) const READ_AFTER: Duration = Duration::from_millis(700);
 /// Nobody is at the keys.
-const AWAY_AFTER: Duration = Duration::from_millis(crate::clock::AWAY_AFTER_MS);
+const AWAY_AFTER: Duration = Duration::from_millis(thalweg_protocol::limits::AWAY_AFTER_MS);
 /// A second Ctrl-C within this time leaves.
 pub(crate) const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 /// Positions of one page of history.
@@ -297,7 +297,7 @@ impl App {
     /// The open channel as it is looked at.
     pub(crate) fn sight(&self) -> Option<(Sight<'_>, Areas)> {
         let areas = Areas::of(self);
-        let columns = usize::from(areas.timeline.width);
+        let columns = usize::from(areas.text_columns());
         let chat = self.chat()?;
         Some((Sight { chat, me: &self.me, zone: &self.zone, now: self.now, columns }, areas))
     }

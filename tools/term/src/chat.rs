@@ -14,7 +14,7 @@ const PEOPLE_MAX: usize = 1_024;
 /// People whose typing is shown.
 const TYPING_MAX: usize = 16;
 /// Typing is over when nothing more is heard of it.
-const TYPING_FOR: Duration = Duration::from_millis(crate::clock::TYPING_MS);
+const TYPING_FOR: Duration = Duration::from_millis(thalweg_protocol::limits::TYPING_MS);
 /// Channels of at most so many people tell who came and went.
 const TRAFFIC_PEOPLE_MAX: u32 = 32;
 
@@ -118,7 +118,8 @@ impl Chat {
         match (others.is_empty(), self.topic.is_empty()) {
             (false, _) => others.join(" "),
             (true, false) => self.topic.clone(),
-            (true, true) => direct_title(&name, me),
+            // The node gave it a name that says nothing.
+            (true, true) => "(direct)".to_owned(),
         }
     }
 
@@ -237,27 +238,17 @@ impl Chat {
     }
 }
 
-/// The names in a direct channel's name, without ours: `dm:ada+bob` as ada reads it is `@bob`.
-fn direct_title(name: &str, me: &str) -> String {
-    let names = name.split_once([':', '/']).map_or(name, |(_, names)| names);
-    let others: Vec<String> =
-        names.split(['+', ',', '&']).filter(|user| *user != me).map(|user| format!("@{user}")).collect();
-    if others.is_empty() { format!("@{me}") } else { others.join(" ") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn direct_channels_are_called_after_the_others() {
-        let check = |name: &str, expected: &str| {
-            let chat = Chat { kind: ChannelKind::Direct, ..Chat::new(name) };
-            assert_eq!(chat.title("ada"), expected);
-        };
-        check("dm:ada+bob", "@bob");
-        check("dm:ada+bob+cy", "@bob @cy");
-        check("dm:ada", "@ada");
+        let mut chat = Chat { kind: ChannelKind::Direct, ..Chat::new("dm/0123") };
+        assert_eq!(chat.title("ada"), "(direct)");
+        let members = ["ada", "bob", "c\u{1b}y"].map(|user| (user.to_owned(), Role::Member)).into();
+        chat.about(&About { kind: ChannelKind::Direct, members, ..About::default() });
+        assert_eq!(chat.title("ada"), "@bob @c\u{241b}y");
         assert_eq!(Chat::new("gen\u{1b}eral").title("ada"), "#gen\u{241b}eral");
     }
 

@@ -6,11 +6,6 @@ use jiff::Timestamp;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 
-// Until protocol/src/limits.rs has them.
-pub(crate) const TYPING_MS: u64 = 5_000;
-pub(crate) const AWAY_AFTER_MS: u64 = 300_000;
-pub(crate) const REACTION_BYTES_MAX: usize = 32;
-
 /// The two clocks, read by the shell once per event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Now {

@@ -48,11 +48,6 @@ impl Editor {
         self.text.is_empty()
     }
 
-    /// In bytes of [`text`](Self::text).
-    pub(crate) fn cursor(&self) -> usize {
-        self.cursor
-    }
-
     /// What is before the cursor.
     pub(crate) fn before(&self) -> &str {
         &self.text[..self.cursor]

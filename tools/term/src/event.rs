@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crossterm::event::{KeyEvent, MouseEvent};
-use thalweg_client::GenerationId;
+use thalweg_protocol::ids::GenerationId;
 
 /// Names a request of the application, and the answer to it.
 pub type Ticket = u64;

@@ -321,12 +321,13 @@ impl App {
     }
 
     fn popup_scroll(&mut self, up: bool, lines: usize) {
-        let height = usize::from(Areas::popup(self.size).height).saturating_sub(2);
+        let area = Areas::popup(self.size);
+        let height = usize::from(area.height).saturating_sub(2);
         let moved =
             |at: usize, last: usize| if up { at.saturating_sub(lines) } else { at.saturating_add(lines).min(last) };
         match &mut self.popup {
             Some(Popup::Help { scroll }) => {
-                let last = crate::view::help_lines().len().saturating_sub(height);
+                let last = crate::view::help_lines(usize::from(area.width)).len().saturating_sub(height);
                 *scroll = moved(*scroll, last);
             }
             Some(Popup::Card(card)) => card.scroll = moved(card.scroll, card.lines.len().saturating_sub(height)),

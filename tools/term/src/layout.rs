@@ -80,6 +80,11 @@ impl Areas {
         }
     }
 
+    /// Columns for text in the conversation: beside a mark on its left and, where people follow, a space on its right.
+    pub(crate) fn text_columns(&self) -> u16 {
+        self.timeline.width.saturating_sub(1 + u16::from(self.people.is_some()))
+    }
+
     /// Whether a pane lies over the conversation.
     pub(crate) fn overlays(&self) -> bool {
         self.overlays

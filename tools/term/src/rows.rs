@@ -14,9 +14,11 @@ const FOLDED_LINES: usize = 12;
 /// What is shown of an unfolded one.
 const UNFOLDED_LINES: usize = 4_000;
 /// From so many columns on, names stand beside what was said; below, above it.
-const WIDE: usize = 48;
-/// Columns of a name beside what was said.
-const NAME: usize = 12;
+const WIDE: usize = 44;
+/// Columns of a name beside what was said, where there is room, and where there is less.
+const NAMES: (usize, usize) = (12, 8);
+/// From so many columns on there is room for names.
+const ROOMY: usize = 64;
 /// Messages of one person within this time are one block: five minutes.
 const BLOCK_US: u64 = 300_000_000;
 /// How far a walk from reply to reply or from line to line goes for one screen.
@@ -113,13 +115,16 @@ impl Sight<'_> {
             block.truncate(block.len().saturating_sub(hidden));
             hidden = 0;
             rows.extend(block.into_iter().rev());
-            if rows.len() >= height {
-                window.at_top = false;
-                break;
-            }
             match self.previous(Some(key)) {
+                Some(_) if rows.len() >= height => {
+                    window.at_top = false;
+                    break;
+                }
                 Some(previous) => key = previous,
-                None => break,
+                None => {
+                    window.at_top = rows.len() <= height;
+                    break;
+                }
             }
         }
         rows.truncate(height);
@@ -236,9 +241,13 @@ impl Sight<'_> {
         self.columns >= WIDE
     }
 
+    fn name(&self) -> usize {
+        if self.columns >= ROOMY { NAMES.0 } else { NAMES.1 }
+    }
+
     /// Columns before what was said.
     fn indent(&self) -> usize {
-        if self.wide() { 6 + NAME + 1 } else { 1 }
+        if self.wide() { 6 + self.name() + 1 } else { 1 }
     }
 
     fn body_columns(&self) -> usize {
@@ -277,8 +286,8 @@ impl Sight<'_> {
         let first = if body.is_empty() { Line::new() } else { body.remove(0) };
         let mut head = vec![Piece::new(fill(&time.unwrap_or_default(), 6), Ink::Dim)];
         match name {
-            Some((name, ink)) => head.push(Piece::new(fill(name, NAME) + " ", ink)),
-            None => head.push(Piece::new(" ".repeat(NAME + 1), Ink::Plain)),
+            Some((name, ink)) => head.push(Piece::new(fill(name, self.name()) + " ", ink)),
+            None => head.push(Piece::new(" ".repeat(self.name() + 1), Ink::Plain)),
         }
         head.extend(first);
         let rest = body.into_iter().map(|line| self.indented(line));

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use thalweg_client::GenerationId;
+use thalweg_protocol::ids::GenerationId;
 
 use crate::event::{Delivery, Item, Kind, Role, Ticket};
 use crate::text;
@@ -455,10 +455,6 @@ impl Timeline {
             Some(Entry::Said(said)) => Some(said),
             _ => None,
         }
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.unsent.is_empty()
     }
 
     /// The text of a message as it is now; `None` if it was taken back.

@@ -98,7 +98,7 @@ impl Screen<'_> {
                 line.push(Piece::new(format!(" · {}", chat.topic), Ink::Dim));
             }
         }
-        self.line(area.x, area.y, right, &line, bar);
+        self.line(area.x, area.y, right.saturating_sub(1), &line, bar);
         self.line(right.max(area.x), area.y, area.right(), &state, bar);
     }
 
@@ -159,11 +159,12 @@ impl Screen<'_> {
             let base = if row.key.is_some() && row.key == picked {
                 let style = self.app.theme.picked();
                 self.paint(Rect::new(area.x, y, area.width, 1), style);
+                self.line(area.x, y, area.right(), &[Piece::new("▌", Ink::Mention)], style);
                 style
             } else {
                 Style::new()
             };
-            self.line(area.x, y, area.right(), &row.line, base);
+            self.line(area.x + 1, y, area.right(), &row.line, base);
         }
         if window.at_top && sight.chat.paging.is_some() && window.rows.len() < usize::from(area.height) {
             let text = Piece::new("older messages are coming…", Ink::Dim);
@@ -289,12 +290,12 @@ impl Screen<'_> {
         let right_side = self.place();
         let columns: u16 = right_side.iter().map(|piece| width(&piece.text) as u16).sum();
         let right = area.right().saturating_sub(columns + 1);
-        let left = self.happening();
-        self.line(area.x + 1, area.y, right, &left, bar);
+        let left = self.happening(usize::from(right.saturating_sub(area.x + 2)));
+        self.line(area.x + 1, area.y, right.saturating_sub(1), &left, bar);
         self.line(right.max(area.x), area.y, area.right(), &right_side, bar);
     }
 
-    fn happening(&self) -> Line {
+    fn happening(&self, columns: usize) -> Line {
         if let Some(notice) = &self.app.notice {
             return vec![Piece::new(notice.text.clone(), notice.ink)];
         }
@@ -326,7 +327,11 @@ impl Screen<'_> {
         }
         let typing: Vec<&str> = chat.typing.keys().map(String::as_str).collect();
         let text = match typing.as_slice() {
-            [] => return vec![Piece::new("F1 help · Tab picks a message", Ink::Dim)],
+            [] => {
+                let hint = "F1 help · Tab picks a message";
+                let short = if width(hint) > columns { "F1 help" } else { hint };
+                return vec![Piece::new(short, Ink::Dim)];
+            }
             [one] => format!("{one} is typing…"),
             [one, two] => format!("{one} and {two} are typing…"),
             [one, two, more @ ..] => format!("{one}, {two} and {} more are typing…", more.len()),
@@ -392,9 +397,7 @@ impl Screen<'_> {
         let first = (chosen + 1).saturating_sub(room);
         let shown: Vec<_> = completion.candidates.iter().enumerate().skip(first).take(room).collect();
         let words = shown.iter().map(|(_, candidate)| width(candidate.text.trim_end())).max().unwrap_or(0);
-        let notes = shown.iter().map(|(_, candidate)| width(&candidate.note)).max().unwrap_or(0);
-        let columns = (words + notes + 4).min(usize::from(input.width));
-        let area = Rect::new(input.x, input.y - shown.len() as u16, columns as u16, shown.len() as u16);
+        let area = Rect::new(input.x, input.y - shown.len() as u16, input.width, shown.len() as u16);
         Clear.render(area.intersection(self.area), self.buffer);
         for (n, (index, candidate)) in shown.into_iter().enumerate() {
             let is_chosen = completion.chosen == Some(index);
@@ -418,7 +421,7 @@ impl Screen<'_> {
         }
         Clear.render(area, self.buffer);
         let (title, lines, scroll, picked) = match popup {
-            Popup::Help { scroll } => ("Help".to_owned(), help_lines(), *scroll, None),
+            Popup::Help { scroll } => ("Help".to_owned(), help_lines(usize::from(area.width)), *scroll, None),
             Popup::Card(card) => (card.title.clone(), card.lines.clone(), card.scroll, None),
             Popup::Found(found) => {
                 let height = usize::from(area.height - 2);
@@ -468,23 +471,28 @@ fn found_title(found: &Found) -> String {
 }
 
 /// The help, line by line.
-pub(crate) fn help_lines() -> Vec<Line> {
-    let head = |text: &str| vec![Piece::new(text, Ink::Strong)];
-    let row = |(keys, what): (String, &str)| {
-        vec![Piece::new(fill(&keys, 26), Ink::Code), Piece::new(format!(" {what}"), Ink::Plain)]
+pub(crate) fn help_lines(columns: usize) -> Vec<Line> {
+    let row = |keys: String, what: &str| match columns {
+        // Below each other where there is no room beside.
+        0..60 => vec![vec![Piece::new(keys, Ink::Code)], vec![Piece::new(format!("  {what}"), Ink::Plain)]],
+        _ => vec![vec![Piece::new(fill(&keys, 26), Ink::Code), Piece::new(format!(" {what}"), Ink::Plain)]],
     };
-    let keys =
-        |keys: &'static [(&str, &'static str)]| keys.iter().map(move |(keys, what)| row(((*keys).to_owned(), what)));
-    let commands = VERBS.iter().map(|verb| row((format!("/{} {}", verb.name, verb.usage), verb.help)));
-    let mut lines = vec![head("Keys")];
-    lines.extend(keys(KEYS));
-    lines.extend([Line::new(), head("On a picked message")]);
-    lines.extend(keys(PICKED_KEYS));
-    lines.extend([Line::new(), head("Commands")]);
-    lines.extend(commands);
-    lines.extend([Line::new(), head("In a message")]);
-    lines.push(row(("@ai QUESTION".to_owned(), "at the beginning: a model answers, for all to see")));
-    lines.push(row(("//TEXT".to_owned(), "a message that begins with /")));
+    let mut lines: Vec<Line> = Vec::new();
+    let head = |lines: &mut Vec<Line>, text: &str| {
+        if !lines.is_empty() {
+            lines.push(Line::new());
+        }
+        lines.push(vec![Piece::new(text, Ink::Strong)]);
+    };
+    head(&mut lines, "Keys");
+    KEYS.iter().for_each(|(keys, what)| lines.extend(row((*keys).to_owned(), what)));
+    head(&mut lines, "On a picked message");
+    PICKED_KEYS.iter().for_each(|(keys, what)| lines.extend(row((*keys).to_owned(), what)));
+    head(&mut lines, "Commands");
+    VERBS.iter().for_each(|verb| lines.extend(row(format!("/{} {}", verb.name, verb.usage), verb.help)));
+    head(&mut lines, "In a message");
+    lines.extend(row("@ai QUESTION".to_owned(), "at the beginning: a model answers, for all to see"));
+    lines.extend(row("//TEXT".to_owned(), "a message that begins with /"));
     lines
 }
 
