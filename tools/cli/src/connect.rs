@@ -30,6 +30,9 @@ pub(crate) struct ConnectArgs {
     /// Trust the key of a node that is met for the first time, without asking
     #[arg(long, global = true)]
     pub(crate) trust_first: bool,
+    /// Trust nodes whose certificate was issued by an authority in this PEM file, and no others
+    #[arg(long, global = true, value_name = "FILE", env = "THALWEG_CA", conflicts_with = "trust_first")]
+    pub(crate) ca: Option<PathBuf>,
 }
 
 impl ConnectArgs {
@@ -51,9 +54,10 @@ impl ConnectArgs {
         // A node that is both named and found is recognised by what it left here.
         let local = thalweg_client::discover(&data).ok();
         let found = local.as_ref().filter(|local| local.quic == *server);
-        let trust = match found {
-            Some(local) => Trust::PinnedKey(local.key),
-            None => self.first_use(),
+        let trust = match (&self.ca, found) {
+            (Some(ca), _) => Trust::authorities(ca)?,
+            (None, Some(local)) => Trust::PinnedKey(local.key),
+            (None, None) => self.first_use(),
         };
         let token = self.token.clone().or_else(|| found.map(|local| local.token.clone())).ok_or_else(|| {
             Failure::usage(format!(

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
@@ -97,6 +98,23 @@ pub enum Trust {
     },
     /// A node whose certificate is one of these or was issued by one of these; names and dates count.
     Certificate(Vec<CertificateDer<'static>>),
+}
+
+impl Trust {
+    /// Trusts nodes whose certificates were issued by the authorities in this PEM file.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or holds no certificate.
+    pub fn authorities(path: &Path) -> Result<Self, ClientError> {
+        let fault = |reason: String| ClientError::File { path: path.to_path_buf(), reason };
+        let pem = std::fs::read(path).map_err(|error| fault(error.to_string()))?;
+        let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+        let roots = roots.map_err(|error| fault(error.to_string()))?;
+        if roots.is_empty() {
+            return Err(fault("it holds no certificate; it must be PEM, with lines like -----BEGIN CERTIFICATE-----".into()));
+        }
+        Ok(Self::Certificate(roots))
+    }
 }
 
 impl fmt::Debug for Trust {
@@ -214,6 +232,24 @@ mod tests {
         check(&"a".repeat(63), None);
         check(&"g".repeat(64), None);
         check(&format!("{}é", "a".repeat(62)), None);
+    }
+
+    #[test]
+    fn authorities_are_read_from_a_file() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("ca.pem");
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+        let check = |text: &str, expected: Result<usize, &str>| {
+            std::fs::write(&path, text).expect("written");
+            match (Trust::authorities(&path), expected) {
+                (Ok(Trust::Certificate(roots)), Ok(count)) => assert_eq!(roots.len(), count),
+                (Err(error), Err(says)) => assert!(error.to_string().contains(says), "{error}"),
+                (found, expected) => panic!("{found:?} instead of {expected:?}"),
+            }
+        };
+        check(&made.cert.pem().repeat(2), Ok(2));
+        check("", Err("no certificate"));
+        check("-----BEGIN CERTIFICATE-----", Err("ca.pem"));
     }
 
     #[test]
