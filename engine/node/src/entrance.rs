@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use thalweg_domain::permission::{Action, Principal};
 use thalweg_protocol::ids::{Request, SessionId};
+use thalweg_protocol::limits::RECONNECT_DELAY_MS;
 use thalweg_protocol::op::{Hello, Login, ServerOp};
 use thalweg_protocol::reject::{Reject, RejectCode};
 use thalweg_quic::Link as QuicLink;
@@ -18,8 +19,9 @@ use thalweg_shard::{AuditEvent as ShardEvent, Input};
 use crate::core_loop::Core;
 use crate::gate::{
     Access, Admission, Asker, AuditEvent, Awaiting, GateLink, LOGINS_PER_CONNECTION_MAX, NODE_TENANT, Refusal,
-    SWEEP_SESSIONS, Secret, Source, Told, Wanted, is_over,
+    SWEEP_SESSIONS, Secret, Source, Told, Wanted, administers_node, is_over,
 };
+use crate::memory::PRESSURE_NEWCOMERS;
 use crate::sessions::{going_away, shard_link};
 use crate::stats::CoreStats;
 
@@ -117,6 +119,12 @@ impl Core {
             Ok(version) => version,
             Err(reject) => return self.refuse_hello(now, link, request, reject),
         };
+        // Whoever could do something about it is let in.
+        if self.pressure >= PRESSURE_NEWCOMERS && !administers_node(&principal) {
+            let text = "the node is short of memory and takes no new sessions; come back after the delay";
+            let reject = Reject::new(RejectCode::Overloaded, text).retry_after_ms(RECONNECT_DELAY_MS);
+            return self.refuse_hello(now, link, request, reject);
+        }
         tracing::debug!(?link, tenant = %principal.tenant, user = %principal.user, "session opened");
         let object = described(&admission);
         self.entrance.audit(AuditEvent::new(at.wall_us, "hello", object).by(&principal, Some(remote)));

@@ -27,8 +27,8 @@ const BUDGET_PERCENT: u64 = 75;
 /// What is taken for the memory of a machine that does not say how much it has, in bytes.
 const UNKNOWN_MACHINE_BYTES: u64 = 2 << 30;
 
-/// The highest level there is.
-pub const LEVEL_MAX: u8 = 3;
+/// From this level on nobody new is served.
+pub(crate) const PRESSURE_NEWCOMERS: u8 = 2;
 
 /// Finds the level that follows from what is used.
 #[derive(Debug, Clone)]
@@ -46,6 +46,11 @@ impl Budget {
     /// How many bytes there are to use.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// There are so many bytes to use from now on.
+    pub fn resize(&mut self, bytes: u64) {
+        self.bytes = bytes.max(1);
     }
 
     /// Takes in how many bytes are used; gives the new level if it is another one. It rises at once, and falls a step at a
@@ -134,6 +139,9 @@ mod tests {
         check(&[(5_000, Some(3)), (0, Some(2)), (0, Some(1)), (0, Some(0)), (0, None)]);
         check(&[(850, Some(1)), (850, None), (990, Some(3)), (990, None)]);
         assert_eq!(Budget::new(0).used(u64::MAX), Some(3), "no budget is no division by nothing");
+        let mut budget = Budget::new(1_000);
+        budget.resize(100);
+        assert_eq!((budget.bytes(), budget.used(95)), (100, Some(2)));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::certificate::{Certificate, CertificateError, CertificateFiles, State}
 use crate::config::{Limits, NodeConfig};
 use crate::gate::{AccessConfig, GateHandle};
 use crate::identity::{DataDir, IdentityError};
+use crate::memory::default_budget;
 use crate::vitals::Vitals;
 
 /// Changes that wait for a core at a time. Each is taken in its next turn, so a core that leaves as many has stalled.
@@ -56,6 +57,8 @@ pub struct Fresh {
     pub limits: Arc<Limits>,
     /// Who may come in.
     pub access: AccessConfig,
+    /// Memory the node may use, in bytes; without, as much as by default.
+    pub memory_budget_bytes: Option<u64>,
     /// Settings that differ from those in effect and can be changed now, by name.
     pub changed: Vec<String>,
     /// Settings that differ and need a restart, by name.
@@ -202,6 +205,7 @@ impl Reloader {
             inner.tell(&Control::Limits(Arc::clone(&fresh.limits)))?;
             inner.limits = fresh.limits;
         }
+        self.vitals.set_budget(fresh.memory_budget_bytes.unwrap_or_else(default_budget));
         (fresh.commit)();
         Ok(report)
     }

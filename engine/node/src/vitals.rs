@@ -69,6 +69,11 @@ impl Vitals {
         (self.reloads.load(Ordering::Relaxed), self.reloads_failed.load(Ordering::Relaxed))
     }
 
+    /// The node may use so many bytes from now on.
+    pub(crate) fn set_budget(&self, bytes: u64) {
+        self.budget_bytes.store(bytes, Ordering::Relaxed);
+    }
+
     pub(crate) fn set_certificate_expiry(&self, expires_s: i64) {
         self.certificate_expires_s.store(expires_s, Ordering::Relaxed);
     }
@@ -108,7 +113,7 @@ pub(crate) struct Sampler {
 
 impl Sampler {
     pub(crate) fn new(vitals: Arc<Vitals>, outlook: Arc<Outlook>, budget_bytes: u64, bells: &[Arc<Bell>]) -> Self {
-        vitals.budget_bytes.store(budget_bytes, Ordering::Relaxed);
+        vitals.set_budget(budget_bytes);
         let (budget, clock) = (Budget::new(budget_bytes), StepWatch::default());
         Self {
             vitals,
@@ -147,6 +152,7 @@ impl Sampler {
         // A system that does not say how much is used cannot be told to use less.
         let Ok(bytes) = resident_bytes() else { return };
         self.vitals.resident_bytes.store(bytes, Ordering::Relaxed);
+        self.budget.resize(self.vitals.budget_bytes());
         if let Some(level) = self.budget.used(bytes) {
             let before = self.vitals.level.swap(level, Ordering::Relaxed);
             self.vitals.level_changes.fetch_add(1, Ordering::Relaxed);

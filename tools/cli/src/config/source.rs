@@ -65,6 +65,7 @@ impl SettingsSource for Settings {
             certificate: node.certificate,
             limits: node.limits,
             access: node.access,
+            memory_budget_bytes: node.memory_budget_bytes,
             changed: owned(changed),
             needs_restart: owned(needs_restart),
             commit: Box::new(commit),

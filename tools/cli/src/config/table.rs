@@ -193,7 +193,7 @@ const ROWS: &[Setting] = &[
         "Models by name or GGUF file, default first; [] for none.").flag("--model"),
     Setting::new("memory.budget", Kind::Bytes { least: 16 << 20, most: 1 << 50 },
         unset("three quarters of the machine's, or of its control group's limit", "\"4GiB\""),
-        "Near it the node drops history from memory, then refuses new sessions, then writes."),
+        "Near it the node drops history from memory, then refuses new sessions, then writes.").reloads(),
     Setting::new("limits.tenants", Kind::Tables,
         unset("all tenants are treated alike", "{ acme = { user = { messages_per_second = 100 } } }"),
         "Tenants with limits of their own, as tables like [limits.tenants.acme.user]; the rest is as for all.").reloads(),
