@@ -46,7 +46,7 @@ pub(crate) use keeper::{Keeper, Now};
 pub use keyring::{Claims, Minted, SIGNING_KEY_FILE};
 pub(crate) use limits::{LOGINS_PER_CONNECTION_MAX, SWEEP_SESSIONS};
 pub(crate) use link::{Asker, Awaiting, GateLink, Told, Wanted};
-pub(crate) use manage::NODE_TENANT;
+pub(crate) use manage::{NODE_TENANT, administers_node};
 pub use store::{ACCESS_DIRECTORY, AccessError};
 pub use thalweg_domain::permission::{Action, Credential, Permission, Principal};
 use thalweg_protocol::ids::SessionId;

@@ -120,6 +120,20 @@ fn plural(count: usize) -> &'static str {
 }
 
 async fn show_running(connect: ConnectArgs, json: bool) -> Result<(), Failure> {
-    let _ = (connect, json, PATIENCE, exit::FAILED);
-    Err(Failure::failed("the SDK cannot ask for it yet"))
+    let client = connect.connect("admin", PATIENCE).await?;
+    let asked = json!({ "command": "config" });
+    let slow = || Failure::new(exit::UNREACHABLE, format!("the node did not answer within {PATIENCE:?}"));
+    let answer = tokio::time::timeout(PATIENCE, client.manage(&asked)).await.map_err(|_| slow())??;
+    client.close().await;
+    let running = &answer["config"];
+    if json {
+        return print(&running.to_string());
+    }
+    let Some(settings) = running["settings"].as_object() else {
+        return Err(Failure::failed("the node does not know where its settings come from: it was not started by `serve`"));
+    };
+    if let Some(file) = running["file"].as_str() {
+        print(&format!("# {file}, as the node has it\n"))?;
+    }
+    print(&show::toml_of_json(settings))
 }
