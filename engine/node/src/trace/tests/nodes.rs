@@ -45,7 +45,7 @@ fn context(trace: u128) -> TraceContext {
 struct Trace(Vec<Span>);
 
 impl Trace {
-    fn only(&self, name: &str) -> &Span {
+    fn only<'a>(&'a self, name: &'a str) -> &'a Span {
         let mut named = self.all(name);
         let found = named.next().unwrap_or_else(|| panic!("no {name} among {:?}", self.names()));
         assert!(named.next().is_none(), "one {name} among {:?}", self.names());
