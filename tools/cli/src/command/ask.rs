@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use thalweg_client::{
     AskRequest, ChatMessage, FinishReason, Generation, GenerationId, Name, OnDetach, Part, Role, Sampling, Text,
+    TraceContext,
 };
 use thalweg_protocol::limits::PROMPT_BYTES_MAX;
 
@@ -58,6 +59,9 @@ pub(crate) struct Args {
     /// With --resume: from this token on
     #[arg(long, value_name = "N", requires = "resume", conflicts_with = "prompt")]
     from: Option<u32>,
+    /// The trace this is part of, as W3C Trace Context writes it
+    #[arg(long, value_name = "TEXT", env = "TRACEPARENT")]
+    traceparent: Option<TraceContext>,
     #[command(flatten)]
     connect: ConnectArgs,
 }
@@ -112,6 +116,7 @@ fn read_prompt() -> Result<String, Failure> {
 
 async fn ask(args: Args, request: Option<AskRequest>) -> Result<(), Failure> {
     let client = args.connect.connect("ask", RECONNECT).await?;
+    let client = args.traceparent.map_or_else(|| client.clone(), |trace| client.with_trace(trace));
     let mut generation = match (request, args.resume) {
         (Some(request), _) => client.ask(request).await?,
         (None, Some(id)) => client.watch(id, args.from.unwrap_or(0), None).await?,
