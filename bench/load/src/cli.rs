@@ -10,7 +10,7 @@ use crate::error::LoadError;
 use crate::process::Process;
 use crate::report::Row;
 pub use crate::swarm::Idle;
-use crate::{append, connect, fanout, ping, report, tokens};
+use crate::{append, connect, fanout, ping, presence, report, tokens};
 
 /// The node that is measured.
 #[derive(Debug, Clone)]
@@ -56,6 +56,8 @@ pub enum Bench {
     Tokens(TokensArgs),
     /// Messages that are answered when they are durable
     Append(AppendArgs),
+    /// Many users in many channels, who see each other come and go
+    Presence(PresenceArgs),
 }
 
 /// `thalweg bench ping`.
@@ -194,6 +196,35 @@ pub struct AppendArgs {
     pub warmup: Duration,
 }
 
+/// `thalweg bench presence`.
+#[derive(Debug, Clone, Args)]
+pub struct PresenceArgs {
+    /// Users, each with a connection and a token of its own, which the node mints: the token given must allow that
+    #[arg(long, default_value_t = 10_000, value_name = "N")]
+    pub users: usize,
+    /// Channels
+    #[arg(long, default_value_t = 1_000, value_name = "N")]
+    pub channels: usize,
+    /// Channels that each user is in
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub per_user: usize,
+    /// Messages a second, in all channels together
+    #[arg(long, default_value_t = 1_000.0, value_name = "R", value_parser = rate)]
+    pub rate: f64,
+    /// Joins and leaves a second, in all channels together
+    #[arg(long, default_value_t = 50.0, value_name = "R", value_parser = rate)]
+    pub churn: f64,
+    /// Bytes of a message's body
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    pub body: usize,
+    /// How long to measure
+    #[arg(long, default_value = "30s", value_name = "TIME", value_parser = duration)]
+    pub duration: Duration,
+    /// How long to run before that
+    #[arg(long, default_value = "5s", value_name = "TIME", value_parser = duration)]
+    pub warmup: Duration,
+}
+
 /// Where messages are when they are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kept {
@@ -249,6 +280,7 @@ pub fn measure(args: &BenchArgs, target: Target) -> Result<Vec<Row>, LoadError> 
         Bench::Connect(args) => connect::run(args, &context),
         Bench::Tokens(args) => tokens::run(args, &context),
         Bench::Append(args) => append::run(args, &context),
+        Bench::Presence(args) => presence::run(args, &context),
     }
 }
 
@@ -313,6 +345,8 @@ mod tests {
         check("append --rate 20000 --body 1024 --duration 5s --warmup 1s --json", true);
         check("append --rate 20000 --saturate", false);
         check("append --durability replicated", false);
+        check("presence --users 100 --channels 10 --per-user 3 --rate 50 --churn 5 --duration 2s", true);
+        check("presence --churn 0", false);
         check("", false);
     }
 

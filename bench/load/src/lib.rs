@@ -19,6 +19,7 @@ mod fanout;
 mod floor;
 mod latency;
 mod ping;
+mod presence;
 mod process;
 pub mod report;
 mod swarm;

@@ -74,8 +74,8 @@ pub(crate) enum Seen {
     Ready,
     /// The connection failed or ended. Nothing more comes.
     Lost(String),
-    /// A frame, read at `at_ns`. `lane` tells the lanes of a link apart.
-    Frame { lane: StreamId, subject: u32, op: ServerOp, at_ns: u64 },
+    /// A frame of so many bytes with its header, read at `at_ns`. `lane` tells the lanes of a link apart.
+    Frame { lane: StreamId, subject: u32, op: ServerOp, bytes: usize, at_ns: u64 },
     /// So many bytes of an echo server, read at `at_ns`.
     Bytes { count: usize, at_ns: u64 },
 }
@@ -131,6 +131,11 @@ impl Swarm {
 
     /// Begins the handshake of a new link; [`Seen::Ready`] or [`Seen::Lost`] follows.
     pub(crate) fn open(&mut self) -> Result<LinkId, LoadError> {
+        self.open_as(self.greeting.clone())
+    }
+
+    /// The same for somebody who is greeted otherwise.
+    pub(crate) fn open_as(&mut self, greeting: Greeting) -> Result<LinkId, LoadError> {
         let id = self.links.len();
         let port = id / LINKS_PER_PORT;
         if port == self.ports.len() {
@@ -139,7 +144,7 @@ impl Swarm {
         let session = SessionId(rand::rng().random());
         let (handle, connection) = self.ports[port].connect(self.config.clone(), self.server)?;
         self.ports[port].bind(handle, id);
-        self.links.push(Link::new(port, handle, connection, session));
+        self.links.push(Link::new(port, handle, connection, session, greeting));
         self.dirty.push(id);
         Ok(id)
     }
@@ -201,6 +206,16 @@ impl Swarm {
         }
         self.mark(id);
         Ok(())
+    }
+
+    /// Sends a frame as a datagram, with the next flush. It may be lost, as datagrams may.
+    pub(crate) fn send_datagram(&mut self, id: LinkId, subject: u32, op: &ClientOp) {
+        let payload = op.encode();
+        let mut frame = Vec::with_capacity(payload.len() + 8);
+        frame.extend_from_slice(&header(payload.len(), subject));
+        frame.extend_from_slice(&payload);
+        self.links[id].send_datagram(frame.into());
+        self.mark(id);
     }
 
     /// Stops reading a lane: what arrives stays in the transport's window.
@@ -312,7 +327,7 @@ impl Swarm {
     /// Turns what the transport has to say about a link into [`Seen`].
     fn drain(&mut self, id: LinkId) {
         let link = &mut self.links[id];
-        link.drain(&self.greeting, self.clock, &mut |seen| self.seen.push_back((id, seen)));
+        link.drain(self.clock, &mut |seen| self.seen.push_back((id, seen)));
     }
 
     /// Runs turns until `step` says that it is done, or `limit` has passed; whether it was done.
@@ -346,6 +361,18 @@ impl Swarm {
 
     /// Opens `count` links and waits until all are welcomed, with at most `at_once` handshakes under way.
     pub(crate) fn open_all(&mut self, count: usize, at_once: usize, limit: Duration) -> Result<Vec<LinkId>, LoadError> {
+        let greeting = self.greeting.clone();
+        self.open_each((0..count).map(|_| greeting.clone()), at_once, limit)
+    }
+
+    /// The same with a link for each of these greetings.
+    pub(crate) fn open_each(
+        &mut self,
+        greetings: impl ExactSizeIterator<Item = Greeting>,
+        at_once: usize,
+        limit: Duration,
+    ) -> Result<Vec<LinkId>, LoadError> {
+        let (count, mut greetings) = (greetings.len(), greetings);
         let (mut opened, mut ready) = (Vec::with_capacity(count), 0);
         let server = self.server;
         let complete = self.run_until(limit, |swarm, seen| {
@@ -354,8 +381,10 @@ impl Swarm {
                 Some((_, Seen::Lost(reason))) => return Err(swarm.lost(reason)),
                 _ => {}
             }
-            while opened.len() < count && opened.len() - ready < at_once {
-                opened.push(swarm.open()?);
+            while opened.len() - ready < at_once
+                && let Some(greeting) = greetings.next()
+            {
+                opened.push(swarm.open_as(greeting)?);
             }
             Ok(ready == count)
         });

@@ -2,9 +2,11 @@
 
 use std::time::Instant;
 
+use bytes::Bytes;
 use quinn_proto::{Connection, ConnectionHandle, Dir, Event, ReadError, StreamEvent, StreamId, WriteError};
 use thalweg_protocol::frame::{Splitter, header};
 use thalweg_protocol::ids::SessionId;
+use thalweg_protocol::limits::FRAME_HEADER_BYTES;
 use thalweg_protocol::op::ServerOp;
 
 use super::{Greeting, Seen, hello};
@@ -23,6 +25,7 @@ pub(super) struct Link {
     pub(super) handle: ConnectionHandle,
     pub(super) connection: Connection,
     pub(super) session: SessionId,
+    greeting: Greeting,
     /// Earliest entry of this link in the swarm's timers.
     pub(super) timer: Option<Instant>,
     /// Whether the link is in the swarm's list of those that may have something to send.
@@ -36,12 +39,19 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(port: usize, handle: ConnectionHandle, connection: Connection, session: SessionId) -> Self {
+    pub(super) fn new(
+        port: usize,
+        handle: ConnectionHandle,
+        connection: Connection,
+        session: SessionId,
+        greeting: Greeting,
+    ) -> Self {
         Self {
             port,
             handle,
             connection,
             session,
+            greeting,
             timer: None,
             dirty: true,
             lost: false,
@@ -70,6 +80,12 @@ impl Link {
         self.backlog.len()
     }
 
+    /// Sends a datagram; what finds no room pushes out the oldest that waits.
+    pub(super) fn send_datagram(&mut self, frame: Bytes) {
+        // A server that takes none, or a connection that is gone: then it is lost, as a datagram may be.
+        let _ = self.connection.datagrams().send(frame, true);
+    }
+
     pub(super) fn pause(&mut self, stream: StreamId) {
         if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.stream == stream) {
             lane.paused = true;
@@ -84,18 +100,18 @@ impl Link {
     }
 
     /// Reports everything that happened since the last call.
-    pub(super) fn drain(&mut self, greeting: &Greeting, clock: Clock, report: &mut impl FnMut(Seen)) {
+    pub(super) fn drain(&mut self, clock: Clock, report: &mut impl FnMut(Seen)) {
         while let Some(event) = self.connection.poll() {
             match event {
-                Event::Connected => self.greet(greeting, report),
+                Event::Connected => self.greet(report),
                 Event::ConnectionLost { reason } => self.lose(reason.to_string(), report),
                 Event::Stream(StreamEvent::Opened { dir: Dir::Uni }) => {
                     while let Some(stream) = self.connection.streams().accept(Dir::Uni) {
                         self.lanes.push(Lane { stream, splitter: Splitter::new(), paused: false });
-                        self.read(stream, greeting, clock, report);
+                        self.read(stream, clock, report);
                     }
                 }
-                Event::Stream(StreamEvent::Readable { id }) => self.read(id, greeting, clock, report),
+                Event::Stream(StreamEvent::Readable { id }) => self.read(id, clock, report),
                 Event::Stream(StreamEvent::Writable { .. }) => {
                     let backlog = std::mem::take(&mut self.backlog);
                     self.write(&backlog);
@@ -106,18 +122,18 @@ impl Link {
         // A resumed lane may hold frames that no event will announce.
         for at in 0..self.lanes.len() {
             if !self.lanes[at].paused && self.lanes[at].splitter.pending() > 0 {
-                self.read(self.lanes[at].stream, greeting, clock, report);
+                self.read(self.lanes[at].stream, clock, report);
             }
         }
     }
 
-    fn greet(&mut self, greeting: &Greeting, report: &mut impl FnMut(Seen)) {
+    fn greet(&mut self, report: &mut impl FnMut(Seen)) {
         let Some(command) = self.connection.streams().open(Dir::Bi) else {
             return self.lose("the server allows no lane".into(), report);
         };
         self.command = Some(command);
         self.lanes.push(Lane { stream: command, splitter: Splitter::new(), paused: false });
-        match greeting {
+        match &self.greeting {
             Greeting::Echo => {
                 self.welcomed = true;
                 report(Seen::Ready);
@@ -136,7 +152,7 @@ impl Link {
         }
     }
 
-    fn read(&mut self, stream: StreamId, greeting: &Greeting, clock: Clock, report: &mut impl FnMut(Seen)) {
+    fn read(&mut self, stream: StreamId, clock: Clock, report: &mut impl FnMut(Seen)) {
         let Some(at) = self.lanes.iter().position(|lane| lane.stream == stream) else { return };
         if self.lanes[at].paused {
             return;
@@ -148,7 +164,7 @@ impl Link {
                 match chunks.next(usize::MAX) {
                     Ok(Some(chunk)) => {
                         bytes += chunk.bytes.len();
-                        if matches!(greeting, Greeting::Hello { .. }) {
+                        if matches!(self.greeting, Greeting::Hello { .. }) {
                             self.lanes[at].splitter.push(chunk.bytes);
                         }
                     }
@@ -162,7 +178,7 @@ impl Link {
             // Whether a window update is due is found out at the next transmit anyway: the link is served after every read.
             let _ = chunks.finalize();
         }
-        if matches!(greeting, Greeting::Echo) && bytes > 0 {
+        if matches!(self.greeting, Greeting::Echo) && bytes > 0 {
             report(Seen::Bytes { count: bytes, at_ns: clock.now_ns() });
         }
         self.cut(at, clock, report);
@@ -190,7 +206,8 @@ impl Link {
                 }
                 op => {
                     let lane = self.lanes[at].stream;
-                    report(Seen::Frame { lane, subject: frame.subject, op, at_ns: clock.now_ns() });
+                    let bytes = FRAME_HEADER_BYTES + frame.payload.len();
+                    report(Seen::Frame { lane, subject: frame.subject, op, bytes, at_ns: clock.now_ns() });
                 }
             }
         }
