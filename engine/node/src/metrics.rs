@@ -6,7 +6,7 @@ mod process;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use hdrhistogram::Histogram;
 use thalweg_protocol::reject::RejectCode;
@@ -38,9 +38,8 @@ impl Exposed for Scrape {
         self.counters(into);
         self.gauges(into);
         self.spreads(into);
-        if let Some(report) = &self.inference {
-            inference::expose(report, into);
-        }
+        // Without models too, so that dashboards and alerts name nothing that is not there.
+        inference::expose(&self.inference.take().unwrap_or_default(), into);
         self.disk(into);
     }
 }
@@ -52,7 +51,7 @@ impl Scrape {
         let health = outlook.health();
         into.gauge("thalweg_build_info", "Always 1; its label says which version runs.")
             .add(&[("version", health.version)], 1);
-        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(health.uptime);
+        let started = outlook.started().duration_since(UNIX_EPOCH).unwrap_or_default();
         into.gauge("thalweg_start_time_seconds", "When the node started, in seconds since 1970.")
             .add_fraction(&[], started.as_millis() as f64 / 1e3);
         into.gauge("thalweg_epoch", "How often a node started on this data.").add(&[], health.epoch);

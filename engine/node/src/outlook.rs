@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use thalweg_protocol::ids::{CoreId, Epoch};
 use thalweg_protocol::limits::CORE_SILENT_MS;
@@ -30,6 +30,8 @@ struct Signs {
 /// What the node shows of itself. Every number stands alone, so none is ordered after another.
 pub(crate) struct Outlook {
     origin: Instant,
+    /// The same by the wall clock as it was then, since it must not move.
+    started: SystemTime,
     /// What a [`Phase`] is as a number.
     phase: AtomicU8,
     epoch: AtomicU64,
@@ -51,7 +53,8 @@ impl Outlook {
     ) -> Arc<Self> {
         let cores = (0..cores).map(|_| Signs::default()).collect();
         let (phase, epoch) = (AtomicU8::new(Phase::Starting as u8), AtomicU64::new(0));
-        Arc::new(Self { origin, phase, epoch, cores, alarm, vitals, log })
+        let started = SystemTime::now();
+        Arc::new(Self { origin, started, phase, epoch, cores, alarm, vitals, log })
     }
 
     /// The node has counted this start.
@@ -105,6 +108,11 @@ impl Outlook {
 
     pub(crate) fn uptime(&self) -> Duration {
         self.origin.elapsed()
+    }
+
+    /// When it started, by the wall clock of that time.
+    pub(crate) fn started(&self) -> SystemTime {
+        self.started
     }
 
     /// Where the log is.

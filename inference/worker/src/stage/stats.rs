@@ -198,6 +198,13 @@ pub struct StageStats {
     pub sample_to_ring: Summary,
 }
 
+/// That of a stage without threads.
+impl Default for StageReport {
+    fn default() -> Self {
+        Self::merge(std::iter::empty())
+    }
+}
+
 impl StageReport {
     pub(super) fn merge(threads: impl Iterator<Item = Arc<ThreadStats>>) -> Self {
         let mut all = StageStats::default();
