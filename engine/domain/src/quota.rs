@@ -91,6 +91,13 @@ impl Bucket {
         self.level -= i128::from(count) * ONE;
     }
 
+    /// Puts `count` back, which turned out not to have been done.
+    pub fn give_back(&mut self, rate: Rate, count: u64, now_us: u64) {
+        self.fill(rate, now_us);
+        let full = i128::from(rate.burst.max(1)) * ONE;
+        self.level = (self.level + i128::from(count) * ONE).min(full);
+    }
+
     /// Whether anything is in it; if not, after how many milliseconds there will be.
     ///
     /// # Errors
@@ -144,6 +151,9 @@ mod tests {
         bucket.charge(rate, 1_000, 0);
         assert_eq!(bucket.check(rate, 5_000_000), Err(1));
         assert_eq!(bucket.check(rate, 5_001_000), Ok(()));
+        bucket.charge(rate, 900, 5_001_000);
+        bucket.give_back(rate, 900, 5_001_000);
+        assert_eq!(bucket.check(rate, 5_001_000), Ok(()), "what is given back is there again");
         assert_eq!(bucket.check(rate, 4_000_000), Ok(()), "a clock that goes back changes nothing");
     }
 }

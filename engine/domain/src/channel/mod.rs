@@ -184,7 +184,9 @@ impl Channel {
 
     /// A message, or what is left of it if its text was taken back.
     pub fn shown(&self, message: &Arc<Message>) -> Arc<Message> {
-        if self.roster.is_redacted(message.position) {
+        // What a text was changed to goes with it.
+        let is_edit = message.kind == DeliveryKind::Edit && self.roster.is_redacted(message.context.target);
+        if !message.context.redacted && (is_edit || self.roster.is_redacted(message.position)) {
             return Arc::new(message.redacted());
         }
         Arc::clone(message)

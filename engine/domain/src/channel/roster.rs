@@ -229,6 +229,9 @@ impl Roster {
         match self.role(&principal.user) {
             Some(MemberRole::Invited) => fact(MemberRole::Member),
             Some(role) if role >= MemberRole::Reader => Ok(None),
+            None if self.kind() == ChannelKind::Direct => {
+                refuse(RejectCode::Forbidden, format!("{channel} is a conversation of others"))
+            }
             _ => {
                 self.may_read(principal, channel)?;
                 self.has_room(channel)?;

@@ -115,6 +115,8 @@ fn joining_and_leaving() {
     assert_eq!(leave(ChannelKind::Open, "ada"), Err(RejectCode::Forbidden), "somebody must own it");
     assert_eq!(leave(ChannelKind::Open, "ban"), Err(RejectCode::Forbidden), "a ban is not left");
     assert_eq!(leave(ChannelKind::Direct, "bob"), Err(RejectCode::Forbidden));
+    let stranger = roster(ChannelKind::Direct, PostRule::Everyone).decide_join(&admin("root"), &channel, 9);
+    assert_eq!(stranger.map_err(|reject| reject.code), Err(RejectCode::Forbidden), "a conversation stays whose it is");
     let fact = Roster::default().decide_join(&admin("root"), &channel, 9).expect("may").expect("new");
     let ChannelFact::Member { member: Some(member), .. } = fact else { panic!("a member") };
     assert_eq!(member.role, MemberRole::Owner, "a channel of older days gets an owner");
