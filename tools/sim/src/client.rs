@@ -2,18 +2,26 @@
 
 mod answers;
 mod channels;
+mod chat;
+mod presence;
+mod reports;
 mod watches;
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use thalweg_protocol::chat::Post;
 use thalweg_protocol::ids::{Name, Position, Sequence, SessionId, Subscription, Watch};
 use thalweg_protocol::op::{ClientOp, Delivery, From, Hello, Policy, Publish, ServerOp, Subscribe};
 use thalweg_shard::Link;
-use thalweg_workload::auditor::{BodyHash, ChannelIndex, Event as Seen, ReaderId};
+use thalweg_workload::auditor::people::{DeedId, Moment};
+use thalweg_workload::auditor::{ChannelIndex, Event as Seen, ReaderId};
 
-pub(crate) use channels::{DOOMED, MEMORY, is_doomed};
-use channels::{Kind, kind};
+pub(crate) use channels::{CLUB, DOOMED, MEMORY, is_doomed};
+use channels::{Kind, content, kind};
+pub(crate) use chat::Known;
+use chat::{ChatAsked, delivery_kind};
+pub(crate) use presence::Picture;
 use watches::Watching;
 
 use crate::faults::Fault;
@@ -28,6 +36,13 @@ const READERS_MAX: usize = 8;
 struct Write {
     channel: u32,
     body: Bytes,
+    post: Post,
+    /// When it was sent first.
+    since: Moment,
+    /// What else is to be said of it when it is answered.
+    deed: Option<DeedId>,
+    /// Nothing is in its way: it must not be refused.
+    last_word: bool,
     /// Times it was sent.
     sent: u32,
     /// The channel that the auditor knows it for.
@@ -42,6 +57,12 @@ struct Reader {
     policy: Policy,
     from: From,
     lead: u32,
+    /// Whether it takes part in presence.
+    presence: bool,
+    /// Who is there, as far as it was told over this connection.
+    picture: Option<Picture>,
+    /// When it was asked for over this connection.
+    since: Moment,
     /// Whether the node accepted it over this connection, and over any.
     accepted: (bool, bool),
     cursor: Position,
@@ -62,7 +83,14 @@ enum Asked {
     Subscribe,
     Generation,
     /// A page of a channel's history, from a position on.
-    Page(u32, Position),
+    Page {
+        channel: u32,
+        from: Position,
+        since: Moment,
+    },
+    /// A channel with members.
+    Create(DeedId),
+    Chat(ChatAsked),
     /// A subscription that was ended before it was accepted: it may be refused, but it is answered.
     Abandoned,
     Other,
@@ -70,6 +98,14 @@ enum Asked {
 
 pub(crate) struct Client {
     session: SessionId,
+    /// Whose data it works with.
+    pub(crate) tenant: u8,
+    /// The number of its user, of whom there may be several clients.
+    pub(crate) user: u32,
+    /// Its token lets it administer everything of its tenant.
+    admin: bool,
+    /// It said that its user is not at the keyboard.
+    away: bool,
     /// It does nothing until all is over, and reads everything then.
     observer: bool,
     link: Option<Link>,
@@ -86,9 +122,13 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(number: usize, observer: bool) -> Self {
+    pub(crate) fn new(number: usize, observer: bool, tenant: u8, user: u32, admin: bool) -> Self {
         Self {
             session: SessionId(number as u128 + 1),
+            tenant,
+            user,
+            admin,
+            away: false,
             observer,
             epoch: 0,
             link: None,
@@ -101,6 +141,13 @@ impl Client {
             watches: BTreeMap::new(),
             slow: false,
         }
+    }
+}
+
+impl Client {
+    /// Whether all that it asked for is answered.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.link.is_some() && self.asked.is_empty() && self.unacked.is_empty()
     }
 }
 
@@ -126,11 +173,13 @@ impl World {
             self.come_back(client);
         }
         let pause = if self.chance(0.1) { 20_000 } else { 2_000 };
-        self.within(pause, Event::Act { client });
+        let at = (self.now_us + 1 + self.below(pause)).max(self.paused_until_us);
+        self.at(at, Event::Act { client });
     }
 
     fn act_connected(&mut self, client: usize) {
-        match self.below(1_000) {
+        match self.below(1_350) {
+            1_000.. => self.socialise(client),
             0..460 => self.publish(client),
             460..580 => self.subscribe(client),
             580..600 => self.unsubscribe(client),
@@ -181,7 +230,7 @@ impl World {
     }
 
     fn publish(&mut self, client: usize) {
-        let channel = self.any_channel();
+        let channel = self.any_channel(client);
         if channel == 0 && self.trimmed && self.chance(0.3) {
             self.create(client, channel);
         }
@@ -190,27 +239,48 @@ impl World {
         let own = &mut self.clients[client];
         own.sequences += 1;
         let sequence = Sequence(own.sequences);
-        let (session, epoch) = (own.session, own.epoch);
+        let session = own.session;
         let start = if mention { "@ai " } else { "" };
         let padding = if mention { 0 } else { padding as usize };
-        let body = Bytes::from(format!("{start}{} {sequence} {}", session.0, "x".repeat(padding)));
+        let (post, name) = self.speak(client, channel);
+        let body = Bytes::from(format!("{start}{} {sequence} {name}{}", session.0, "x".repeat(padding)));
         if mention {
             self.faults.count(Fault::Mentioned);
         }
-        let hash = BodyHash::of(&body);
-        let index = channels::index(channel, epoch);
+        self.write(client, channel, sequence, body, post, None);
+    }
+
+    /// Writes something for the first time.
+    fn write(
+        &mut self,
+        client: usize,
+        channel: u32,
+        sequence: Sequence,
+        body: Bytes,
+        post: Post,
+        deed: Option<DeedId>,
+    ) {
+        let index = self.index_for(client, channel);
+        let (session, user) = (self.clients[client].session, self.user_name(client));
+        let hash = content(delivery_kind(post.kind), post.target, &user, &body);
         self.auditor.record(Seen::Sent { session, sequence, channel: index, body: hash });
-        self.clients[client].unacked.insert(sequence, Write { channel, body, sent: 0, index });
+        let since = self.people.moment();
+        if kind(channel) == Kind::Club {
+            self.sent_at.insert(hash, since);
+        }
+        let last_word = self.asking;
+        let write = Write { channel, body, post, since, deed, last_word, sent: 0, index };
+        self.clients[client].unacked.insert(sequence, write);
         self.send_write(client, sequence);
     }
 
     fn send_write(&mut self, client: usize, sequence: Sequence) {
-        let epoch = self.clients[client].epoch;
+        let (epoch, tenant) = (self.clients[client].epoch, self.clients[client].tenant);
         let session = self.clients[client].session;
         let Some(write) = self.clients[client].unacked.get_mut(&sequence) else { return };
-        let index = channels::index(write.channel, epoch);
+        let index = channels::index(tenant, write.channel, epoch);
         let anew = std::mem::replace(&mut write.index, index) != index;
-        let Write { channel, body, sent, .. } = write.clone();
+        let Write { channel, body, sent, post, .. } = write.clone();
         write.sent += 1;
         if anew {
             self.auditor.record(Seen::Resent { session, sequence, channel: index });
@@ -220,7 +290,7 @@ impl World {
             self.faults.count(Fault::Retried);
         }
         let make = kind(channel) == Kind::Disk;
-        let publish = Publish { channel: name(channel), sequence, retry, make, body, key: 0, post: Default::default() };
+        let publish = Publish { channel: self.name_of(channel), sequence, retry, make, body, key: 0, post };
         self.request(client, &ClientOp::Publish(publish), Asked::Publish(sequence));
     }
 
@@ -228,7 +298,7 @@ impl World {
         if self.clients[client].readers.len() >= READERS_MAX {
             return self.unsubscribe(client);
         }
-        let channel = self.any_channel();
+        let channel = self.any_channel(client);
         let policy = [Policy::Replay, Policy::Drop, Policy::Disconnect][self.below(3) as usize];
         let from = match self.below(3) {
             0 => From::Start,
@@ -236,10 +306,11 @@ impl World {
             _ => From::Position(Position(self.below(40))),
         };
         let lead = [0, 1, 2, 8][self.below(4) as usize];
-        self.subscribe_to(client, channel, policy, from, lead);
+        let presence = self.chance(0.4);
+        self.subscribe_to(client, channel, policy, from, lead, presence);
     }
 
-    fn subscribe_to(&mut self, client: usize, channel: u32, policy: Policy, from: From, lead: u32) {
+    fn subscribe_to(&mut self, client: usize, channel: u32, policy: Policy, from: From, lead: u32, presence: bool) {
         let id = ReaderId(self.fresh_number());
         let reader = Reader {
             id,
@@ -247,6 +318,9 @@ impl World {
             policy,
             from,
             lead,
+            presence,
+            picture: None,
+            since: Moment::default(),
             accepted: (false, false),
             cursor: Position(0),
             index: None,
@@ -257,14 +331,15 @@ impl World {
         self.send_subscribe(client, reader);
     }
 
-    fn send_subscribe(&mut self, client: usize, reader: Reader) {
-        let Reader { channel, from, policy, lead, accepted, mut cursor, .. } = reader;
+    fn send_subscribe(&mut self, client: usize, mut reader: Reader) {
+        (reader.picture, reader.since) = (None, self.people.moment());
+        let Reader { channel, from, policy, lead, accepted, mut cursor, presence, .. } = reader;
         if accepted.1 && self.options.plant == Some(Plant::CursorOffByOne) {
             cursor = cursor.next();
         }
         let from = if accepted.1 { From::Position(cursor) } else { from };
         let make = kind(channel) == Kind::Disk;
-        let op = ClientOp::Subscribe(Subscribe { channel: name(channel), from, policy, lead, make, presence: false });
+        let op = ClientOp::Subscribe(Subscribe { channel: self.name_of(channel), from, policy, lead, make, presence });
         let number = self.request(client, &op, Asked::Subscribe);
         self.clients[client].readers.insert(number, reader);
     }
@@ -340,7 +415,12 @@ impl World {
             wire.in_use = false;
             wire.spared = Some(spared);
         }
-        let late = if self.chance(0.3) { 20_000 } else { 500 };
+        let late = match self.below(20) {
+            // It vanished without a word, and the node learns late that it is gone.
+            0 => 30_000_000,
+            1..7 => 20_000,
+            _ => 500,
+        };
         self.send(Route::ToNode(link), late, Event::Lost { link });
         self.forget_connection(client);
     }
@@ -371,9 +451,10 @@ impl World {
         let core = self.wires[&link].core.0;
         let epoch = self.epoch;
         let own = &mut self.clients[client];
-        (own.link, own.epoch) = (Some(link), epoch);
+        (own.link, own.epoch, own.away) = (Some(link), epoch, false);
         let elsewhere = own.last_core.replace(core).is_some_and(|last| last != core);
-        let (session, token) = (own.session, format!("user-{client}"));
+        let (session, tenant) = (own.session, own.tenant);
+        let token = format!("{tenant} {} user-{}", if own.admin { "admin" } else { "user" }, own.user);
         let readers = std::mem::take(&mut own.readers);
         let watches = std::mem::take(&mut own.watches);
         let writes: Vec<Sequence> = own.unacked.keys().copied().collect();
@@ -391,8 +472,8 @@ impl World {
             reader.owed = None;
             let channel = reader.channel;
             let anew = match kind(channel) {
-                Kind::Disk => false,
-                Kind::Memory => reader.index.is_some_and(|index| index != channels::index(channel, epoch)),
+                Kind::Disk | Kind::Club => false,
+                Kind::Memory => reader.index.is_some_and(|index| index != channels::index(tenant, channel, epoch)),
                 Kind::Doomed => true,
             };
             if anew {
@@ -422,8 +503,8 @@ impl World {
         if fresh {
             self.come_back(client);
             if self.clients[client].observer {
-                for channel in self.channels.clone() {
-                    self.subscribe_to(client, channel, Policy::Replay, From::Start, 0);
+                for channel in self.channels_to_observe(client) {
+                    self.subscribe_to(client, channel, Policy::Replay, From::Start, 0, true);
                 }
             }
         }

@@ -128,6 +128,60 @@ faults! {
     GenerationResumed = "generation_resumed";
     /// A watcher was rewound.
     Rewound = "rewound";
+    /// A message was edited.
+    Edited = "edited";
+    /// A text was taken back.
+    TookBack = "took_back";
+    /// A message was shown without its text.
+    ReadRedacted = "read_redacted";
+    /// A write was refused because the message it meant is gone.
+    MessageGone = "message_gone";
+    /// Somebody reacted to a message.
+    Reacted = "reacted";
+    /// Somebody noted how far they had read.
+    MarkedRead = "marked_read";
+    /// Somebody joined or left a channel.
+    Joined = "joined_or_left";
+    /// Somebody was given or lost a role.
+    MemberSet = "member_set";
+    /// A channel got a topic.
+    TopicSet = "topic_set";
+    /// Somebody opened a direct conversation.
+    DirectOpened = "direct_opened";
+    /// Somebody said who they are.
+    ProfileSet = "profile_set";
+    /// A channel and its members were reported.
+    Reported = "channel_reported";
+    /// Channels were listed.
+    Listed = "channels_listed";
+    /// Messages were searched.
+    Searched = "searched";
+    /// Somebody without the right was refused.
+    StrangerRefused = "stranger_refused";
+    /// A reader lost the right, and with it its subscription.
+    Expelled = "reader_expelled";
+    /// Limits were set.
+    Limited = "limited";
+    /// Something was refused for want of allowance.
+    RateRefused = "rate_refused";
+    /// The node was short of memory.
+    Pressed = "short_of_memory";
+    /// Something was refused because the node was short of memory.
+    PressureRefused = "pressure_refused";
+    /// Nobody did anything for a while.
+    Paused = "paused";
+    /// A datagram was lost.
+    DatagramLost = "datagram_lost";
+    /// Somebody typed.
+    Typed = "typed";
+    /// Somebody was told that somebody typed.
+    TypingSeen = "typing_seen";
+    /// A reader was told who is there.
+    PresenceTold = "presence_told";
+    /// A session was not heard of for too long.
+    PresenceTimeout = "presence_timeout";
+    /// Everybody's picture of who is there was compared with who is.
+    PresenceJudged = "presence_judged";
     /// The node was drained.
     Drained = "drained";
     /// Something was refused because the node drains.

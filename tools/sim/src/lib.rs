@@ -16,6 +16,7 @@
 mod client;
 mod disk;
 mod faults;
+mod limits;
 mod lives;
 mod node;
 mod script;

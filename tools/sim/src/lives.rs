@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use rand::Rng as _;
+use thalweg_domain::fact::Member;
 use thalweg_domain::partition::PartitionState;
 use thalweg_journal::recovery::{Plan, Recovered};
 use thalweg_journal::segment::{Segment, Shelf};
 use thalweg_journal::wal::scan;
 use thalweg_journal::{DiskError, LogError};
+use thalweg_protocol::chat::MemberRole;
 use thalweg_protocol::ids::{CoreId, Epoch, Name, Partition};
 use thalweg_protocol::op::Durability;
 use thalweg_shard::{Config, Input, Link, Shard};
@@ -57,6 +59,9 @@ impl World {
                     self.clock_us += self.rng.random_range(-CLOCK_STEP_US..=CLOCK_STEP_US);
                     self.faults.count(Fault::ClockStepped);
                 }
+                Trouble::Limits => self.change_limits(),
+                Trouble::Pressure => self.change_pressure(),
+                Trouble::Pause => self.pause(),
             }
         }
     }
@@ -106,7 +111,12 @@ impl World {
     fn forget_events(&mut self) {
         let reach = if self.chance(0.5) { u64::MAX } else { self.now_us + self.below(300) };
         self.queue.retain(|(at, _), event| match event {
-            Event::Act { .. } | Event::Noticed { .. } => true,
+            Event::Act { .. }
+            | Event::Noticed { .. }
+            | Event::Heartbeat { .. }
+            | Event::Questions
+            | Event::Silence
+            | Event::Unpress => true,
             Event::ToClient { .. } => *at <= reach,
             _ => false,
         });
@@ -121,6 +131,7 @@ impl World {
         self.faults.add(Fault::GenerationResumed, self.node.stage.resumed);
         for core in &self.node.cores {
             self.faults.add(Fault::HistoryRead, core.shard.counters().history_reads);
+            self.faults.add(Fault::PresenceTimeout, core.shard.counters().presence_timeouts);
         }
     }
 
@@ -215,6 +226,7 @@ impl World {
         self.up = true;
         let epoch = self.epoch;
         self.note(format_args!("life {epoch} begins with {count} cores"));
+        self.tell_circumstances();
     }
 
     /// Blocks of a file of the write-ahead log: few, so that files are recycled often, and enough for the largest record.
@@ -356,6 +368,35 @@ impl World {
         self.disk.overwrite(path, at, &batch);
     }
 
+    /// Loses a part of what was recovered about people.
+    fn forget_people(&self, plant: Plant, states: &mut BTreeMap<Partition, PartitionState>) {
+        for state in states.values_mut() {
+            if plant == Plant::ForgetProfiles {
+                state.users.clear();
+            }
+            for channel in state.channels.values_mut() {
+                let facts = &mut channel.facts;
+                match plant {
+                    Plant::ForgetRedactions => facts.redacted.clear(),
+                    Plant::ForgetMembers => facts.members.clear(),
+                    Plant::ReadBackwards => facts.readings.values_mut().for_each(|reading| {
+                        reading.position.0 -= reading.position.0 / 2;
+                        reading.number /= 2;
+                    }),
+                    Plant::ForgetNumbers => channel.messages = 0,
+                    Plant::ForgetRemovals => {
+                        for user in (0..8).filter_map(|user| Name::new(&format!("user-{user}")).ok()) {
+                            let by = user.clone();
+                            let member = Member { role: MemberRole::Member, since_us: 0, by };
+                            facts.members.entry(user).or_insert(Some(member));
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
     fn plant_after_recovery(&mut self, states: &mut BTreeMap<Partition, PartitionState>) {
         match self.options.plant {
             Some(Plant::ForgetCommands) => {
@@ -371,6 +412,14 @@ impl World {
                     }
                 }
             }
+            Some(
+                plant @ (Plant::ForgetRedactions
+                | Plant::ForgetRemovals
+                | Plant::ForgetMembers
+                | Plant::ReadBackwards
+                | Plant::ForgetProfiles
+                | Plant::ForgetNumbers),
+            ) => self.forget_people(plant, states),
             Some(Plant::LoseTombstone) => {
                 for ((partition, id), state) in self.truth.deleted_states() {
                     if let Some(of) = states.get_mut(&partition) {

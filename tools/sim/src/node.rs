@@ -11,17 +11,18 @@ use thalweg_protocol::limits::{
     BODY_BYTES_MAX, FRAME_BYTES_MAX, LEAD_MESSAGES, LEAD_TOKENS, SESSION_QUEUE_BYTES, TURN_INPUTS_MAX,
 };
 use thalweg_protocol::op::{ClientOp, Hello, ServerOp, Welcome};
-use thalweg_shard::{InferenceCommand, Input, Link, Now, Output, Shard, Ticket};
+use thalweg_protocol::reject::{Reject, RejectCode};
+use thalweg_shard::{InferenceCommand, Input, Link, Now, Output, PeerMessage, SessionMessage, Shard, Ticket};
 
 use crate::faults::Fault;
 use crate::stage::Stage;
 use crate::storage::{Reading, Storage};
-use crate::world::{Event, Lane, Route, World};
+use crate::world::{Event, Lane, Plant, Route, World};
 
 /// Wall clock at the start of a run, in microseconds since 1970.
 const WALL_US: u64 = 1_700_000_000_000_000;
 /// Deadlines further ahead than this are those of things that are kept, which no run waits for, in microseconds.
-const DEADLINE_US: u64 = 40_000_000;
+const DEADLINE_US: u64 = 60_000_000;
 /// Largest frame of the delivery lane: a body and its envelope.
 const DELIVERY_FRAME_BYTES: usize = BODY_BYTES_MAX + 4_096;
 
@@ -78,14 +79,33 @@ pub(crate) fn frame(subject: u32, payload: &Bytes) -> Bytes {
     bytes.freeze()
 }
 
-fn principal(hello: &Hello) -> Option<Principal> {
+/// What a tenant is called.
+fn tenant(number: u8) -> Name {
+    Name::new(&format!("tenant-{number}")).expect("a valid name")
+}
+
+/// Whose a token is: number of the tenant, whether it administers it, and the user's name.
+fn principal(hello: &Hello, plant: Option<Plant>) -> Option<Principal> {
     let all = |action| Permission { action, pattern: "*".into() };
-    let permissions = [Action::Read, Action::Write, Action::Ask, Action::Admin].map(all).to_vec();
-    let (tenant, user) = (Name::new("tenant").ok()?, Name::new(&hello.token).ok()?);
-    Some(Principal::new(tenant, user, hello.session, permissions))
+    let mut words = hello.token.split(' ');
+    let (number, admin, user) = (words.next()?.parse().ok()?, words.next()? == "admin", words.next()?);
+    let number = if plant == Some(Plant::MixTenants) { 0 } else { number };
+    let mut permissions = [Action::Read, Action::Write, Action::Ask].map(all).to_vec();
+    permissions.extend(admin.then(|| all(Action::Admin)));
+    Some(Principal::new(tenant(number), Name::new(user).ok()?, hello.session, permissions))
 }
 
 impl World {
+    pub(crate) fn tenant_name(&self, number: u8) -> Name {
+        tenant(number)
+    }
+
+    /// A datagram of a client arrives, if its connection is still there.
+    pub(crate) fn datagram_to_node(&mut self, link: Link, op: ClientOp) {
+        let Some(wire) = self.wires.get(&link).filter(|wire| wire.open && wire.greeted) else { return };
+        self.input(wire.core, Input::Request { link, request: Request(0), op, trace: 0 });
+    }
+
     pub(crate) fn now(&self) -> Now {
         let wall_us = (WALL_US + self.now_us).saturating_add_signed(self.clock_us);
         Now { mono_us: self.now_us, wall_us }
@@ -147,7 +167,7 @@ impl World {
         match op {
             ClientOp::Hello(hello) if !wire.greeted => {
                 wire.greeted = true;
-                let Some(principal) = principal(&hello) else {
+                let Some(principal) = principal(&hello, self.options.plant) else {
                     return self.violation(format!("{link:?}: {hello:?} is nobody"));
                 };
                 let welcome = Welcome {
@@ -262,11 +282,20 @@ impl World {
             Output::Read { read, partition, channel, from, to } => {
                 self.begin_read(core, Reading { read, partition, channel, from, to });
             }
+            Output::Reply { link, request, op: ServerOp::Published { .. } }
+                if self.options.plant == Some(Plant::RefuseCarriedOut) && self.limits.is_some() =>
+            {
+                let reject = Reject::new(RejectCode::RateLimited, "too much");
+                self.reply_bytes(link, Lane::Command, request.0, &ServerOp::Reject(reject).encode());
+            }
             Output::Reply { link, request, op } => self.reply_bytes(link, Lane::Command, request.0, &op.encode()),
             Output::Deliver { link, subscription, payload } => self.deliver(link, subscription.0, &payload),
             Output::Generation { link, watch, payload, last: _ } => {
                 self.reply_bytes(link, Lane::Generation(watch), watch.0, &payload);
             }
+            // The shell of a defect: who lost their place is not parted with.
+            Output::Peer { message: PeerMessage::ToSession(SessionMessage::Expelled { .. }), .. }
+                if self.options.plant == Some(Plant::KeepReaders) => {}
             Output::Peer { to, message } => {
                 let (route, delay) = (Route::Mesh(core.0, to.0), self.node.mesh_us);
                 self.send(route, delay, Event::Input { core: to, input: Input::Peer(message) });
@@ -275,7 +304,8 @@ impl World {
                 self.note(format_args!("core {core}: {command:?}"));
                 self.send(Route::ToStage(core.0), 200, Event::Command { core, command });
             }
-            Output::Datagram { .. } | Output::Audit(_) => {}
+            Output::Datagram { link, subscription, payload } => self.send_datagram(link, subscription.0, &payload),
+            Output::Audit(event) => self.note(format_args!("audit: {event:?}")),
             Output::Close { link, reject } => {
                 self.note(format_args!("{link:?} is closed: {reject}"));
                 self.faults.count(Fault::TakenOver);
@@ -300,8 +330,27 @@ impl World {
         }
     }
 
+    fn send_datagram(&mut self, link: Link, subscription: u32, payload: &Bytes) {
+        self.trace.bytes(payload);
+        if self.chance(0.2) {
+            return self.faults.count(Fault::DatagramLost);
+        }
+        match ServerOp::decode(payload) {
+            Ok(op) => self.within(2_000, Event::DatagramToClient { link, subscription, op }),
+            Err(reject) => self.violation(format!("{link:?}: a datagram does not decode: {reject}")),
+        }
+    }
+
     /// Puts a delivery into the queue of a connection.
     fn deliver(&mut self, link: Link, subject: u32, payload: &Bytes) {
+        if self.options.plant == Some(Plant::LosePresence) && self.planted < 2 {
+            let is_news = matches!(ServerOp::decode(payload), Ok(ServerOp::Presence(news)) if !news.full);
+            if is_news && self.settling {
+                self.planted += 1;
+                return;
+            }
+        }
+        self.judge_late_text(link, subject, payload);
         let Some(wire) = self.wires.get_mut(&link) else { return };
         let bytes = frame(subject, payload);
         wire.deliveries.extend_from_slice(&bytes);

@@ -98,7 +98,8 @@ impl Stage {
                 if let Err(text) = said.begin(submit.generation, self.life.epoch, &prompt, &produced) {
                     self.violations.push(text);
                 }
-                let submit = Submit { id, outlet, prompt, max_tokens: submit.sampling.max_tokens, credit, traced: false };
+                let submit =
+                    Submit { id, outlet, prompt, max_tokens: submit.sampling.max_tokens, credit, traced: false };
                 self.resumed += u64::from(!produced.is_empty());
                 if produced.is_empty() { Input::Submit(submit) } else { Input::Resume { submit, produced } }
             }

@@ -6,10 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use thalweg_domain::fact::ChannelFact;
 use thalweg_domain::partition::{ChannelState, PartitionState, first_kept};
 use thalweg_domain::record::{Event, Message, Record};
 use thalweg_journal::segment::Shelf;
-use thalweg_protocol::ids::{ChannelId, CoreId, Lsn, Partition, Position, Sequence, SessionId};
+use thalweg_protocol::ids::{ChannelId, CoreId, Lsn, Name, Partition, Position, Sequence, SessionId};
 use thalweg_protocol::limits::{HISTORY_BATCH_BYTES, HISTORY_BATCH_MESSAGES};
 use thalweg_protocol::op::DeliveryKind;
 use thalweg_shard::Ticket;
@@ -48,6 +49,10 @@ pub(crate) struct Truth {
     /// Deleted or about to be.
     doomed: BTreeSet<Life>,
     lives: BTreeMap<(SessionId, Sequence), Life>,
+    /// How many messages each channel has, counted one by one.
+    counts: BTreeMap<Life, u64>,
+    /// The messages whose texts were taken back.
+    redacted: BTreeMap<Life, BTreeSet<Position>>,
     indices: BTreeMap<Life, ChannelIndex>,
 }
 
@@ -68,10 +73,23 @@ impl Truth {
             if self.deleted.contains_key(&life) {
                 wrong = Some(format!("partition {partition}: {} was deleted and is written to", posting.id));
             }
-            let of_session = message.kind == DeliveryKind::Message && message.generation.is_none();
+            let of_session = message.sequence != Sequence(0) && message.generation.is_none();
             if of_session && let Some(before) = self.lives.insert((message.session, message.sequence), life) {
                 let who = format!("{} #{}", message.session, message.sequence);
                 wrong = Some(format!("{who} was written to {before:?} and again to {life:?}"));
+            }
+            let count = self.counts.entry(life).or_default();
+            *count += u64::from(message.kind == DeliveryKind::Message);
+            if message.context.number != *count {
+                let (number, position) = (message.context.number, message.position);
+                wrong = Some(format!("{position} of {life:?} is message {number}, and {count} were counted"));
+            }
+        }
+        if let Event::ChannelChanged { id, facts, .. } = &record.event {
+            for fact in facts {
+                if let ChannelFact::Redacted { position } = fact {
+                    self.redacted.entry((partition, *id)).or_default().insert(*position);
+                }
             }
         }
         if let Event::ChannelDeleted { id, .. } = record.event {
@@ -103,6 +121,34 @@ impl Truth {
                 log.archived = lsn;
             }
         }
+    }
+
+    /// Whether a write is in the log.
+    pub(crate) fn is_written(&self, session: SessionId, sequence: Sequence) -> bool {
+        self.lives.contains_key(&(session, sequence))
+    }
+
+    /// The messages and edits of a channel that hold a text and were not taken back. What is not durable yet is not counted.
+    pub(crate) fn matches(&mut self, tenant: &Name, channel: &Name, query: &str) -> Vec<Position> {
+        let durable: Vec<(Partition, Lsn)> = self.logs.iter().map(|(&p, log)| (p, log.durable)).collect();
+        for (partition, lsn) in durable {
+            // A record that cannot be applied was told of when it was appended.
+            let _ = self.settle(partition, lsn);
+        }
+        let made = |state: &ChannelState| {
+            state.made.as_ref().is_some_and(|(key, _)| key.tenant == *tenant && key.channel == *channel)
+        };
+        let mut positions = Vec::new();
+        for (&partition, log) in &self.logs {
+            for (&id, state) in log.state.channels.iter().filter(|(_, state)| made(state)) {
+                let messages = self.messages.get(&(partition, id)).into_iter().flatten();
+                let said = messages.filter(|m| matches!(m.kind, DeliveryKind::Message | DeliveryKind::Edit));
+                let found = said.filter(|m| String::from_utf8_lossy(&m.body).to_lowercase().contains(query));
+                let shown = found.filter(|message| !is_taken_back(message, &state.facts.redacted));
+                positions.extend(shown.map(|message| message.position));
+            }
+        }
+        positions
     }
 
     /// Which life of a channel that is deleted and made again a write went to, as the auditor numbers them.
@@ -161,7 +207,13 @@ impl Truth {
                     self.lives.remove(&(posting.message.session, posting.message.sequence));
                 }
             }
-            differ(partition, &log.state, state)?;
+            differ(partition, &log.state, state, &self.floors)?;
+        }
+        // Counted anew: what was not durable is gone.
+        self.counts.clear();
+        for (&life, messages) in &self.messages {
+            let count = messages.iter().filter(|message| message.kind == DeliveryKind::Message).count();
+            self.counts.insert(life, count as u64);
         }
         // A partition of which nothing was recovered.
         for (partition, log) in &mut self.logs {
@@ -222,8 +274,11 @@ impl Truth {
                 let postings = log.pending.iter().filter_map(|record| record.event.posting());
                 postings.into_iter().find(|p| p.id == channel && p.message.position == Position(n)).map(|p| &p.message)
             };
+            let redacted = self.redacted.get(&(partition, channel));
+            let may_be_redacted = |written: &Message| redacted.is_some_and(|all| is_taken_back(written, all));
             match of_settled.or_else(of_pending) {
                 Some(written) if written == message && message.position == Position(n) => {}
+                Some(written) if may_be_redacted(written) && **message == written.redacted() => {}
                 Some(_) => return Err(format!("{place}: another message came as {n}: {}", message.position)),
                 // Of a deleted channel whatever comes is thrown away.
                 None if self.doomed.contains(&(partition, channel)) => {}
@@ -262,14 +317,43 @@ impl Truth {
     }
 }
 
+/// Whether the text of a message was taken back, or of the one it gives another text to.
+fn is_taken_back(message: &Message, redacted: &BTreeSet<Position>) -> bool {
+    let is_edit = message.kind == DeliveryKind::Edit && redacted.contains(&message.context.target);
+    is_edit || redacted.contains(&message.position)
+}
+
+/// Channels without what no longer matters: that texts were taken back which are no longer kept.
+fn kept(
+    partition: Partition,
+    channels: &BTreeMap<ChannelId, ChannelState>,
+    floors: &BTreeMap<Life, Position>,
+) -> BTreeMap<ChannelId, ChannelState> {
+    let mut channels = channels.clone();
+    for (&id, channel) in &mut channels {
+        if let Some(floor) = floors.get(&(partition, id)) {
+            channel.facts.redacted = channel.facts.redacted.split_off(floor);
+        }
+    }
+    channels
+}
+
 /// What is different between two states that should be alike.
-fn differ(partition: Partition, written: &PartitionState, recovered: &PartitionState) -> Result<(), String> {
+fn differ(
+    partition: Partition,
+    written: &PartitionState,
+    recovered: &PartitionState,
+    floors: &BTreeMap<Life, Position>,
+) -> Result<(), String> {
     let place = format!("partition {partition} to {}", recovered.last);
     if (written.first, written.last) != (recovered.first, recovered.last) {
         return Err(format!("{place}: begins at {} instead of {}", recovered.first, written.first));
     }
-    if written.channels != recovered.channels {
+    if kept(partition, &written.channels, floors) != kept(partition, &recovered.channels, floors) {
         return Err(format!("{place}: channels {:?} instead of {:?}", recovered.channels, written.channels));
+    }
+    if written.users != recovered.users {
+        return Err(format!("{place}: users {:?} instead of {:?}", recovered.users, written.users));
     }
     if written.dedupe != recovered.dedupe {
         return Err(format!("{place}: other commands are remembered than were carried out"));

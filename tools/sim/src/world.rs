@@ -1,16 +1,20 @@
 //! The world around the shards: the clock, the queue of what happens next, and the judgement at the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
-use thalweg_protocol::ids::{CoreId, GenerationId, Watch};
+use thalweg_domain::quota::Limits;
+use thalweg_protocol::ids::{CoreId, GenerationId, Name, Position, Watch};
+use thalweg_protocol::op::{ClientOp, ServerOp};
 use thalweg_shard::{InferenceCommand, Input, Link};
-use thalweg_workload::auditor::Auditor;
+use thalweg_workload::auditor::people::{Moment, People};
+use thalweg_workload::auditor::{Auditor, BodyHash, ChannelIndex};
 
-use crate::client::{Client, DOOMED, MEMORY};
+use crate::client::{CLUB, Client, DOOMED, Known, MEMORY};
 use crate::disk::{FakeDisk, Rot};
 use crate::faults::{Fault, Faults};
 use crate::node::{Node, Wire};
@@ -20,7 +24,7 @@ use crate::trace::Trace;
 use crate::truth::Truth;
 
 /// Simulated time that everything has to end in once clients do nothing new, in microseconds.
-const SETTLE_US: u64 = 120_000_000;
+const SETTLE_US: u64 = 240_000_000;
 /// Events of a run, after which it is taken for one that never ends.
 const EVENTS_MAX: u64 = 5_000_000;
 
@@ -59,6 +63,28 @@ pub enum Plant {
     ForgetDirectory,
     /// A merge drops a message that is still kept.
     DropKept,
+    /// A restarted node does not know which texts were taken back.
+    ForgetRedactions,
+    /// A restarted node does not know who lost their place in a channel.
+    ForgetRemovals,
+    /// A restarted node does not know the members of channels.
+    ForgetMembers,
+    /// A restarted node has older read marks.
+    ReadBackwards,
+    /// A restarted node does not know who people are.
+    ForgetProfiles,
+    /// A restarted node counts messages from nought.
+    ForgetNumbers,
+    /// Readers of a removed member go on.
+    KeepReaders,
+    /// A frame of presence never reaches its reader.
+    LosePresence,
+    /// Nobody is told that limits were lifted.
+    KeepLimits,
+    /// A write is carried out and answered as refused.
+    RefuseCarriedOut,
+    /// Everybody is of one tenant.
+    MixTenants,
 }
 
 /// How a node ends.
@@ -78,6 +104,9 @@ pub(crate) enum Trouble {
     FailSync,
     FillDisk,
     StepClock,
+    Limits,
+    Pressure,
+    Pause,
 }
 
 /// How to run a seed.
@@ -129,6 +158,18 @@ pub(crate) enum Event {
     Act { client: usize },
     /// Bytes of a client's command lane arrive at the node.
     ToNode { link: Link, bytes: Bytes },
+    /// A datagram of a client arrives at the node.
+    DatagramToNode { link: Link, op: ClientOp },
+    /// A datagram of the node arrives at a client.
+    DatagramToClient { link: Link, subscription: u32, op: ServerOp },
+    /// A client that takes part in presence says that it is there.
+    Heartbeat { client: usize },
+    /// Clients ask for everything that they changed.
+    Questions,
+    /// Nobody was heard of for long.
+    Silence,
+    /// The node has memory again.
+    Unpress,
     /// The node learns that a connection is gone.
     Lost { link: Link },
     /// Bytes arrive at a client.
@@ -225,6 +266,39 @@ pub(crate) struct World {
     /// The model says the same again.
     pub(crate) repeatable: bool,
     pub(crate) channels: Vec<u32>,
+    /// Channels with members, and direct conversations.
+    pub(crate) clubs: Vec<u32>,
+    /// The names of direct conversations.
+    pub(crate) directs: BTreeMap<u32, Name>,
+    /// What people did, and what they were shown of it.
+    pub(crate) people: People,
+    /// When what was written to channels with members was sent first.
+    pub(crate) sent_at: BTreeMap<BodyHash, Moment>,
+    /// Messages that clients were shown, the newest last.
+    pub(crate) known: BTreeMap<(u8, u32), VecDeque<Known>>,
+    /// How many messages there were up to each that clients were shown.
+    pub(crate) numbers: BTreeMap<(ChannelIndex, Position), u64>,
+    /// Texts that somebody took back or tried to.
+    pub(crate) redactions: BTreeSet<(ChannelIndex, Position)>,
+    /// Texts that were taken back, and when their clients knew.
+    pub(crate) taken_back: BTreeMap<(ChannelIndex, Position), u64>,
+    /// Whose generations are.
+    pub(crate) generation_tenants: BTreeMap<GenerationId, u8>,
+    /// What clients may do in a time, if that is limited.
+    pub(crate) limits: Option<Arc<Limits>>,
+    pub(crate) limited_until_us: u64,
+    pub(crate) was_limited: bool,
+    /// How short of memory the node is.
+    pub(crate) pressure: u8,
+    pub(crate) pressed_until_us: u64,
+    pub(crate) was_pressed: bool,
+    /// Nobody does anything before.
+    pub(crate) paused_until_us: u64,
+    /// When clients stop to say that they are there: those who do things, and those who observe.
+    pub(crate) heartbeats_end_us: Option<(u64, u64)>,
+    /// What is written now must not be refused.
+    pub(crate) asking: bool,
+    pub(crate) asked_everything: bool,
     /// The first channel keeps little history.
     pub(crate) trimmed: bool,
     pub(crate) planted: u32,
@@ -252,8 +326,32 @@ fn troubles(rng: &mut StdRng, operations: u64) -> Vec<(u64, Trouble)> {
     some(rng, Trouble::FillDisk, fill.into());
     let steps = rng.random_range(0..4);
     some(rng, Trouble::StepClock, steps);
+    let (limits, presses, pause) = (rng.random_range(0..5), rng.random_range(0..3), rng.random_bool(0.4));
+    let limits = if rng.random_bool(0.5) { limits } else { 0 };
+    some(rng, Trouble::Limits, limits);
+    some(rng, Trouble::Pressure, presses);
+    some(rng, Trouble::Pause, pause.into());
     troubles.sort_by_key(|&(at, trouble)| (at, trouble as u8));
     troubles
+}
+
+/// Clients: some of whom may administer everything, two of one user, and those of another tenant whose users and channels are
+/// called the same; for each tenant one that does nothing until all is over, and reads everything then.
+fn crowd(rng: &mut StdRng, count: usize) -> Vec<Client> {
+    let (others, twins) = (rng.random_bool(0.4), rng.random_bool(0.4));
+    let mut crowd = Vec::new();
+    for number in 0..count {
+        let user = if twins && number == 2 { 0 } else { number as u32 };
+        crowd.push(Client::new(number, false, 0, user, number == 0 || rng.random_bool(0.4)));
+    }
+    crowd.push(Client::new(count, true, 0, 7, true));
+    if others {
+        for user in 0..rng.random_range(1..=2) {
+            crowd.push(Client::new(crowd.len(), false, 1, user, true));
+        }
+        crowd.push(Client::new(crowd.len(), true, 1, 7, true));
+    }
+    crowd
 }
 
 /// Runs a seed. A panic is a violation too.
@@ -281,7 +379,26 @@ pub fn simulate(seed: u64, options: Options) -> Report {
         was_full: false,
         broken: false,
         next_link: 0,
-        clients: (0..=count).map(|number| Client::new(number, number == count)).collect(),
+        clients: crowd(&mut rng, count),
+        clubs: (0..rng.random_range(0..3)).map(|club| CLUB + club).collect(),
+        directs: BTreeMap::new(),
+        people: People::new(),
+        sent_at: BTreeMap::new(),
+        known: BTreeMap::new(),
+        numbers: BTreeMap::new(),
+        redactions: BTreeSet::new(),
+        taken_back: BTreeMap::new(),
+        generation_tenants: BTreeMap::new(),
+        limits: None,
+        limited_until_us: 0,
+        was_limited: false,
+        pressure: 0,
+        pressed_until_us: 0,
+        was_pressed: false,
+        paused_until_us: 0,
+        heartbeats_end_us: None,
+        asking: false,
+        asked_everything: false,
         troubles: troubles(&mut rng, options.operations),
         large: rng.random_bool(0.3),
         repeatable: rng.random_bool(0.5),
@@ -359,6 +476,7 @@ impl World {
         self.at(1, Event::Boot);
         for client in 0..self.clients.len() {
             self.within(1_000, Event::Act { client });
+            self.within(1_000_000, Event::Heartbeat { client });
         }
         let (mut events, mut settle_until) = (0_u64, u64::MAX);
         while let Some(((at, _), event)) = self.queue.pop_first() {
@@ -392,6 +510,12 @@ impl World {
         match event {
             Event::Act { client } => self.act(client),
             Event::ToNode { link, bytes } => self.bytes_to_node(link, bytes),
+            Event::DatagramToNode { link, op } => self.datagram_to_node(link, op),
+            Event::DatagramToClient { link, subscription, op } => self.datagram_to_client(link, subscription, &op),
+            Event::Heartbeat { client } => self.heartbeat(client),
+            Event::Questions => self.questions(),
+            Event::Silence => self.judge_presence(true),
+            Event::Unpress => self.press(0),
             Event::Lost { link } => self.lost(link),
             Event::ToClient { link, lane, bytes } => self.bytes_to_client(link, lane, bytes),
             Event::Closed { link } => self.closed_by_node(link),
@@ -423,6 +547,7 @@ impl World {
         for client in 0..self.clients.len() {
             self.settle_client(client);
         }
+        self.plan_the_end();
     }
 
     fn judge(mut self, events: u64) -> Report {
@@ -437,6 +562,11 @@ impl World {
         self.count_disk();
         let (found, count) = self.auditor.finish(!self.broken);
         let mut violations = self.violations;
+        let (wrong, wrongs) = self.people.finish();
+        violations.extend(wrong.iter().take(20).map(|wrong| format!("{wrong:?}")));
+        if wrongs > wrong.len() as u64 {
+            violations.push(format!("and {wrongs} of people"));
+        }
         violations.extend(found.iter().map(|violation| format!("{violation:?}")));
         if count > found.len() as u64 {
             violations.push(format!("and {} more", count - found.len() as u64));

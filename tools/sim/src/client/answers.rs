@@ -6,10 +6,10 @@ use thalweg_protocol::ids::{Position, Sequence, SessionId, Subscription};
 use thalweg_protocol::op::{ClientOp, Delivery, DeliveryKind, Policy, ServerOp};
 use thalweg_protocol::reject::{Reject, RejectCode};
 use thalweg_shard::Link;
-use thalweg_workload::auditor::{BodyHash, Event as Seen, ReaderId};
+use thalweg_workload::auditor::{Event as Seen, ReaderId};
 
 use super::Asked;
-use super::channels::{Kind, index, kind};
+use super::channels::{Kind, content, kind};
 use crate::faults::Fault;
 use crate::world::{Lane, Plant, World};
 
@@ -53,9 +53,7 @@ impl World {
         match (asked, op) {
             (Asked::Publish(sequence), ServerOp::Published { position, duplicate, .. }) => {
                 self.faults.add(Fault::Duplicate, u64::from(duplicate));
-                self.clients[client].unacked.remove(&sequence);
-                let session = self.clients[client].session;
-                self.auditor.record(Seen::Acked { session, sequence, position });
+                self.acknowledged(client, sequence, position);
             }
             (Asked::Publish(sequence), ServerOp::Reject(reject)) => self.refused(client, sequence, &reject),
             (Asked::Subscribe, ServerOp::Subscribed { next, .. }) => self.subscribed(client, request, next),
@@ -64,6 +62,11 @@ impl World {
             }
             (Asked::Generation, ServerOp::Asked { generation, .. }) => {
                 self.heard.entry(generation).or_insert(0);
+                let tenant = self.clients[client].tenant;
+                let owner = *self.generation_tenants.entry(generation).or_insert(tenant);
+                if owner != tenant {
+                    self.violation(format!("client {client} of tenant {tenant} was given {generation} of another"));
+                }
                 if let Some(watching) = self.clients[client].watches.get_mut(&request) {
                     watching.generation.get_or_insert(generation);
                 }
@@ -71,7 +74,12 @@ impl World {
             (Asked::Generation, ServerOp::Reject(reject)) => {
                 self.generation_refused(client, request, &reject);
             }
-            (Asked::Page(channel, from), op) => self.page(client, channel, from, op),
+            (Asked::Page { channel, from, since }, op) => self.page(client, channel, from, since, op),
+            (Asked::Create(deed), op) => match op {
+                ServerOp::ChannelCreated { created: true } => self.people.done(deed),
+                _ => self.people.refused(deed),
+            },
+            (Asked::Chat(asked), op) => self.chat_answered(client, asked, op),
             (Asked::Publish(_) | Asked::Subscribe | Asked::Generation, op) => {
                 self.violation(format!("client {client}: request {request} was answered by {op:?}"));
             }
@@ -79,10 +87,45 @@ impl World {
         }
     }
 
+    fn acknowledged(&mut self, client: usize, sequence: Sequence, position: Position) {
+        let session = self.clients[client].session;
+        self.auditor.record(Seen::Acked { session, sequence, position });
+        let Some(write) = self.clients[client].unacked.remove(&sequence) else { return };
+        if let Some(deed) = write.deed {
+            self.people.done(deed);
+            self.note_taken_back(write.index, write.post.target);
+        }
+        if kind(write.channel) == Kind::Club && !self.clients[client].admin {
+            let who = self.person(client);
+            self.people.wrote(write.index, who, write.since);
+        }
+    }
+
     fn refused(&mut self, client: usize, sequence: Sequence, reject: &Reject) {
         let Some(write) = self.clients[client].unacked.get(&sequence) else { return };
-        let channel = write.channel;
+        let (channel, since, target, index) = (write.channel, write.since, write.post.target, write.index);
+        let (plain, last_word, repeated) = (write.post == Default::default(), write.last_word, write.sent > 1);
+        if last_word && !self.draining {
+            return self.violation(format!("client {client}: write {sequence}, its last word, was refused: {reject}"));
+        }
+        // What it was answered first went with its connection; but what was carried out is answered so again.
+        if repeated && reject.code != RejectCode::SequenceInvalid && kind(channel) != Kind::Memory {
+            let session = self.clients[client].session;
+            if self.truth.is_written(session, sequence) {
+                let text = format!("write {sequence}, which was carried out, was refused: {reject}");
+                self.violation(format!("client {client}: {text}"));
+            }
+        }
+        let gone = || self.people.may_be_redacted(index, target) || (channel == 0 && self.trimmed);
         match reject.code {
+            RejectCode::MessageUnknown if !plain && gone() => self.faults.count(Fault::MessageGone),
+            RejectCode::StorageDamaged if !plain && self.was_rotten => self.faults.count(Fault::RotRefusedRead),
+            RejectCode::Forbidden if kind(channel) == Kind::Club => self.refused_in_club(client, channel, since),
+            RejectCode::RateLimited | RejectCode::QuotaExceeded if self.is_limited() => {
+                self.faults.count(Fault::RateRefused);
+            }
+            RejectCode::Overloaded if self.is_pressed() => self.faults.count(Fault::PressureRefused),
+            RejectCode::SequenceInvalid if !plain || self.was_limited || self.was_pressed => {}
             RejectCode::Draining => self.faults.count(Fault::DrainingRefused),
             RejectCode::StorageFull if self.was_full => self.faults.count(Fault::FullRefused),
             RejectCode::Busy if kind(channel) == Kind::Doomed => self.faults.count(Fault::RefusedByDeletion),
@@ -98,16 +141,23 @@ impl World {
         let own = &mut self.clients[client];
         let session = own.session;
         // One that was sent over two connections may have been carried out by the first.
-        let first = own.unacked.remove(&sequence).is_some_and(|write| write.sent == 1);
-        if first {
+        let write = own.unacked.remove(&sequence).filter(|write| write.sent == 1);
+        if let Some(write) = write {
             self.auditor.record(Seen::Refused { session, sequence });
+            write.deed.into_iter().for_each(|deed| self.people.refused(deed));
         }
     }
 
     fn subscription_refused(&mut self, client: usize, request: u32, reject: &Reject) {
         let Some(reader) = self.clients[client].readers.get(&request) else { return };
-        let (channel, again) = (reader.channel, reader.accepted.1);
+        let (channel, again, since) = (reader.channel, reader.accepted.1, reader.since);
         let lawful = match reject.code {
+            RejectCode::Forbidden if kind(channel) == Kind::Club => {
+                self.refused_in_club(client, channel, since);
+                true
+            }
+            RejectCode::Overloaded => self.is_pressed(),
+            RejectCode::RateLimited | RejectCode::QuotaExceeded => self.is_limited() && !again,
             RejectCode::ChannelUnknown | RejectCode::ChannelDeleted => kind(channel) != Kind::Disk,
             RejectCode::Busy | RejectCode::SubscriptionInvalid => kind(channel) == Kind::Doomed,
             RejectCode::StorageFull => self.was_full && !again,
@@ -123,12 +173,16 @@ impl World {
     }
 
     fn subscribed(&mut self, client: usize, request: u32, next: Position) {
-        let (epoch, session) = (self.clients[client].epoch, self.clients[client].session);
+        let session = self.clients[client].session;
         let Some(reader) = self.clients[client].readers.get_mut(&request) else { return };
         reader.accepted = (true, true);
+        let (of, since) = (reader.channel, reader.since);
+        let channel = self.index_for(client, of);
+        self.judge_reader(client, of, since);
+        let Some(reader) = self.clients[client].readers.get_mut(&request) else { return };
         // Of a channel that is deleted and made again, the first message tells which one it is.
         if kind(reader.channel) != Kind::Doomed && reader.index.is_none() {
-            let (id, channel) = (reader.id, index(reader.channel, epoch));
+            let id = reader.id;
             (reader.cursor, reader.index) = (next, Some(channel));
             self.auditor.record(Seen::Subscribed { reader: id, session, channel, next });
         }
@@ -147,6 +201,7 @@ impl World {
         let known = reader.index.is_some();
         match op {
             ServerOp::Delivery(delivery) => self.take(client, number, delivery),
+            ServerOp::Presence(news) => self.presence_news(client, number, &news),
             ServerOp::Missed { from, to } => {
                 reader.cursor = to.next();
                 self.faults.count(Fault::Missed);
@@ -163,8 +218,10 @@ impl World {
                     RejectCode::SlowReader => policy == Policy::Disconnect,
                     RejectCode::ChannelDeleted => kind(channel) == Kind::Doomed,
                     RejectCode::StorageDamaged => self.was_rotten,
+                    RejectCode::Forbidden => kind(channel) == Kind::Club,
                     _ => false,
                 };
+                self.faults.add(Fault::Expelled, u64::from(reject.code == RejectCode::Forbidden));
                 self.faults.add(Fault::RotRefusedRead, u64::from(reject.code == RejectCode::StorageDamaged));
                 self.faults.add(Fault::ReaderOfDeleted, u64::from(reject.code == RejectCode::ChannelDeleted));
                 if !lawful {
@@ -183,7 +240,9 @@ impl World {
         if doomed && !self.learn_life(client, number, &delivery) {
             return;
         }
-        let planted = delivery.generation.is_none() && self.planted == 0 && !doomed;
+        let said =
+            delivery.generation.is_none() && delivery.kind == DeliveryKind::Message && !delivery.context.redacted;
+        let planted = said && self.planted == 0 && !doomed;
         let Some(reader) = self.clients[client].readers.get_mut(&number) else { return };
         match self.options.plant {
             Some(Plant::LoseDelivery) if planted && reader.policy == Policy::Replay => {
@@ -239,18 +298,31 @@ impl World {
     }
 
     fn see(&mut self, client: usize, number: u32, delivery: Delivery) {
-        let Delivery { position, kind, generation, body, .. } = delivery;
+        let (channel, since) = match self.clients[client].readers.get(&number) {
+            Some(reader) => (reader.channel, reader.since),
+            None => return,
+        };
+        self.judge_text(client, channel, since, &delivery);
+        self.learn(client, channel, &delivery);
+        let Delivery { position, kind, generation, body, user, context, .. } = delivery;
         let slow = self.clients[client].slow;
         let Some(reader) = self.clients[client].readers.get_mut(&number) else { return };
         reader.cursor = position.next();
-        let hash = BodyHash::of(&body);
+        let hash = content(kind, context.target, &user, &body);
         if slow {
             reader.owed = Some(position);
         }
         let (reader, body_hash) = (reader.id, hash);
-        if let Some(generation) = generation {
+        let of_node = matches!(kind, DeliveryKind::Membership | DeliveryKind::Info);
+        if context.redacted {
+            self.faults.count(Fault::ReadRedacted);
+            self.auditor.record(Seen::DeliveredRedacted { reader, position });
+        } else if of_node {
+            self.auditor.record(Seen::DeliveredGenerated { reader, position, body: body_hash });
+        } else if let Some(generation) = generation {
             self.auditor.record(Seen::DeliveredGenerated { reader, position, body: body_hash });
             self.heard.entry(generation).or_insert(0);
+            self.generation_tenants.entry(generation).or_insert(self.clients[client].tenant);
             let said = self.said.version(generation, self.clients[client].epoch);
             let said = said.map_or("", |version| version.all());
             let sound = match kind {
