@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use thalweg_client::{Builder, Client, ClientError, FirstContact, Trust};
+use thalweg_client::{Builder, Client, ClientError, FirstContact, LocalNode, Trust};
 
 use crate::failure::Failure;
+use crate::logins::{self, Login};
 use crate::paths;
 
 /// How long a node may take to answer the first time.
@@ -20,7 +21,8 @@ pub(crate) struct ConnectArgs {
     /// The node's address; without it, the node of the data directory
     #[arg(long, global = true, value_name = "HOST:PORT", env = "THALWEG_SERVER")]
     pub(crate) server: Option<String>,
-    /// The signed token that says who you are; without it, the one in the data directory
+    /// The signed token or the API key that says who you are; without it, that of `thalweg login`, or the one in the data
+    /// directory
     #[arg(long, global = true, value_name = "T", env = "THALWEG_TOKEN", hide_env_values = true)]
     pub(crate) token: Option<String>,
     /// Data directory of a node on this machine: address, key and token are found there [default:
@@ -43,29 +45,51 @@ impl ConnectArgs {
 
     /// A client for the command `name`, not connected yet.
     pub(crate) fn builder(&self, name: &str) -> Result<Builder, Failure> {
+        let (builder, found) = self.address(name);
+        if let Some(token) = &self.token {
+            return Ok(builder.token(token));
+        }
+        // Whoever looks after the node of this machine does so as its owner, whoever they chat as.
+        let login = if name == "admin" && found.is_some() { None } else { logins::load(&self.server_name())? };
+        match (login, found, &self.server) {
+            (Some(login), _, _) if login.has_ended() => {
+                let server = self.server.as_ref().map_or(String::new(), |server| format!(" --server {server}"));
+                let Login { tenant, user, .. } = login;
+                let text = format!(
+                    "the login of {user} ({tenant}) has ended; do `thalweg login{server} --tenant {tenant} --user {user}` \
+                     again, or `thalweg logout{server}`"
+                );
+                Err(Failure::new(crate::failure::exit::REFUSED, text))
+            }
+            (Some(login), _, _) => Ok(builder.token(login.token)),
+            (None, Some(local), Some(_)) => Ok(builder.token(local.token)),
+            // The token of the data directory, read anew each time.
+            (None, _, None) => Ok(builder),
+            (None, None, Some(server)) => Err(Failure::usage(format!(
+                "no token for {server}: do `thalweg login --server {server}`, or give one with --token or THALWEG_TOKEN \
+                 (`thalweg admin token` on the node's machine makes one)"
+            ))),
+        }
+    }
+
+    /// A client of the node that is meant, which says nothing of who we are; and what the node left on this machine, if it
+    /// runs here.
+    pub(crate) fn address(&self, name: &str) -> (Builder, Option<LocalNode>) {
         let data = self.data_directory();
         let builder = Client::builder()
             .name(format!("thalweg-{name}/{}", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT);
-        let Some(server) = &self.server else {
-            let builder = builder.local(data);
-            return Ok(self.token.clone().into_iter().fold(builder, Builder::token));
-        };
-        // A node that is both named and found is recognised by what it left here.
         let local = thalweg_client::discover(&data).ok();
-        let found = local.as_ref().filter(|local| local.quic == *server);
-        let trust = match (&self.ca, found) {
-            (Some(ca), _) => Trust::authorities(ca)?,
-            (None, Some(local)) => Trust::PinnedKey(local.key),
-            (None, None) => self.first_use(),
-        };
-        let token = self.token.clone().or_else(|| found.map(|local| local.token.clone())).ok_or_else(|| {
-            Failure::usage(format!(
-                "no token for {server}: give one with --token or THALWEG_TOKEN (`thalweg admin token` on the node's machine \
-                 makes one)"
-            ))
-        })?;
-        Ok(builder.server(server).token(token).trust(trust))
+        let Some(server) = &self.server else { return (builder.local(data), local) };
+        // A node that is both named and found is recognised by what it left here.
+        let found = local.filter(|local| local.quic == *server);
+        let trust = found.as_ref().map_or_else(|| self.first_use(), |local| Trust::PinnedKey(local.key));
+        (builder.server(server).trust(trust), found)
+    }
+
+    /// What logins are kept under: the address, or the data directory.
+    pub(crate) fn server_name(&self) -> String {
+        self.server.clone().unwrap_or_else(|| self.data_directory().display().to_string())
     }
 
     fn first_use(&self) -> Trust {

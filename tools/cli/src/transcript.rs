@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 use std::io::Write;
 
-use thalweg_client::{GenerationId, Item, Message};
+use thalweg_client::{Change, ChangeKind, GenerationId, Item, Message};
+
+use crate::plain::harmless;
 
 /// Answers followed at a time; the oldest beyond that is shown whole, when it is finished.
 const ANSWERS_MAX: usize = 64;
@@ -48,6 +50,9 @@ impl<W: Write> Transcript<W> {
                 self.forget(*generation);
                 self.notice(&format!("{user}: {reason}"))
             }
+            Item::Change(change) => self.change(change),
+            // A transcript says what was said.
+            Item::Presence(_) | Item::Typing { .. } => Ok(()),
             Item::Missed { from, to } => self.notice(&format!("messages {from} to {to} are missing")),
             Item::Rewound { to } => {
                 self.notice(&format!("the node came back with less than it had; messages after {to} are gone"))
@@ -65,7 +70,7 @@ impl<W: Write> Transcript<W> {
     pub(crate) fn notice(&mut self, text: &str) -> std::io::Result<()> {
         self.end_line()?;
         let (dim, reset) = if self.colours { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
-        writeln!(self.out, "{dim}({}){reset}", clean(text))?;
+        writeln!(self.out, "{dim}({}){reset}", harmless(text))?;
         self.out.flush()
     }
 
@@ -80,6 +85,26 @@ impl<W: Write> Transcript<W> {
         self.line(message.user.as_str(), &String::from_utf8_lossy(&message.body))
     }
 
+    fn change(&mut self, change: &Change) -> std::io::Result<()> {
+        let user = change.user.as_str();
+        match &change.kind {
+            ChangeKind::Edited { body, redacted: false, target, .. } => {
+                self.notice(&format!("{user} changed message {target}: {}", String::from_utf8_lossy(body)))
+            }
+            ChangeKind::Edited { .. } => Ok(()),
+            ChangeKind::Redacted { target } => self.notice(&format!("{user} took message {target} back")),
+            ChangeKind::Reacted { target, emoji } => {
+                self.notice(&format!("{user} reacts to message {target}: {emoji}"))
+            }
+            ChangeKind::Unreacted { .. } => Ok(()),
+            ChangeKind::Member { user: whose, role: Some(role) } => {
+                self.notice(&format!("{whose} is {} now", role.as_str()))
+            }
+            ChangeKind::Member { user: whose, role: None } => self.notice(&format!("{whose} is no member any more")),
+            ChangeKind::Info { topic } => self.notice(&format!("{user} changed the channel; its topic: {topic}")),
+        }
+    }
+
     fn tokens(&mut self, id: GenerationId, user: &str, text: &str) -> std::io::Result<()> {
         let Some(answer) = self.answers.iter_mut().find(|answer| answer.id == id) else { return Ok(()) };
         let begun = std::mem::replace(&mut answer.begun, true);
@@ -90,7 +115,7 @@ impl<W: Write> Transcript<W> {
             self.open = Some(id);
         }
         let text = if begun { text } else { text.trim_start() };
-        write!(self.out, "{}", clean(text))?;
+        write!(self.out, "{}", harmless(text))?;
         self.out.flush()
     }
 
@@ -108,7 +133,7 @@ impl<W: Write> Transcript<W> {
     }
 
     fn line(&mut self, user: &str, text: &str) -> std::io::Result<()> {
-        writeln!(self.out, "{} {}", self.name(user), clean(text))?;
+        writeln!(self.out, "{} {}", self.name(user), harmless(text))?;
         self.out.flush()
     }
 
@@ -121,12 +146,6 @@ impl<W: Write> Transcript<W> {
         let weight = if user.starts_with("ai/") { "1;" } else { "" };
         format!("\x1b[{weight}{colour}m{user}:\x1b[0m")
     }
-}
-
-/// Text that cannot steer the terminal: control characters but line ends and tabs are shown as what they are.
-fn clean(text: &str) -> String {
-    let steers = |c: char| c.is_control() && c != '\n' && c != '\t';
-    text.chars().map(|c| if steers(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -147,6 +166,7 @@ mod tests {
             generation: generation.map(GenerationId),
             body: body.into(),
             key: 0,
+            context: Default::default(),
         })
     }
 

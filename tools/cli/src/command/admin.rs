@@ -1,5 +1,6 @@
-//! `thalweg admin`: tokens, statistics, draining, tenants, backups.
+//! `thalweg admin`: tokens, users, keys, audit, statistics, draining, tenants, backups.
 
+mod access;
 #[cfg(feature = "node")]
 mod backup;
 #[cfg(feature = "node")]
@@ -25,7 +26,7 @@ use crate::failure::{Failure, exit, output};
 /// How long to wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Look after a node: tokens, statistics, draining, backups
+/// Look after a node: tokens, users, keys, statistics, draining, backups
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -37,6 +38,10 @@ const EXAMPLES: &str = "\
 Examples:
   thalweg admin token --user ada                                     may do everything in the tenant `default`
   thalweg admin token --user bot --allow read:* --allow write:bot-* --ttl 1h
+  thalweg admin revoke --user bot                                    whatever it was given; its sessions end
+  thalweg admin user add ada                                         who then does `thalweg login --user ada`
+  thalweg admin key create --user ci --allow write:builds            an API key
+  thalweg admin audit --limit 20
   thalweg admin stats
   thalweg admin drain
   thalweg admin config example > thalweg.toml                        every setting there is, with its default
@@ -49,6 +54,12 @@ enum Command {
     /// Sign a token with the key of the data directory, and print it
     #[cfg(feature = "node")]
     Token(token::Args),
+    Revoke(access::RevokeArgs),
+    RotateKeys(access::RotateArgs),
+    User(access::UserArgs),
+    Key(access::KeyArgs),
+    Reload(access::ReloadArgs),
+    Audit(access::AuditArgs),
     /// Show counters and latencies of the node
     Stats {
         /// The node's JSON as it is
@@ -80,6 +91,12 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     match args.command {
         #[cfg(feature = "node")]
         Command::Token(args) => token::run(args),
+        Command::Revoke(args) => access::revoke(args),
+        Command::RotateKeys(args) => access::rotate(args),
+        Command::User(args) => access::user(args),
+        Command::Key(args) => access::key(args),
+        Command::Reload(args) => access::reload(args),
+        Command::Audit(args) => access::audit(args),
         Command::Stats { json, connect } => block_on(stats(connect, json)),
         #[cfg(feature = "node")]
         Command::Config(args) => config::run(args),

@@ -8,12 +8,17 @@ pub(crate) mod channel;
 pub(crate) mod chat;
 #[cfg(feature = "node")]
 pub(crate) mod demo;
+pub(crate) mod dm;
 #[cfg(feature = "node")]
 pub(crate) mod doctor;
 pub(crate) mod history;
+pub(crate) mod login;
 #[cfg(feature = "node")]
 pub(crate) mod models;
+pub(crate) mod profile;
 pub(crate) mod publish;
+pub(crate) mod search;
 #[cfg(feature = "node")]
 pub(crate) mod serve;
 pub(crate) mod subscribe;
+pub(crate) mod who;

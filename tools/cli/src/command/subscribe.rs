@@ -1,13 +1,13 @@
 //! `thalweg sub`: print the messages of a channel.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
-use thalweg_client::{From, Item, Policy, Position, SubscribeOptions};
+use thalweg_client::{From, Item, People, Policy, Position, SubscribeOptions};
 
 use crate::connect::{ConnectArgs, block_on};
 use crate::failure::{Failure, exit, output};
-use crate::{duration, lines};
+use crate::{duration, lines, plain};
 
 /// Print the messages of a channel
 #[derive(Debug, clap::Args)]
@@ -24,7 +24,8 @@ pub(crate) struct Args {
     /// One JSON object a line
     #[arg(long)]
     json: bool,
-    /// With --json: print also how models answer, piece by piece
+    /// With --json: be seen in the channel, and print also who comes and goes, edits, reactions and roles, and how models
+    /// answer, piece by piece
     #[arg(long, requires = "json")]
     events: bool,
     /// If this reader falls behind: get everything later, skip what it missed, or be disconnected
@@ -44,7 +45,11 @@ Examples:
   thalweg sub general --json | jq -r .body
 
 JSON: {\"seq\":1,\"from\":\"user\",\"ts\":\"RFC 3339\",\"body\":\"…\"}, with body_base64 where the body is not UTF-8;
-what will not come: {\"missed\":{\"from\":7,\"to\":9}}";
+where there is something to say with reply_to, mentions and redacted;
+what will not come: {\"missed\":{\"from\":7,\"to\":9}}
+--events: {\"event\":\"join\"|\"leave\"|\"presence\",\"user\":…,\"state\":…}, {\"event\":\"crowd\",\"count\":…} where people are too many
+to name, {\"event\":\"typing\",\"user\":…,\"on\":…}, {\"event\":\"edit\"|\"redact\"|\"react\"|\"unreact\",\"seq\":…,\"user\":…,\"target\":…},
+{\"event\":\"member\",\"member\":…,\"role\":…}, {\"event\":\"info\",\"topic\":…}, generation_started, tokens, generation_ended";
 
 fn parse_from(text: &str) -> Result<From, String> {
     match text {
@@ -72,8 +77,11 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 
 async fn subscribe(args: Args) -> Result<(), Failure> {
     let client = args.connect.connect("sub", args.timeout).await?;
-    let options = SubscribeOptions { from: args.from, policy: args.policy, ..SubscribeOptions::default() };
+    let options =
+        SubscribeOptions { from: args.from, policy: args.policy, presence: args.events, ..SubscribeOptions::default() };
     let mut subscription = client.subscribe(args.channel.as_str(), options).await?;
+    let mut people = People::default();
+    let person = std::io::stdout().is_terminal();
     let mut left = args.count.unwrap_or(u64::MAX);
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     while left > 0 {
@@ -89,7 +97,7 @@ async fn subscribe(args: Args) -> Result<(), Failure> {
             }
         };
         left -= u64::from(matches!(item, Item::Message(_)));
-        print(&mut out, &args, &item).map_err(|error| output(&error))?;
+        print(&mut out, &args, &mut people, person, &item).map_err(|error| output(&error))?;
     }
     out.flush().map_err(|error| output(&error))?;
     drop(subscription);
@@ -97,12 +105,23 @@ async fn subscribe(args: Args) -> Result<(), Failure> {
     Ok(())
 }
 
-fn print(out: &mut impl std::io::Write, args: &Args, item: &Item) -> std::io::Result<()> {
+fn print(
+    out: &mut impl std::io::Write,
+    args: &Args,
+    people: &mut People,
+    person: bool,
+    item: &Item,
+) -> std::io::Result<()> {
     match item {
         Item::Message(message) if args.json => writeln!(out, "{}", lines::message(message)),
-        Item::Message(message) => {
-            out.write_all(&message.body)?;
-            out.write_all(b"\n")
+        Item::Message(message) => plain::body(out, message, person),
+        Item::Presence(report) if args.events => {
+            let before = people.count();
+            let changes = people.take(report);
+            if people.is_sampled() && people.count() != before {
+                writeln!(out, "{}", lines::crowd(people.count()))?;
+            }
+            changes.iter().try_for_each(|change| writeln!(out, "{}", lines::people(change)))
         }
         Item::Missed { from, to } if args.json => writeln!(out, "{}", lines::missed(from.0, to.0)),
         Item::Missed { from, to } => {

@@ -7,6 +7,8 @@ use std::time::Duration;
 use thalweg_client::Name;
 use thalweg_node::gate::{Action, Claims, Keys, Permission};
 
+use serde_json::json;
+
 use crate::failure::{Failure, output};
 use crate::{duration, paths};
 
@@ -26,6 +28,12 @@ pub(super) struct Args {
     /// For how long
     #[arg(long, value_name = "TIME", default_value = "30d", value_parser = duration::parse)]
     ttl: Duration,
+    /// Print the token's id to standard error, with which it can be revoked
+    #[arg(long)]
+    show_id: bool,
+    /// Print {"token":…,"id":…,"expires_s":…} instead of the token
+    #[arg(long)]
+    json: bool,
     /// The node's data directory [default: $XDG_STATE_HOME/thalweg]
     #[arg(long, value_name = "DIR", env = "THALWEG_DATA")]
     data: Option<PathBuf>,
@@ -36,10 +44,23 @@ pub(super) fn parse_name(text: &str) -> Result<Name, String> {
 }
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
-    let Args { tenant, user, allow, ttl, data } = args;
+    let Args { tenant, user, allow, ttl, show_id, json, data } = args;
     let claims = Claims { tenant, user: user.unwrap_or_else(local_user), allow: or_default(allow), ttl };
     let token = mint(data, &claims)?;
-    writeln!(std::io::stdout().lock(), "{token}").map_err(|error| output(&error))
+    let (id, expires_s) = identity(&token).unwrap_or_default();
+    if show_id {
+        eprintln!("{id}");
+    }
+    let line = if json { json!({ "token": token, "id": id, "expires_s": expires_s }).to_string() } else { token };
+    writeln!(std::io::stdout().lock(), "{line}").map_err(|error| output(&error))
+}
+
+/// Id and end of a token that was just signed.
+fn identity(token: &str) -> Option<(String, u64)> {
+    use base64::Engine as _;
+    let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let claims: serde_json::Value = serde_json::from_slice(&claims).ok()?;
+    Some((claims["jti"].as_str()?.to_owned(), claims["exp"].as_u64()?))
 }
 
 /// Signs with the key that is there: a directory no node ever used has none, and making one there would give tokens that no
