@@ -17,6 +17,7 @@ use thalweg_protocol::op::{ClientOp, Publish, ServerOp, WatchRequest};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
 use crate::fan::{FanId, SubscriptionRef};
+use crate::quota::{Holder, Resource, Spent};
 
 /// The time, as the shell read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -252,8 +253,8 @@ pub enum OwnerMessage {
         settings: ChannelSettings,
         about: Box<ChannelAbout>,
     },
-    /// Write a message.
-    Publish { origin: Origin, principal: Arc<Principal>, publish: Box<Publish> },
+    /// Write a message; if it is `limited`, only answer what was carried out before, and refuse what is new.
+    Publish { origin: Origin, principal: Arc<Principal>, publish: Box<Publish>, limited: Option<Box<Reject>> },
     /// From now on tell `fan` about every message of a channel; answered by [`SessionMessage::Attached`].
     Attach { origin: Origin, principal: Arc<Principal>, channel: ChannelKey, make: bool, fan: FanId },
     /// No longer.
@@ -262,6 +263,12 @@ pub enum OwnerMessage {
     Read { core: CoreId, channel: ChannelKey, reader: SubscriptionRef, from: Position },
     /// Read a page of history.
     Page { origin: Origin, principal: Arc<Principal>, channel: ChannelKey, from: Position, limit: u32 },
+    /// What users of tenants did on a core, to their counter.
+    Spent { core: CoreId, spent: Vec<(Name, Name, Spent)> },
+    /// A connection was opened or closed; answered by [`SessionMessage::TooMany`] if it is.
+    Connection { core: CoreId, link: Link, tenant: Name, user: Name, open: bool },
+    /// A tenant has so many channels more on a core, or fewer.
+    ChannelsCounted { tenant: Name, change: i64 },
     /// How somebody is in a channel on a core now, `None` for not there, and whether they were there before.
     Present { place: (CoreId, FanId), channel: ChannelKey, user: Name, was: bool, state: Option<PresenceState> },
     /// Readers do not know who is in a channel; answered by [`SessionMessage::Presence`].
@@ -301,11 +308,17 @@ pub enum SessionMessage {
     /// The answer to [`OwnerMessage::Attach`]: where the channel begins and ends.
     Attached { link: Link, request: Request, channel: ChannelKey, fan: FanId, result: AttachResult },
     /// A message was added to a channel.
-    Appended { fan: FanId, message: Arc<Message> },
+    Appended { fan: FanId, message: Arc<Message>, trace: u64 },
     /// The answer to [`OwnerMessage::Read`]. `first` is the oldest position that is still kept.
     History { reader: SubscriptionRef, first: Position, messages: Vec<Arc<Message>> },
     /// History could not be read.
     HistoryFailed { reader: SubscriptionRef, reject: Reject },
+    /// Somebody is to be refused something for so many milliseconds; 0: no more, all: until something else is said.
+    Refuse { holder: Holder, resource: Resource, for_ms: u32 },
+    /// A session was given tokens of a generation.
+    TokensSpent { link: Link, tokens: i64 },
+    /// A session is one too many.
+    TooMany { link: Link, holder: Holder, reject: Reject },
     /// Who is in a channel: `news` for readers that are up to date, `whole` for those that are not.
     Presence { fan: FanId, payload: Bytes, news: bool, whole: bool },
     /// Somebody types: a datagram for all but one of those who take part.

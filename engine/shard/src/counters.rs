@@ -44,6 +44,8 @@ pub struct Counters {
     /// Notices that somebody types which came too often, in too large a channel or from who may not write, and were
     /// dropped.
     pub typing_dropped: u64,
+    /// What was refused since somebody had used up what they may, in the order of [`Resource::ALL`](crate::Resource::ALL).
+    pub limited: [u64; 5],
     /// Refusals, by code number.
     pub rejects: Rejects,
 }

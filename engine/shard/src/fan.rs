@@ -30,6 +30,8 @@ pub(crate) use crowd::News;
 
 /// Deliveries to one reader before the next has its turn.
 const BURST: usize = 16;
+/// Messages that are traced and not fanned out; what is beyond has no such span.
+const TRACED_MAX: usize = 1_024;
 
 /// Where a core gathers the readers of a channel. Its owner names it when it tells about a message; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,6 +126,8 @@ pub(crate) struct Fans {
     free: Vec<SubscriptionIndex>,
     lives: u64,
     ready: VecDeque<SubscriptionIndex>,
+    /// Messages that are traced and not fanned out yet: the span of their request, and since when.
+    traced: Vec<(u64, u64)>,
 }
 
 impl Fans {
@@ -137,7 +141,7 @@ impl Fans {
 
     /// Whether nobody is to be served.
     pub(crate) fn is_idle(&self) -> bool {
-        self.ready.is_empty()
+        self.ready.is_empty() && self.traced.is_empty()
     }
 
     fn reader_mut(&mut self, index: SubscriptionIndex) -> Option<&mut Reader> {
@@ -356,7 +360,7 @@ impl Shard {
     }
 
     /// An owner told about a message.
-    pub(crate) fn appended(&mut self, id: FanId, message: Arc<Message>) {
+    pub(crate) fn appended(&mut self, id: FanId, message: Arc<Message>, trace: u64) {
         let Some(fan) = self.fans.fans.get_mut(&id) else { return };
         // A core that attached while this message was being spread knows it already.
         if fan.head.is_some_and(|head| message.position <= head) {
@@ -368,6 +372,9 @@ impl Shard {
         }
         let Some(fan) = self.fans.fans.get_mut(&id) else { return };
         fan.push(message, self.now.mono_us);
+        if trace != 0 && self.fans.traced.len() < TRACED_MAX {
+            self.fans.traced.push((trace, self.now.mono_us));
+        }
         let mut too_slow = Vec::new();
         let Fans { fans, readers, ready, .. } = &mut self.fans;
         for &index in fans.get(&id).map_or(&[][..], |fan| &fan.readers) {
@@ -405,7 +412,8 @@ impl Shard {
         let Fans { fans, readers, .. } = &mut self.fans;
         let Some(fan) = fans.get_mut(&id) else { return };
         let redact = |message: &mut Arc<Message>| {
-            if message.position == target {
+            let is_edit = message.kind == DeliveryKind::Edit && message.context.target == target;
+            if message.position == target || is_edit {
                 *message = Arc::new(message.redacted());
             }
         };
@@ -465,8 +473,18 @@ impl Shard {
     pub(crate) fn serve_ready(&mut self, budget: usize) {
         let mut left = budget.saturating_sub(self.serve_presence((budget / 2).max(1)));
         while left > 0 {
-            let Some(index) = self.fans.ready.pop_front() else { return };
+            let Some(index) = self.fans.ready.pop_front() else { break };
             left = left.saturating_sub(self.serve(index, left.min(BURST)).max(1));
+        }
+        if self.fans.ready.is_empty() {
+            self.fanned_out();
+        }
+    }
+
+    /// Nobody is left who can be served: what is traced was fanned out.
+    fn fanned_out(&mut self) {
+        for (trace, since_us) in std::mem::take(&mut self.fans.traced) {
+            self.span(trace, "fan_out", since_us);
         }
     }
 

@@ -83,6 +83,8 @@ struct Owned {
     resume_at: Option<u64>,
     /// The span of a trace that asked for it; 0 if it is not traced.
     trace: u64,
+    /// The session that asked for it, if it was not in a channel: it pays, with its user and tenant.
+    asker: Option<(CoreId, Link)>,
 }
 
 impl Owned {
@@ -103,6 +105,7 @@ impl Owned {
             deleting: false,
             resume_at: None,
             trace: 0,
+            asker: None,
         }
     }
 
@@ -170,6 +173,9 @@ impl Shard {
         let (messages, on_detach) = (request.messages, request.on_detach);
         let request = GenerationRequest { tenant, user, model, channel: None, messages, sampling, on_detach };
         self.begin(id, Arc::new(request), logged, None, lead, origin.trace);
+        if let Some(owned) = self.generations.owned.get_mut(&id) {
+            owned.asker = Some((origin.core, origin.link));
+        }
         self.add_watcher(id, origin, principal.user.clone(), 0, lead, None);
     }
 
@@ -442,6 +448,8 @@ impl Shard {
             self.deadlines.insert((at, Deadline::Record(id)));
         }
         self.generations.dirty.push(id);
+        let (request, asker) = (Arc::clone(&owned.generation.request), owned.asker);
+        self.spend_tokens(&request.tenant, &request.user, asker, 1);
     }
 
     /// Puts the tokens that are in no record yet into one.

@@ -16,6 +16,7 @@ mod log;
 mod members;
 mod owner;
 mod presence;
+mod quota;
 mod session;
 mod shard;
 
@@ -25,6 +26,7 @@ pub use contract::{
 };
 pub use counters::{Counters, Rejects, Sample, Span, Stage};
 pub use fan::FanId;
+pub use quota::{Holder, Resource, Spent};
 pub use shard::{Config, Shard};
 
 #[cfg(test)]

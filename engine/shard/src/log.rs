@@ -176,10 +176,15 @@ impl Shard {
 
     fn commit(&mut self, ticket: Ticket, event: &Event, actions: Vec<Action>) {
         self.apply(ticket, event);
+        let traced = |action: &Action| match action {
+            Action::AnswerWrite { origin, .. } => origin.trace,
+            _ => 0,
+        };
+        let trace = actions.iter().map(traced).max().unwrap_or(0);
         for action in actions {
             self.act(action);
         }
-        self.spread(event);
+        self.spread(event, trace);
     }
 
     /// Refuses what would have to be kept on disk while that is full or behind.

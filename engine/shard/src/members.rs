@@ -24,6 +24,9 @@ use crate::shard::Shard;
 impl Shard {
     /// A client asks something about a channel, its members or the people in it.
     pub(crate) fn request_chat(&mut self, origin: Origin, principal: Arc<Principal>, op: ChatOp) -> Result<(), Reject> {
+        if let Some(bytes) = bytes_written(&op) {
+            self.spend_write(origin.link, &principal, bytes)?;
+        }
         let (channel, access) = match &op {
             ChatOp::SetProfile(_) | ChatOp::GetProfile { .. } => {
                 return self.request_user(origin, principal, op);
@@ -271,7 +274,7 @@ impl Shard {
                 self.not_draining()?;
                 let facts = Roster::decide_direct(&users, &principal.user, self.now.wall_us);
                 let settings = ChannelSettings::new(self.config.durability);
-                self.make_channel(&key, settings, facts, Vec::new())?;
+                self.make_channel(principal, &key, settings, facts, Vec::new())?;
                 self.audit(principal, "open_direct", key.channel.to_string(), None);
             }
         }
@@ -310,6 +313,11 @@ impl Shard {
         if from >= to {
             return self.answer_search(origin, &key, &query, Position(0), limit, &[]);
         }
+        // The newest first: what is on disk is looked at by the next request, if some of it is at hand.
+        let from = match channel.read(from, now_us) {
+            Kept::OnDisk { to: at_hand, .. } if at_hand < to => at_hand,
+            _ => from,
+        };
         match channel.read(from, now_us) {
             // Fewer than were asked for fit in one answer: those that are missing are looked at next.
             Kept::AtHand(messages) => {
@@ -388,6 +396,25 @@ impl Shard {
     ) {
         let principal = Arc::clone(principal);
         self.output(Output::Audit(AuditEvent { principal, action, object, refused }));
+    }
+}
+
+/// What a request writes, in bytes of text, if it writes at all.
+fn bytes_written(op: &ChatOp) -> Option<usize> {
+    match op {
+        ChatOp::SetProfile(profile) => Some(profile.display.len() + profile.about.len() + profile.status.len()),
+        ChatOp::SetChannel { topic, .. } => Some(topic.as_ref().map_or(0, String::len)),
+        ChatOp::Join { .. }
+        | ChatOp::Leave { .. }
+        | ChatOp::SetMember { .. }
+        | ChatOp::OpenDirect { .. }
+        | ChatOp::MarkRead { .. }
+        | ChatOp::SetPresence { .. } => Some(0),
+        ChatOp::AboutChannel { .. }
+        | ChatOp::ListChannels { .. }
+        | ChatOp::GetProfile { .. }
+        | ChatOp::WhoIsIn { .. }
+        | ChatOp::SearchHistory { .. } => None,
     }
 }
 

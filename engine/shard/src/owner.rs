@@ -87,6 +87,7 @@ struct Held {
     origin: Origin,
     principal: Arc<Principal>,
     publish: Publish,
+    limited: Option<Box<Reject>>,
 }
 
 impl Owner {
@@ -153,12 +154,17 @@ impl Shard {
         dedupe: Dedupe,
     ) {
         self.owner.dedupe.insert(partition, dedupe);
+        let mut of_tenants: BTreeMap<Name, i64> = BTreeMap::new();
         for (id, state) in channels {
             // One without a name was deleted; recovery has made sure of it.
             let Some((key, settings)) = &state.made else { continue };
             let channel = Channel::restore(id, *settings, &state);
             let owned = Owned { channel, partition, cores: Vec::new(), depends_on: Ticket::default(), deleting: false };
             self.owner.channels.insert(key.clone(), owned);
+            *of_tenants.entry(key.tenant.clone()).or_default() += 1;
+        }
+        for (tenant, channels) in of_tenants {
+            self.report_channels(&tenant, channels);
         }
     }
 
@@ -179,7 +185,7 @@ impl Shard {
                 let answer = Action::Answer { origin, op: ServerOp::ChannelCreated { created: true } };
                 self.audit(principal, "create_channel", channel.channel.to_string(), None);
                 let facts = Roster::decide_new(about, &principal.user, self.now.wall_us);
-                self.make_channel(&channel, settings, facts, vec![answer])
+                self.make_channel(principal, &channel, settings, facts, vec![answer])
             }
             Err(reject) => Err(reject),
         };
@@ -214,9 +220,10 @@ impl Shard {
         self.owner.channels.get(key).map(|owned| (&owned.channel, owned.cores.clone()))
     }
 
-    /// Makes a channel that does not exist. `facts` say what it is and whose.
+    /// Makes a channel that does not exist, for somebody whose tenant may have one more. `facts` say what it is and whose.
     pub(crate) fn make_channel(
         &mut self,
+        principal: &Arc<Principal>,
         key: &ChannelKey,
         settings: ChannelSettings,
         facts: Vec<ChannelFact>,
@@ -227,6 +234,8 @@ impl Shard {
             let text = format!("this core has {CHANNELS_MAX} channels, which is all it takes");
             return Err(Reject::new(RejectCode::LimitReached, text));
         }
+        self.may_have_channel(principal, key)?;
+        self.report_channels(&key.tenant, 1);
         let partition = self.partition(&key.tenant, key.channel.as_str());
         let mut channel = Channel::new(ChannelId(self.log.next_lsn(partition).0), settings);
         facts.iter().for_each(|fact| channel.roster_mut().set(fact));
@@ -278,14 +287,20 @@ impl Shard {
 
     /// Somebody writes to a channel of this core. What one session writes to a partition is carried out in its order, though
     /// one of it may have to wait for the disk.
-    pub(crate) fn publish(&mut self, origin: Origin, principal: &Arc<Principal>, publish: Publish) {
+    pub(crate) fn publish(
+        &mut self,
+        origin: Origin,
+        principal: &Arc<Principal>,
+        publish: Publish,
+        limited: Option<Box<Reject>>,
+    ) {
         let partition = self.partition(&principal.tenant, publish.channel.as_str());
         let writer = Writer { tenant: principal.tenant.clone(), session: principal.session };
         if let Some(held) = self.owner.held.get_mut(&(partition, writer)) {
-            held.push_back(Held { origin, principal: Arc::clone(principal), publish });
+            held.push_back(Held { origin, principal: Arc::clone(principal), publish, limited });
             return;
         }
-        self.publish_now(origin, principal, publish, None);
+        self.publish_now(origin, principal, publish, None, limited);
     }
 
     fn publish_now(
@@ -294,8 +309,9 @@ impl Shard {
         principal: &Arc<Principal>,
         publish: Publish,
         target: Option<&Arc<Message>>,
+        limited: Option<Box<Reject>>,
     ) {
-        if let Err(reject) = self.try_publish(origin, principal, publish, target) {
+        if let Err(reject) = self.try_publish(origin, principal, publish, target, limited) {
             self.refuse(origin, reject);
         }
     }
@@ -313,12 +329,12 @@ impl Shard {
         let mut held = self.owner.held.remove(&(partition, writer.clone())).unwrap_or_default();
         let target = publish.post.target;
         match result.map(|messages| messages.into_iter().find(|message| message.position == target)) {
-            Ok(Some(message)) => self.publish_now(origin, principal, publish, Some(&message)),
+            Ok(Some(message)) => self.publish_now(origin, principal, publish, Some(&message), None),
             Ok(None) => self.refuse(origin, no_message(&publish)),
             Err(reject) => self.refuse(origin, reject),
         }
         while let Some(next) = held.pop_front() {
-            self.publish_now(next.origin, &next.principal, next.publish, None);
+            self.publish_now(next.origin, &next.principal, next.publish, None, next.limited);
             if let Some(waits) = self.owner.held.get_mut(&(partition, writer.clone())) {
                 waits.append(&mut held);
             }
@@ -331,6 +347,7 @@ impl Shard {
         principal: &Arc<Principal>,
         publish: Publish,
         target: Option<&Arc<Message>>,
+        limited: Option<Box<Reject>>,
     ) -> Result<(), Reject> {
         let key = ChannelKey { tenant: principal.tenant.clone(), channel: publish.channel.clone() };
         let partition = self.partition(&key.tenant, key.channel.as_str());
@@ -349,6 +366,9 @@ impl Shard {
             self.after_appends(Action::Answer { origin, op });
             return Ok(());
         }
+        if let Some(reject) = limited {
+            return Err(*reject);
+        }
         self.not_draining()?;
         if logged {
             self.storage_has_room()?;
@@ -360,7 +380,7 @@ impl Shard {
             }
             check_name(&key.channel)?;
             let facts = Roster::decide_new(&ChannelAbout::default(), &principal.user, self.now.wall_us);
-            self.make_channel(&key, ChannelSettings::new(self.config.durability), facts, Vec::new())?;
+            self.make_channel(principal, &key, ChannelSettings::new(self.config.durability), facts, Vec::new())?;
         }
         if !self.may_publish(&key, principal, &publish, target)? {
             return self.read_target(origin, principal, key, publish);
@@ -564,7 +584,13 @@ impl Shard {
             },
             Ok(None) if make => check_name(&channel.channel).and_then(|()| {
                 let facts = Roster::decide_new(&ChannelAbout::default(), &principal.user, self.now.wall_us);
-                self.make_channel(&channel, ChannelSettings::new(self.config.durability), facts, vec![attach])
+                self.make_channel(
+                    principal,
+                    &channel,
+                    ChannelSettings::new(self.config.durability),
+                    facts,
+                    vec![attach],
+                )
             }),
             Ok(None) => Err(unknown(&channel)),
             Err(reject) => Err(reject),
@@ -687,17 +713,18 @@ impl Shard {
     fn channel_gone(&mut self, channel: &ChannelKey) {
         let Some(owned) = self.owner.channels.remove(channel) else { return };
         self.forget_room(channel);
+        self.report_channels(&channel.tenant, -1);
         for (core, fan) in owned.cores {
             self.tell_session(core, SessionMessage::Gone { fan, reject: deleted(channel) });
         }
     }
 
-    /// Tells the cores with readers about a durable event.
-    pub(crate) fn spread(&mut self, event: &Event) {
+    /// Tells the cores with readers about a durable event; `trace` is the span of the request behind it.
+    pub(crate) fn spread(&mut self, event: &Event, trace: u64) {
         let Some(Posting { channel, id, message }) = event.posting() else { return };
         let Some(owned) = self.owner.channels.get(channel).filter(|owned| owned.channel.id() == *id) else { return };
         for (core, fan) in owned.cores.clone() {
-            self.tell_session(core, SessionMessage::Appended { fan, message: Arc::clone(message) });
+            self.tell_session(core, SessionMessage::Appended { fan, message: Arc::clone(message), trace });
         }
     }
 
@@ -739,6 +766,9 @@ impl Shard {
 
     /// Somebody spoke to a model in a channel: its past is gathered, from disk if it must be.
     fn mentioned(&mut self, channel: ChannelKey, user: Name, model: Name, trace: u64) {
+        if !self.has_tokens_left(&channel.tenant, &user) {
+            return;
+        }
         let Some(owned) = self.owner.channels.get(&channel) else { return };
         let id = owned.channel.id();
         let on_disk = owned.channel.conversation_on_disk(self.now.wall_us).filter(|_| owned.channel.is_logged());

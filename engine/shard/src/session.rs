@@ -16,6 +16,7 @@ use crate::contract::{Link, Origin, Output, OwnerMessage, PeerMessage};
 use crate::directory::Listing;
 use crate::fan::SubscriptionIndex;
 use crate::presence::Attendance;
+use crate::quota::{Purse, Retry};
 use crate::shard::Shard;
 
 /// From this level of pressure on nobody new is served.
@@ -41,6 +42,10 @@ pub(crate) struct Session {
     /// Lists of channels that are being gathered.
     pub(crate) listings: BTreeMap<Request, Listing>,
     pub(crate) attendance: Attendance,
+    /// What is left to it of what it may do.
+    pub(crate) purse: Purse,
+    /// Repeated writes that were not answered.
+    pub(crate) retries: BTreeMap<Request, Retry>,
 }
 
 /// All sessions of this core.
@@ -79,7 +84,7 @@ impl Shard {
             self.sessions.by_id.insert(id, link);
         }
         let session = Session {
-            principal,
+            principal: Arc::clone(&principal),
             in_flight: 0,
             subscriptions: BTreeMap::new(),
             watches: BTreeMap::new(),
@@ -88,8 +93,11 @@ impl Shard {
             deletions: BTreeMap::new(),
             listings: BTreeMap::new(),
             attendance: Attendance::default(),
+            purse: Purse::default(),
+            retries: BTreeMap::new(),
         };
         self.sessions.by_link.insert(link, session);
+        self.report_connection(link, &principal, true);
     }
 
     pub(crate) fn close(&mut self, link: Link) {
@@ -103,6 +111,7 @@ impl Shard {
             self.sessions.by_id.remove(&id);
         }
         self.attends_no_more(link, &session);
+        self.report_connection(link, &session.principal, false);
         for (_, subscription) in session.subscriptions {
             self.remove_subscription(subscription);
         }
@@ -212,9 +221,13 @@ impl Shard {
         // A draining owner refuses what is new, but still answers what it has carried out.
         principal.require(Access::Write, publish.channel.as_str())?;
         self.admit(origin.link)?;
+        let limited = self.spend_publish(origin.link, origin.request, &principal, &publish);
+        if limited.is_err() {
+            self.settle(origin.link);
+        }
+        let (limited, publish) = (limited?, Box::new(publish));
         let partition = self.partition(&principal.tenant, publish.channel.as_str());
-        let publish = Box::new(publish);
-        self.tell_owner(partition, OwnerMessage::Publish { origin, principal, publish });
+        self.tell_owner(partition, OwnerMessage::Publish { origin, principal, publish, limited });
         Ok(())
     }
 
@@ -232,6 +245,7 @@ impl Shard {
             let text = "a direct conversation is opened with the people in it, not created by name";
             return refusal(RejectCode::ParameterInvalid, text);
         }
+        self.spend_write(origin.link, &principal, create.about.topic.len())?;
         self.admit(origin.link)?;
         let partition = self.partition(&principal.tenant, create.channel.as_str());
         let channel = ChannelKey { tenant: principal.tenant.clone(), channel: create.channel };
@@ -319,6 +333,7 @@ impl Shard {
         ask.check()?;
         let model = self.model(ask.model.as_ref())?;
         principal.require(Access::Ask, model.as_str())?;
+        self.may_ask_more(origin.link, &principal)?;
         self.reserve_watch(origin)?;
         let partition = self.partition(&principal.tenant, &principal.session.to_string());
         self.tell_owner(partition, OwnerMessage::Ask { origin, principal, model, request: ask });
@@ -401,6 +416,7 @@ impl Shard {
             return;
         };
         session.in_flight = session.in_flight.saturating_sub(1);
+        let may_be_repeated = !session.retries.is_empty();
         match (session.watches.get_mut(&watch), asked) {
             (Some(slot @ None), Some(generation)) => *slot = Some(generation),
             // The watch was left before its answer came.
@@ -409,6 +425,9 @@ impl Shard {
                 session.watches.remove(&watch);
             }
             _ => {}
+        }
+        if may_be_repeated {
+            self.retry_answered(link, request, &op);
         }
         self.reply(link, request, op);
     }

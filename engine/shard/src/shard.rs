@@ -17,6 +17,7 @@ use crate::generations::Generations;
 use crate::log::LogEnd;
 use crate::owner::Owner;
 use crate::presence::Presences;
+use crate::quota::Quotas;
 use crate::session::Sessions;
 
 /// What a shard must know about its node.
@@ -60,6 +61,7 @@ pub struct Shard {
     pub(crate) generations: Generations,
     pub(crate) directory: Directory,
     pub(crate) presence: Presences,
+    pub(crate) quotas: Quotas,
     pub(crate) draining: bool,
     /// How short of memory the node is.
     pub(crate) pressure: u8,
@@ -89,6 +91,8 @@ pub(crate) enum Deadline {
     Rooms,
     /// Some sessions may have been silent for too long.
     Sweep,
+    /// Others are to be told what was done here.
+    Report,
 }
 
 impl Shard {
@@ -108,6 +112,7 @@ impl Shard {
             generations: Generations::default(),
             directory: Directory::default(),
             presence: Presences::default(),
+            quotas: Quotas::default(),
             draining: false,
             pressure: 0,
             limits: Arc::default(),
@@ -135,7 +140,7 @@ impl Shard {
             Input::Archived { ticket } => self.archived(ticket),
             Input::Read { read, result } => self.read_done(read, result),
             Input::Storage { full } => self.log.full = full,
-            Input::Limits(limits) => self.limits = limits,
+            Input::Limits(limits) => self.set_limits(limits),
             Input::Pressure { level } => self.press(level),
             Input::Inference(event) => self.inference(event),
             Input::Timeout => self.timeout(),
@@ -197,15 +202,17 @@ impl Shard {
         &self.counters
     }
 
-    /// Users known, users there, people in channels, channels with people in them, sessions, subscriptions, channels owned,
+    /// Users known, users there, people in channels, channels with people in them, users and tenants whose
+    /// use is counted, sessions, subscriptions, channels owned,
     /// channels with readers here, generations kept, generations unfinished, appends that are not durable, bytes of messages
     /// at hand, reads from disk under way.
-    pub fn gauges(&self) -> [(&'static str, u64); 13] {
+    pub fn gauges(&self) -> [(&'static str, u64); 14] {
         [
             ("users", self.directory.len() as u64),
             ("users_present", self.presence.users() as u64),
             ("people_present", self.presence.rooms.people()),
             ("channels_with_presence", self.presence.rooms.len() as u64),
+            ("usages", self.quotas.len() as u64),
             ("sessions", self.sessions.len() as u64),
             ("subscriptions", self.fans.subscriptions() as u64),
             ("channels", self.owner.channels() as u64),
@@ -247,7 +254,18 @@ impl Shard {
             OwnerMessage::Create { origin, principal, channel, settings, about } => {
                 self.create_channel(origin, &principal, channel, settings, &about);
             }
-            OwnerMessage::Publish { origin, principal, publish } => self.publish(origin, &principal, *publish),
+            OwnerMessage::Publish { origin, principal, publish, limited } => {
+                self.publish(origin, &principal, *publish, limited);
+            }
+            OwnerMessage::Spent { core, spent } => {
+                for (tenant, user, spent) in spent {
+                    self.count(Some(core), &tenant, &user, spent);
+                }
+            }
+            OwnerMessage::Connection { core, link, tenant, user, open } => {
+                self.count_connection(core, link, &tenant, &user, open);
+            }
+            OwnerMessage::ChannelsCounted { tenant, change } => self.count_channels(&tenant, change),
             OwnerMessage::Attach { origin, principal, channel, make, fan } => {
                 self.attach(origin, &principal, channel, make, fan);
             }
@@ -289,9 +307,12 @@ impl Shard {
             SessionMessage::Attached { link, request, channel, fan, result } => {
                 self.attached(link, request, channel, fan, result);
             }
-            SessionMessage::Appended { fan, message } => self.appended(fan, message),
+            SessionMessage::Appended { fan, message, trace } => self.appended(fan, message, trace),
             SessionMessage::History { reader, first, messages } => self.history(reader, first, messages),
             SessionMessage::HistoryFailed { reader, reject } => self.history_failed(reader, reject),
+            SessionMessage::Refuse { holder, resource, for_ms } => self.refuse_for(holder, resource, for_ms),
+            SessionMessage::TokensSpent { link, tokens } => self.session_spent(link, tokens),
+            SessionMessage::TooMany { link, holder, reject } => self.too_many_connections(link, holder, reject),
             SessionMessage::Presence { fan, payload, news, whole } => self.presence_told(fan, payload, news, whole),
             SessionMessage::Typing { fan, but, payload } => self.typing_told(fan, but, &payload),
             SessionMessage::Gone { fan, reject } => self.gone(fan, &reject),
@@ -356,6 +377,7 @@ impl Shard {
                 Deadline::Resume(generation) => self.submit(generation),
                 Deadline::Rooms => self.rooms_due(),
                 Deadline::Sweep => self.sweep(),
+                Deadline::Report => self.report(),
             }
         }
     }

@@ -7,6 +7,7 @@ mod harness;
 mod members;
 mod presence;
 mod properties;
+mod quota;
 mod readers;
 mod recovery;
 mod sessions;

@@ -224,7 +224,9 @@ impl Room {
             let Some((user, person)) = shown.next() else { break };
             users.push(PresentUser { user: user.clone(), state: person.state(), since_us: person.since_us });
         }
-        let picture = Presence { full: true, sampled: self.sampled, count: self.count(), users, left: Vec::new() };
+        // Of those who are not shown yet the next news tell, and count them.
+        let count = if self.sampled { self.count() } else { users.len() as u32 };
+        let picture = Presence { full: true, sampled: self.sampled, count, users, left: Vec::new() };
         ServerOp::Presence(picture).encode()
     }
 

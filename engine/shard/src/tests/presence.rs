@@ -260,7 +260,7 @@ fn a_reader_whose_queue_is_full_gets_a_whole_picture_later() {
         picture.take(&news[0]);
         assert_eq!(picture.line(), "ada:away slow");
         let skipped: u64 = node.shards.iter().map(|shard| shard.counters().presence_skipped).sum();
-        assert!(skipped >= 2, "{skipped}");
+        assert!(skipped >= 1, "{skipped}");
     }
 }
 
