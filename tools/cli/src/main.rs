@@ -9,6 +9,8 @@ mod command;
 #[cfg(feature = "node")]
 mod config;
 mod connect;
+#[cfg(all(test, feature = "node"))]
+mod deployment;
 mod duration;
 mod failure;
 #[cfg(feature = "node")]

@@ -115,6 +115,18 @@ fn read(path: &Path) -> Result<SourceText, Problem> {
     Ok(SourceText::new(path.to_owned(), text))
 }
 
+/// The names of all settings, and their environment variables.
+#[cfg(test)]
+pub(crate) fn names() -> impl Iterator<Item = (&'static str, String)> {
+    table::SETTINGS.iter().map(|setting| (setting.name, setting.variable()))
+}
+
+/// What is wrong with a text, value by value.
+#[cfg(test)]
+pub(crate) fn problems_of(text: &str) -> Vec<Problem> {
+    file::read(&SourceText::new("/etc/thalweg/thalweg.toml".into(), text.into())).1
+}
+
 /// All problems as a failure of the command line.
 pub(crate) fn failure(problems: &[Problem]) -> Failure {
     let colours = std::io::stderr().is_terminal();
