@@ -294,6 +294,11 @@ impl App {
         matches!(self.link, Link::Up { .. })
     }
 
+    /// Messages that the node did not confirm or refuse yet.
+    pub(crate) fn unconfirmed(&self) -> usize {
+        self.chats.values().map(|chat| chat.timeline.waiting()).sum()
+    }
+
     /// The open channel as it is looked at.
     pub(crate) fn sight(&self) -> Option<(Sight<'_>, Areas)> {
         let areas = Areas::of(self);

@@ -369,7 +369,8 @@ impl Sight<'_> {
                 lines.push(vec![Piece::new(text, Ink::Dim)]);
             }
         }
-        self.signed(Some(self.zone.time(writing.at_us)), Some((&writing.user, Ink::Model)), lines)
+        let time = (writing.at_us > 0).then(|| self.zone.time(writing.at_us));
+        self.signed(time, Some((&writing.user, Ink::Model)), lines)
     }
 
     /// A body, or its beginning if it is long.

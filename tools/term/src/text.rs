@@ -55,11 +55,6 @@ pub fn clean_line(text: &str) -> String {
     line
 }
 
-/// [`clean`] of bytes; what is not UTF-8 is replaced.
-pub(crate) fn clean_bytes(bytes: &[u8]) -> String {
-    clean(&String::from_utf8_lossy(bytes))
-}
-
 /// What stands for a character: itself, a sign for it, or nothing.
 fn harmless(c: char) -> Option<char> {
     match c {
@@ -186,7 +181,6 @@ mod tests {
         check("日本語 한국어 עברית", "日本語 한국어 עברית");
         check("tag\u{e0041}\u{e007f}\u{ffff}\u{fdd0}", "tag\u{fffd}\u{fffd}");
         assert_eq!(clean_line("a\nb\u{1b}\n"), "a b\u{241b}");
-        assert_eq!(clean_bytes(b"a\xffb\x07"), "a\u{fffd}b\u{2407}");
     }
 
     #[test]

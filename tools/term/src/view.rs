@@ -124,8 +124,7 @@ impl Screen<'_> {
             return;
         }
         let since = lasted(self.app.now.mono.saturating_sub(self.app.link_since));
-        let waiting: usize = self.app.chats.values().map(|chat| chat.timeline.waiting()).sum();
-        let sent = match waiting {
+        let sent = match self.app.unconfirmed() {
             0 => String::new(),
             1 => "; 1 message waits".to_owned(),
             many => format!("; {many} messages wait"),

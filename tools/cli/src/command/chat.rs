@@ -1,10 +1,11 @@
-//! `thalweg chat`: talk in a channel, line by line.
+//! `thalweg chat`: talk in channels, over the whole terminal or line by line.
 
 use std::collections::VecDeque;
 use std::io::{IsTerminal as _, Stdout};
 use std::time::Duration;
 
 use thalweg_client::{Ack, Client, ClientError, ConnectionState, SubscribeOptions};
+use thalweg_term::Theme;
 use tokio::sync::mpsc;
 
 use crate::connect::{ConnectArgs, block_on};
@@ -13,6 +14,8 @@ use crate::transcript::Transcript;
 
 /// How long to wait for a node that went away.
 const RECONNECT: Duration = Duration::from_secs(300);
+/// The same for somebody who looks at it and can leave: a laptop sleeps over a weekend.
+const RECONNECT_SEEN: Duration = Duration::from_secs(7 * 24 * 3_600);
 /// Lines read ahead of what was sent.
 const LINES_AHEAD: usize = 64;
 /// Unanswered lines; beyond that reading waits.
@@ -22,13 +25,19 @@ const FAREWELL: Duration = Duration::from_secs(10);
 
 const HELP: &str = "a line is sent to the channel; @ai and a question asks the model; /quit leaves";
 
-/// Talk in a channel, with people and models
+/// Talk with people and models, in channels
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// The channel; made if there is none
     #[arg(default_value = "general")]
     channel: String,
+    /// How it looks [default: plain if NO_COLOR is set, else dark]
+    #[arg(long, value_parser = ["dark", "light", "plain"])]
+    theme: Option<String>,
+    /// Line by line, as without a terminal, instead of over the whole screen
+    #[arg(long, conflicts_with = "theme")]
+    plain: bool,
     #[command(flatten)]
     connect: ConnectArgs,
 }
@@ -37,19 +46,60 @@ const EXAMPLES: &str = "\
 Examples:
   thalweg chat                     the channel `general` of the node on this machine
   thalweg chat team --server chat.example.org:4433 --token T
+  thalweg chat --theme light
 
-In it: a line is sent; `@ai` and a question asks the model, which answers everybody; /help, /quit.";
+In it: F1 or /help shows keys and commands; `@ai` and a question asks the model, which answers everybody; /quit leaves.
+Between pipes, or with --plain: a line is sent; /help, /quit. Scripts are better served by `thalweg pub` and `thalweg sub`.";
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     crate::connect::log_to_stderr(false, "error");
+    let whole = whole_screen(args.plain)?;
+    let theme = theme(args.theme.as_deref());
+    let reconnect = if whole { RECONNECT_SEEN } else { RECONNECT };
     block_on(async {
-        let client = args.connect.connect("chat", RECONNECT).await?;
-        talk(client, &args.channel).await
+        // The first connection is waited for as ever; only a lost one is tried for so long.
+        let client = args.connect.connect("chat", reconnect).await?;
+        if whole { over_the_screen(client, &args.channel, theme).await } else { line_by_line(client, &args.channel).await }
     })
 }
 
-/// Talks until the input ends or the person leaves.
+/// Whether to take the whole terminal. Between pipes nobody wants that; with half a terminal it cannot be meant.
+fn whole_screen(plain: bool) -> Result<bool, Failure> {
+    let nobody = !std::io::stdin().is_terminal() && !std::io::stdout().is_terminal();
+    if plain || nobody {
+        return Ok(false);
+    }
+    match thalweg_term::obstacle() {
+        None => Ok(true),
+        Some(obstacle) => Err(Failure::usage(format!(
+            "chat takes the whole terminal, but {obstacle}; use --plain to talk line by line, or `thalweg pub` and `thalweg sub` \
+             in scripts"
+        ))),
+    }
+}
+
+/// The theme that is asked for, or else fits.
+fn theme(name: Option<&str>) -> Theme {
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let named = name.and_then(Theme::named);
+    named.unwrap_or(if no_colour { Theme::Plain } else { Theme::Dark })
+}
+
+async fn over_the_screen(client: Client, channel: &str, theme: Theme) -> Result<(), Failure> {
+    thalweg_term::run(client, channel, theme).await.map_err(|error| Failure::failed(error.to_string()))
+}
+
+/// Talks over the whole terminal if there is one, else line by line.
+#[cfg(feature = "node")]
 pub(crate) async fn talk(client: Client, channel: &str) -> Result<(), Failure> {
+    match thalweg_term::obstacle() {
+        None => over_the_screen(client, channel, theme(None)).await,
+        Some(_) => line_by_line(client, channel).await,
+    }
+}
+
+/// Talks until the input ends or the person leaves.
+async fn line_by_line(client: Client, channel: &str) -> Result<(), Failure> {
     let mut subscription = client.subscribe(channel, SubscribeOptions::default()).await?;
     let welcome = client.welcome();
     let out = std::io::stdout();

@@ -1,0 +1,104 @@
+//! The terminal: taken, and given back whatever happens.
+
+use std::io::{IsTerminal as _, Stdout, Write as _, stdin, stdout};
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossterm::cursor::Show;
+use crossterm::event::{
+    DisableBracketedPaste, DisableFocusChange, DisableMouseCapture, EnableBracketedPaste, EnableFocusChange,
+    EnableMouseCapture,
+};
+use crossterm::execute;
+use crossterm::style::Print;
+use crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode};
+use ratatui::Terminal;
+use ratatui::backend::CrosstermBackend;
+
+use crate::app::App;
+
+/// Whether the terminal is ours to give back.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+static HOOK: Once = Once::new();
+
+/// Why a chat over the whole screen cannot be, if it cannot: standard input and output must be a terminal that moves its
+/// cursor.
+pub fn obstacle() -> Option<&'static str> {
+    if !stdin().is_terminal() {
+        return Some("standard input is not a terminal");
+    }
+    if !stdout().is_terminal() {
+        return Some("standard output is not a terminal");
+    }
+    let dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+    dumb.then_some("the terminal cannot move its cursor (TERM is dumb or not set)")
+}
+
+/// The terminal, ours until this is dropped or the program panics.
+pub(crate) struct Screen {
+    terminal: Terminal<CrosstermBackend<Stdout>>,
+}
+
+impl Screen {
+    pub(crate) fn take() -> std::io::Result<Self> {
+        HOOK.call_once(|| {
+            let before = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |panic| {
+                // First, so that what is said of the panic can be read.
+                give_back();
+                before(panic);
+            }));
+        });
+        enable_raw_mode()?;
+        TAKEN.store(true, Ordering::SeqCst);
+        // From here on dropping gives back what was taken.
+        let screen = Self { terminal: Terminal::new(CrosstermBackend::new(stdout()))? };
+        execute!(stdout(), EnterAlternateScreen, EnableBracketedPaste, EnableFocusChange, EnableMouseCapture)?;
+        Ok(screen)
+    }
+
+    /// Columns and lines.
+    pub(crate) fn size(&self) -> std::io::Result<(u16, u16)> {
+        let size = self.terminal.size()?;
+        Ok((size.width, size.height))
+    }
+
+    pub(crate) fn draw(&mut self, app: &App) -> std::io::Result<()> {
+        self.terminal.draw(|frame| crate::view::render(app, frame)).map(drop)
+    }
+
+    /// Draws everything again with the next [`draw`](Self::draw).
+    pub(crate) fn clear(&mut self) -> std::io::Result<()> {
+        self.terminal.clear()
+    }
+
+    pub(crate) fn mouse(&mut self, ours: bool) -> std::io::Result<()> {
+        if ours { execute!(stdout(), EnableMouseCapture) } else { execute!(stdout(), DisableMouseCapture) }
+    }
+
+    pub(crate) fn bell(&mut self) -> std::io::Result<()> {
+        execute!(stdout(), Print('\u{7}'))
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        give_back();
+    }
+}
+
+/// Leaves the terminal as it was found. Errors have nobody left to be told to.
+fn give_back() {
+    if TAKEN.swap(false, Ordering::SeqCst) {
+        let _ = execute!(
+            stdout(),
+            DisableMouseCapture,
+            DisableFocusChange,
+            DisableBracketedPaste,
+            LeaveAlternateScreen,
+            Show
+        );
+        let _ = disable_raw_mode();
+        let _ = stdout().flush();
+    }
+}
