@@ -124,6 +124,12 @@ impl CoreStats {
             ("generations", counters.generations),
             ("generations_resumed", counters.resumed),
             ("tokens", counters.tokens),
+            ("presence_frames", counters.presence_frames),
+            ("presence_bytes", counters.presence_bytes),
+            ("presence_skipped", counters.presence_skipped),
+            ("presence_timeouts", counters.presence_timeouts),
+            ("typing_notices", counters.typing_notices),
+            ("typing_dropped", counters.typing_dropped),
         ] {
             self.counters.insert(name, count);
         }

@@ -56,7 +56,9 @@ impl Home {
 
     /// Starts a node on a port of its own.
     pub(crate) fn serve(&self, line: &str) -> Node {
-        let mut child = self.command(&format!("serve {line}")).spawn().expect("the binary runs");
+        // Nodes of other tests would find the usual port taken, and say so.
+        let http = if line.contains("--http") { "" } else { " --http off" };
+        let mut child = self.command(&format!("serve {line}{http}")).spawn().expect("the binary runs");
         let mut lines = BufReader::new(child.stdout.take().expect("piped"));
         // What the node logs is read so that it never blocks, and shown if it does not come up.
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
@@ -66,8 +68,12 @@ impl Home {
         if !ready.starts_with("ready quic=") {
             panic!("serve {line}: {:?}", log.join());
         }
-        let quic = ready["ready quic=".len()..].split(' ').next().expect("an address").to_owned();
-        Node { child: Some(child), ready: ready.trim_end().to_owned(), quic }
+        let field = |name: &str| {
+            let value = ready.split(' ').find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
+            value.unwrap_or_else(|| panic!("no {name} in {ready}")).to_owned()
+        };
+        let (quic, http) = (field("quic"), field("http"));
+        Node { child: Some(child), ready: ready.trim_end().to_owned(), quic, http }
     }
 }
 
@@ -104,6 +110,8 @@ pub(crate) struct Node {
     child: Option<Child>,
     pub(crate) ready: String,
     pub(crate) quic: String,
+    /// `off` if it serves no HTTP.
+    pub(crate) http: String,
 }
 
 impl Node {
