@@ -257,7 +257,9 @@ impl Roster {
         }
         match self.role(&principal.user) {
             None => Ok(None),
-            Some(MemberRole::Banned) => self.may_read(principal, channel).map(|()| None),
+            Some(MemberRole::Banned) => {
+                refuse(RejectCode::Forbidden, format!("{} is banned from {channel}", principal.user))
+            }
             Some(MemberRole::Owner) if self.members.len() > 1 && self.owners() == 1 => {
                 let text = format!("{} is the only owner of {channel}; make somebody else owner first", principal.user);
                 refuse(RejectCode::Forbidden, text)
