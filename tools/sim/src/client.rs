@@ -43,6 +43,8 @@ struct Write {
     deed: Option<DeedId>,
     /// Nothing is in its way: it must not be refused.
     last_word: bool,
+    /// It was in the log before it was sent the last time.
+    written: bool,
     /// Times it was sent.
     sent: u32,
     /// The channel that the auditor knows it for.
@@ -269,7 +271,7 @@ impl World {
             self.sent_at.insert(hash, since);
         }
         let last_word = self.asking;
-        let write = Write { channel, body, post, since, deed, last_word, sent: 0, index };
+        let write = Write { channel, body, post, since, deed, last_word, written: false, sent: 0, index };
         self.clients[client].unacked.insert(sequence, write);
         self.send_write(client, sequence);
     }
@@ -277,7 +279,9 @@ impl World {
     fn send_write(&mut self, client: usize, sequence: Sequence) {
         let (epoch, tenant) = (self.clients[client].epoch, self.clients[client].tenant);
         let session = self.clients[client].session;
+        let written = self.truth.is_written(session, sequence);
         let Some(write) = self.clients[client].unacked.get_mut(&sequence) else { return };
+        write.written = written;
         let index = channels::index(tenant, write.channel, epoch);
         let anew = std::mem::replace(&mut write.index, index) != index;
         let Write { channel, body, sent, post, .. } = write.clone();

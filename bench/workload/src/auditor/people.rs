@@ -330,6 +330,13 @@ impl People {
         }
     }
 
+    /// Somebody took back what they wrote, which takes less than to write.
+    pub fn took_back(&mut self, room: ChannelIndex, who: Person, since: Moment) {
+        if !self.may_read(room, who, since) {
+            self.note(Wrong::WrittenByStranger { room, who });
+        }
+    }
+
     /// Somebody's write, which they sent at `since`, was refused because they may not write.
     pub fn refused_write(&mut self, room: ChannelIndex, who: Person, since: Moment) {
         if !self.may_be_refused(room, who, since) {

@@ -1,6 +1,7 @@
 //! What a client makes of the bytes that a node sends it.
 
 use bytes::Bytes;
+use thalweg_protocol::chat::PostKind;
 use thalweg_protocol::frame::Splitter;
 use thalweg_protocol::ids::{Position, Sequence, SessionId, Subscription};
 use thalweg_protocol::op::{ClientOp, Delivery, DeliveryKind, Policy, ServerOp};
@@ -97,19 +98,22 @@ impl World {
         }
         if kind(write.channel) == Kind::Club && !self.clients[client].admin {
             let who = self.person(client);
-            self.people.wrote(write.index, who, write.since);
+            match write.post.kind {
+                PostKind::Redact => self.people.took_back(write.index, who, write.since),
+                _ => self.people.wrote(write.index, who, write.since),
+            }
         }
     }
 
     fn refused(&mut self, client: usize, sequence: Sequence, reject: &Reject) {
         let Some(write) = self.clients[client].unacked.get(&sequence) else { return };
         let (channel, since, target, index) = (write.channel, write.since, write.post.target, write.index);
-        let (plain, last_word, repeated) = (write.post == Default::default(), write.last_word, write.sent > 1);
+        let (plain, last_word, written) = (write.post == Default::default(), write.last_word, write.written);
         if last_word && !self.draining {
             return self.violation(format!("client {client}: write {sequence}, its last word, was refused: {reject}"));
         }
         // What it was answered first went with its connection; but what was carried out is answered so again.
-        if repeated && reject.code != RejectCode::SequenceInvalid && kind(channel) != Kind::Memory {
+        if written && reject.code != RejectCode::SequenceInvalid && kind(channel) != Kind::Memory {
             let session = self.clients[client].session;
             if self.truth.is_written(session, sequence) {
                 let text = format!("write {sequence}, which was carried out, was refused: {reject}");

@@ -277,6 +277,7 @@ impl World {
 
     /// Asks for a change.
     fn do_deed(&mut self, client: usize, deed: &Deed, op: ChatOp) {
+        self.note(format_args!("client {client}: {deed:?}"));
         let deed = self.people.begin(deed);
         self.chat(client, op, ChatAsked::Deed(deed));
     }
