@@ -421,9 +421,9 @@ fn presence_is_a_tenth_of_the_traffic_at_most() {
     // A minute in which each channel gets a message a second, and somebody comes and goes every second.
     let (mut sequence, body) = (0, "a message of an ordinary length, as people write them");
     for second in 0..60 {
-        for n in 0..CHANNELS {
+        for (n, &client) in clients.iter().enumerate().take(CHANNELS) {
             sequence += 1;
-            node.publish(clients[n], &format!("channel-{n}"), sequence, body);
+            node.publish(client, &format!("channel-{n}"), sequence, body);
         }
         let n = second * 7 % USERS;
         node.call(clients[n], leave(parts[n]));
