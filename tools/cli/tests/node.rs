@@ -98,7 +98,7 @@ fn failures_have_their_exit_codes_and_say_what_to_do() {
     check("pub general", 3, "no node runs with this data directory");
     check("pub general --server 127.0.0.1:9 --token t --trust-first", 3, "no answer");
     check("pub general --server 127.0.0.1:9", 2, "--token");
-    check("serve --no-model --http 127.0.0.1:0", 2, "not in this version");
+    check("serve --no-model --quic 127.0.0.1:0 --http 0.0.0.0:0", 2, "--http-allow-plain");
     check("serve --model nonsense", 1, "models list");
     check("serve --no-model --config /nowhere.toml", 1, "/nowhere.toml");
     check("admin token", 1, "start a node there once");
