@@ -192,12 +192,15 @@ impl KeyRing {
         let current = self.index.current.clone();
         let about = self.index.keys.get(&current).expect("the current key is listed");
         if about.last_expiry_s < expires_s {
-            let last_expiry_s = expires_s.next_multiple_of(EXPIRY_STEP_S);
+            let (kid, last_expiry_s) = (current.clone(), expires_s.next_multiple_of(EXPIRY_STEP_S));
             self.change(|index| {
-                // The index on the disk may be newer than this one: what it lists is not to be forgotten.
-                let about = index.keys.entry(current).or_insert(About { created_s: issued_s, last_expiry_s });
-                about.last_expiry_s = about.last_expiry_s.max(last_expiry_s);
+                if let Some(about) = index.keys.get_mut(&kid) {
+                    about.last_expiry_s = about.last_expiry_s.max(last_expiry_s);
+                }
             })?;
+            if !self.index.keys.contains_key(&current) {
+                return Err(AccessError::Full("the signing keys were changed at this moment; try again".into()));
+            }
         }
         let id: u128 = rand::random::<u128>().max(1);
         let body = Body {
@@ -208,11 +211,10 @@ impl KeyRing {
             exp: expires_s,
             jti: Some(format!("{id:032x}")),
         };
-        let header = Header { kid: Some(self.index.current.clone()), ..Header::new(Algorithm::EdDSA) };
-        let pair = self.pairs.get(&self.index.current).expect("the current key was read");
-        let token = jsonwebtoken::encode(&header, &body, &pair.signing).map_err(|error| {
-            store::damaged::<Index>(&self.data, format!("signing with {}: {error}", self.index.current))
-        })?;
+        let header = Header { kid: Some(current.clone()), ..Header::new(Algorithm::EdDSA) };
+        let pair = self.pairs.get(&current).expect("it was current when the keys were read");
+        let token = jsonwebtoken::encode(&header, &body, &pair.signing)
+            .map_err(|error| store::damaged::<Index>(&self.data, format!("signing with {current}: {error}")))?;
         Ok(Minted { token, id, expires_s })
     }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use thalweg_domain::permission::{Action, Permission, Principal};
 use thalweg_protocol::ids::Name;
-use thalweg_protocol::limits::MANAGE_BYTES_MAX;
+use thalweg_protocol::limits::MANAGED_BYTES_MAX;
 use thalweg_protocol::reject::{Reject, RejectCode};
 
 use super::access::{MODEL_PREFIX, Source, identify};
@@ -409,7 +409,7 @@ impl Keeper {
             None if administers_node(principal) => None,
             tenant => Some(self.tenant(principal, tenant)?),
         };
-        let (events, more) = self.audit.tail(whose.as_ref(), limit.min(LISTED_MAX), MANAGE_BYTES_MAX - ENVELOPE_BYTES);
+        let (events, more) = self.audit.tail(whose.as_ref(), limit.min(LISTED_MAX), MANAGED_BYTES_MAX - ENVELOPE_BYTES);
         let mut answer = json!({ "events": events, "more": more });
         // How much the whole node lost says something of what others do.
         if whose.is_none() {
@@ -434,7 +434,7 @@ fn texts(allow: &[Permission]) -> Vec<String> {
 /// As many entries as fit in an answer, and whether there are more.
 fn page(mut entries: impl Iterator<Item = Value>) -> (Vec<Value>, bool) {
     let (mut page, mut left) =
-        (Vec::new(), MANAGE_BYTES_MAX - ENVELOPE_BYTES - thalweg_protocol::limits::NAME_BYTES_MAX);
+        (Vec::new(), MANAGED_BYTES_MAX - ENVELOPE_BYTES - thalweg_protocol::limits::NAME_BYTES_MAX);
     for entry in entries.by_ref() {
         let bytes = entry.to_string().len() + 1;
         if page.len() >= LISTED_MAX || bytes > left {

@@ -120,8 +120,7 @@ impl Revocations {
         if new {
             self.check_room(tenant)?;
         }
-        let reason = reason.to_owned();
-        let moment = Moment { before_s: now_s + 1, reason };
+        let moment = Moment { before_s: self.next_before_s(&what, now_s), reason: reason.to_owned() };
         match what {
             Revoked::Token { tenant, id, expires_s } => {
                 let until_s = expires_s.unwrap_or(now_s + TOKEN_TTL_S_MAX).saturating_add(LEEWAY_S);
@@ -135,6 +134,24 @@ impl Revocations {
             }
         }
         Ok(())
+    }
+
+    /// What is issued before this is revoked now: up to and within this second, and beyond it what was issued since an
+    /// earlier revocation of this second, see [`issued_s`](Self::issued_s).
+    fn next_before_s(&self, what: &Revoked, now_s: u64) -> u64 {
+        let of = |tenant: &Name| self.tenants.get(tenant).map_or(0, |moment| moment.before_s);
+        let latest_s = match what {
+            Revoked::Token { .. } => 0,
+            Revoked::User { tenant, user } => {
+                let user = self.users.get(&(tenant.clone(), user.clone()));
+                of(tenant).max(user.map_or(0, |moment| moment.before_s))
+            }
+            Revoked::Tenant { tenant } => {
+                let users = self.users.iter().filter(|((of, _), _)| of == tenant);
+                users.map(|(_, moment)| moment.before_s).fold(of(tenant), u64::max)
+            }
+        };
+        if latest_s > now_s { latest_s + 1 } else { now_s + 1 }
     }
 
     fn check_room(&self, tenant: &Name) -> Result<(), AccessError> {
@@ -166,8 +183,9 @@ impl Revocations {
     pub(crate) fn issued_s(&self, tenant: &Name, user: &Name, now_s: u64) -> u64 {
         let user = self.users.get(&(tenant.clone(), user.clone()));
         let moments = [self.tenants.get(tenant), user];
-        // A revocation covers the second it is made in; a token of the same second says the next.
-        moments.into_iter().flatten().map(|moment| moment.before_s).fold(now_s, u64::max).min(now_s + 1)
+        // A revocation covers the second it is made in; a token of the same second says the next. No further than clocks
+        // may differ: then it waits.
+        moments.into_iter().flatten().map(|moment| moment.before_s).fold(now_s, u64::max).min(now_s + LEEWAY_S - 1)
     }
 
     /// Drops what is about nothing any more. Says whether there was any.
@@ -256,6 +274,13 @@ mod tests {
         assert_eq!(all.issued_s(&name("a"), &name("ada"), NOW), NOW + 1);
         assert_eq!(all.issued_s(&name("a"), &name("bob"), NOW), NOW);
         assert_eq!(all.issued_s(&name("b"), &name("bob"), NOW + 5), NOW + 5);
+        // What was issued since is covered by another one of the same second.
+        let mut all = all;
+        all.add(Revoked::User { tenant: name("a"), user: name("ada") }, "again", NOW).expect("room");
+        assert!(all.covers(&name("a"), &name("ada"), 8, NOW + 1));
+        assert_eq!(all.issued_s(&name("a"), &name("ada"), NOW), NOW + 2);
+        all.add(Revoked::Tenant { tenant: name("a") }, "all", NOW).expect("room");
+        assert!(all.covers(&name("a"), &name("ada"), 8, NOW + 2) && !all.covers(&name("a"), &name("ada"), 8, NOW + 3));
     }
 
     #[test]

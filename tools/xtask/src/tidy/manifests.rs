@@ -60,6 +60,7 @@ const FOREIGN: &[(&str, &[&str], &str)] = &[
     ("flatbuffers", &["protocol"], "operations are decoded in one place"),
     ("crossterm",   &["term"], "one crate owns the terminal"),
     ("ratatui",     &["term"], "one crate owns the terminal"),
+    ("ureq",        &["node", "cli"], "it waits: on threads of the gate's and of traces, never on a core"),
     ("clap",        &["cli", "load", "sim"], "only a binary parses arguments"),
 ];
 
