@@ -149,6 +149,9 @@ fn machine(root: &Path) -> Result<Outcome> {
     if !runs("python3", &["-m", "pip", "--version"]) {
         missing.push("python3-pip");
     }
+    if !runs("tmux", &["-V"]) {
+        missing.push("tmux"); // in which the terminal client is tested
+    }
     if !missing.is_empty() {
         install(root, &missing)?;
     }
