@@ -7,7 +7,7 @@
 //! A generation that was cut off by the end of its node goes on from its last durable token. Somebody who saw more than
 //! that says which text it saw; if what comes again is the same it is not told, and else it is told how far to go back.
 
-mod expulsion;
+mod endings;
 mod resume;
 
 use std::collections::BTreeMap;
@@ -350,66 +350,6 @@ impl Shard {
         }
     }
 
-    /// Deletes the generations of a tenant.
-    pub(crate) fn delete_generations(&mut self, tenant: &Name) {
-        let of_tenant = |owned: &Owned| owned.generation.request.tenant == *tenant && !owned.deleting;
-        let of_tenant = self.generations.owned.iter().filter(|(_, owned)| of_tenant(owned));
-        let ids: Vec<_> = of_tenant.map(|(&id, owned)| (id, owned.logged)).collect();
-        for (id, logged) in ids {
-            if let Some(owned) = self.generations.owned.get_mut(&id) {
-                owned.deleting = true;
-            }
-            self.stop(id);
-            let event = Event::GenerationDeleted { generation: id };
-            self.append_posting(id.partition(), logged, event, Vec::new());
-        }
-    }
-
-    /// Ends the generations that answer in a channel.
-    pub(crate) fn cancel_in_channel(&mut self, channel: &ChannelKey) {
-        let answers = |owned: &Owned| owned.channel().is_some_and(|(key, _)| key == channel) && !owned.ends();
-        let ids: Vec<_> =
-            self.generations.owned.iter().filter(|(_, owned)| answers(owned)).map(|(&id, _)| id).collect();
-        for generation in ids {
-            self.stop(generation);
-        }
-    }
-
-    /// A generation was kept long enough, or deleted; whoever has not read it to its end is told.
-    pub(crate) fn expire(&mut self, id: GenerationId) {
-        let Some(owned) = self.generations.owned.remove(&id) else { return };
-        self.generations.unfinished -= usize::from(owned.generation.ending().is_none());
-        let payload = ServerOp::Ended(unknown(id)).encode();
-        for Watcher { core, link, watch, .. } in owned.watchers {
-            let payload = payload.clone();
-            self.tell_session(core, SessionMessage::Generation { link, watch, payload, last: true });
-        }
-    }
-
-    pub(crate) fn cancel(&mut self, origin: Origin, principal: &Arc<Principal>, id: GenerationId) {
-        let found = self.generations.owned.get(&id).filter(|owned| owned.generation.request.tenant == principal.tenant);
-        let result = found.ok_or_else(|| unknown(id)).and_then(|owned| {
-            if owned.generation.request.user == principal.user || principal.may(Access::Admin, "generations") {
-                return Ok(owned.generation.ending().is_some());
-            }
-            let (channel, _) = owned.channel().ok_or_else(|| {
-                let text = format!("{} did not ask for {id}", principal.user);
-                Reject::new(RejectCode::Forbidden, text)
-            })?;
-            principal.require(Access::Write, channel.channel.as_str())?;
-            Ok(owned.generation.ending().is_some())
-        });
-        match result {
-            Ok(ended) => {
-                if !ended {
-                    self.stop(id);
-                }
-                self.answer(origin, ServerOp::Done);
-            }
-            Err(reject) => self.refuse(origin, reject),
-        }
-    }
-
     /// The inference stage said something.
     pub(crate) fn inference(&mut self, event: InferenceEvent) {
         match event {
@@ -425,7 +365,7 @@ impl Shard {
     }
 
     /// Ends a generation within one step.
-    fn stop(&mut self, id: GenerationId) {
+    pub(super) fn stop(&mut self, id: GenerationId) {
         match self.generations.owned.get_mut(&id).and_then(|owned| owned.resume_at.take()) {
             Some(at) => {
                 self.deadlines.remove(&(at, Deadline::Resume(id)));
