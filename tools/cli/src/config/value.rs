@@ -75,6 +75,12 @@ pub(crate) fn from_text(kind: Kind, text: &str) -> Result<Value, String> {
         Kind::Choice(words) if words.contains(&text) => Value::Text(text.into()),
         Kind::Choice(_) => return Err(is_not("one of the words it can be")),
         Kind::Level => {
+            const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+            // The filter takes any word for the name of a module, and `loud` would show nothing at all.
+            let is_level = |word: &str| LEVELS.contains(&word.to_ascii_lowercase().as_str());
+            if let Some(word) = text.split(',').find(|word| !word.contains(['=', '[']) && !is_level(word.trim())) {
+                return Err(format!("{:?} is not a level", word.trim()));
+            }
             let valid = tracing_subscriber::EnvFilter::builder().parse(text).map_err(|error| error.to_string());
             valid.map_err(|error| format!("{} ({error})", is_not("a level")))?;
             Value::Text(text.into())
@@ -236,6 +242,8 @@ mod tests {
         check(Kind::Choice(&["a", "b"]), "c", Err("\"c\" is not one of"));
         check(Kind::Level, "warn,thalweg_node=debug", Ok("warn,thalweg_node=debug"));
         check(Kind::Level, "warn,thalweg_node=loud", Err("not a level"));
+        check(Kind::Level, "loud", Err("\"loud\" is not a level"));
+        check(Kind::Level, "INFO", Ok("INFO"));
         check(Kind::List, "a, b,", Ok("a,b"));
         check(Kind::Text { most: 3 }, "abcd", Err("4 bytes"));
         check(Kind::Secrets, "x", Err("only be written in a file"));
