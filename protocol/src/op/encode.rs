@@ -280,26 +280,7 @@ impl ServerOp {
                 table!(b, Page, wire::PageArgs { first, next, head, deliveries })
             }
             Self::Rewound { to } => table!(b, Rewound, wire::RewoundArgs { to: *to }),
-            Self::ChannelReport(report) => chat::build_report(b, report),
-            Self::ChannelList { channels, more } => chat::build_list(b, channels, *more),
-            Self::ProfileReport(report) => chat::build_profile(b, report),
-            Self::PresenceReport { count, users, complete } => {
-                let users = chat::present_users(b, users);
-                table!(b, PresenceReport, wire::PresenceReportArgs { count: *count, users, complete: *complete })
-            }
-            Self::Presence(presence) => chat::build_presence(b, presence),
-            Self::TypingNotice { user, on } => {
-                let user = Some(b.create_string(user.as_str()));
-                table!(b, TypingNotice, wire::TypingNoticeArgs { user, on: *on })
-            }
-            Self::LoggedIn { token, expires_us } => {
-                let token = Some(b.create_string(token));
-                table!(b, LoggedIn, wire::LoggedInArgs { token, expires_us: *expires_us })
-            }
-            Self::Managed { json } => {
-                let json = Some(b.create_vector(json));
-                table!(b, Managed, wire::ManagedArgs { json })
-            }
+            other => chat::build_answer(b, other),
         })
     }
 }

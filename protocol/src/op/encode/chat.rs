@@ -9,7 +9,7 @@ use crate::chat::{
 };
 use crate::generated::thalweg::wire;
 use crate::ids::Name;
-use crate::op::{Durability, Login};
+use crate::op::{Durability, Login, ServerOp};
 
 type Names = WIPOffset<Vector<'static, ForwardsUOffset<&'static str>>>;
 type PresentUsers = WIPOffset<Vector<'static, ForwardsUOffset<wire::PresentUser<'static>>>>;
@@ -71,7 +71,7 @@ pub(super) fn names(b: &mut Builder, names: &[Name]) -> Option<Names> {
     Some(b.create_vector(&names))
 }
 
-pub(super) fn present_users(b: &mut Builder, users: &[PresentUser]) -> Option<PresentUsers> {
+fn present_users(b: &mut Builder, users: &[PresentUser]) -> Option<PresentUsers> {
     if users.is_empty() {
         return None;
     }
@@ -149,7 +149,34 @@ pub(super) fn build_login(b: &mut Builder, login: &Login) -> (wire::Op, Offset) 
     table!(b, Login, wire::LoginArgs { tenant, user, password })
 }
 
-pub(super) fn build_report(b: &mut Builder, report: &ChannelReport) -> (wire::Op, Offset) {
+/// The answers and news about channels, people and the node's administration; anything else is the caller's.
+pub(super) fn build_answer(b: &mut Builder, op: &ServerOp) -> (wire::Op, Offset) {
+    match op {
+        ServerOp::ChannelReport(report) => build_report(b, report),
+        ServerOp::ChannelList { channels, more } => build_list(b, channels, *more),
+        ServerOp::ProfileReport(report) => build_profile(b, report),
+        ServerOp::PresenceReport { count, users, complete } => {
+            let users = present_users(b, users);
+            table!(b, PresenceReport, wire::PresenceReportArgs { count: *count, users, complete: *complete })
+        }
+        ServerOp::Presence(presence) => build_presence(b, presence),
+        ServerOp::TypingNotice { user, on } => {
+            let user = Some(b.create_string(user.as_str()));
+            table!(b, TypingNotice, wire::TypingNoticeArgs { user, on: *on })
+        }
+        ServerOp::LoggedIn { token, expires_us } => {
+            let token = Some(b.create_string(token));
+            table!(b, LoggedIn, wire::LoggedInArgs { token, expires_us: *expires_us })
+        }
+        ServerOp::Managed { json } => {
+            let json = Some(b.create_vector(json));
+            table!(b, Managed, wire::ManagedArgs { json })
+        }
+        other => unreachable!("{other:?} is encoded by the caller"),
+    }
+}
+
+fn build_report(b: &mut Builder, report: &ChannelReport) -> (wire::Op, Offset) {
     let members: Vec<_> = report
         .members
         .iter()
@@ -179,7 +206,7 @@ pub(super) fn build_report(b: &mut Builder, report: &ChannelReport) -> (wire::Op
     table!(b, ChannelReport, args)
 }
 
-pub(super) fn build_list(b: &mut Builder, channels: &[ChannelSummary], more: bool) -> (wire::Op, Offset) {
+fn build_list(b: &mut Builder, channels: &[ChannelSummary], more: bool) -> (wire::Op, Offset) {
     let channels: Vec<_> = channels
         .iter()
         .map(|summary| {
@@ -204,7 +231,7 @@ pub(super) fn build_list(b: &mut Builder, channels: &[ChannelSummary], more: boo
     table!(b, ChannelList, wire::ChannelListArgs { channels, more })
 }
 
-pub(super) fn build_profile(b: &mut Builder, report: &ProfileReport) -> (wire::Op, Offset) {
+fn build_profile(b: &mut Builder, report: &ProfileReport) -> (wire::Op, Offset) {
     let user = Some(b.create_string(report.user.as_str()));
     let display = Some(b.create_string(&report.profile.display));
     let about = Some(b.create_string(&report.profile.about));
@@ -213,7 +240,7 @@ pub(super) fn build_profile(b: &mut Builder, report: &ProfileReport) -> (wire::O
     table!(b, ProfileReport, wire::ProfileReportArgs { user, display, about, status, state, seen_us })
 }
 
-pub(super) fn build_presence(b: &mut Builder, presence: &Presence) -> (wire::Op, Offset) {
+fn build_presence(b: &mut Builder, presence: &Presence) -> (wire::Op, Offset) {
     let users = present_users(b, &presence.users);
     let left = names(b, &presence.left);
     let Presence { full, sampled, count, .. } = *presence;
