@@ -61,6 +61,7 @@ const FOREIGN: &[(&str, &[&str], &str)] = &[
     ("crossterm",   &["term"], "one crate owns the terminal"),
     ("ratatui",     &["term"], "one crate owns the terminal"),
     ("ureq",        &["node", "cli"], "it waits: on threads of the gate's and of traces, never on a core"),
+    ("prost",       &["node"], "spans are encoded in one place"),
     ("clap",        &["cli", "load", "sim"], "only a binary parses arguments"),
 ];
 
