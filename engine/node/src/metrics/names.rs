@@ -131,6 +131,7 @@ pub(super) const GAUGES: &[Row] = &[
     core("connections", "thalweg_quic_links", "QUIC connections open."),
     core("handshakes", "thalweg_quic_handshakes", "QUIC connections whose handshake is not finished."),
     core("users", "thalweg_users", "Users of whom the core keeps a profile or when they were seen."),
+    core("usages", "thalweg_quota_usages", "Sessions, users and tenants whose use is counted against a quota."),
     core("users_present", "thalweg_users_present", "Users with a session that is present."),
     core("people_present", "thalweg_people_present", "People present, counted in each channel they are in."),
     core("channels_with_presence", "thalweg_channels_with_presence", "Channels in which somebody takes part in presence."),
