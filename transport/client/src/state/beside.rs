@@ -89,3 +89,30 @@ fn datagram(subject: u32, op: &ClientOp) -> Bytes {
     datagram.extend_from_slice(&payload);
     datagram.freeze()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use thalweg_protocol::chat::ChatOp;
+    use thalweg_protocol::ids::Epoch;
+    use tokio::sync::{Semaphore, oneshot};
+
+    use super::*;
+    use crate::entries::{PendingCall, Repeat};
+
+    #[test]
+    fn who_takes_part_is_heard() {
+        let mut state = State::new(8, true);
+        state.connected(8, Epoch(1));
+        assert_eq!(state.heartbeat(), None, "nobody asked to be seen");
+        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("there is one");
+        let op = ClientOp::Chat(ChatOp::SetPresence { away: false });
+        let (reply, _) = oneshot::channel();
+        state.call(PendingCall { op, trace: None, repeat: Repeat::Again, retried: false, reply, _permit: permit });
+        let heartbeat = state.heartbeat().expect("there is somebody");
+        assert_eq!(ClientOp::decode(&heartbeat.slice(8..)).expect("an operation"), ClientOp::Heartbeat);
+        state.disconnected(&crate::ClientError::Closed);
+        assert_eq!(state.heartbeat(), None, "there is nobody to tell");
+    }
+}

@@ -50,11 +50,16 @@ impl Node {
         Client::builder().server(self.address.to_string()).trust(Trust::PinnedKey(self.key)).token("token")
     }
 
-    /// The next connection, whose hello was read.
-    pub(crate) async fn accept(&self) -> (Session, Hello) {
+    /// The next connection, of which nothing was read.
+    pub(crate) async fn accept_silent(&self) -> Session {
         let connection = self.endpoint.accept().await.expect("open").await.expect("a handshake");
         let (send, receive) = connection.accept_bi().await.expect("the command lane");
-        let mut session = Session { connection, send, receive, splitter: Splitter::new(), lanes: Vec::new() };
+        Session { connection, send, receive, splitter: Splitter::new(), lanes: Vec::new() }
+    }
+
+    /// The next connection, whose hello was read.
+    pub(crate) async fn accept(&self) -> (Session, Hello) {
+        let mut session = self.accept_silent().await;
         match session.receive().await {
             (_, ClientOp::Hello(hello)) => (session, hello),
             other => panic!("a hello was expected, not {other:?}"),
