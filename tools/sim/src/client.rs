@@ -28,6 +28,8 @@ use crate::faults::Fault;
 use crate::node::frame;
 use crate::world::{Event, Plant, Route, World};
 
+/// How long after its connection is gone a request may still be carried out, in microseconds.
+const DEEDS_LATE_US: u64 = 500_000;
 /// Subscriptions of a client.
 const READERS_MAX: usize = 8;
 
@@ -158,6 +160,14 @@ fn name(channel: u32) -> Name {
 }
 
 impl World {
+    /// What was asked over a connection that is gone was carried out by now, or will never be.
+    fn give_up_deeds(&mut self, within_us: u64) {
+        let now_us = self.now_us;
+        for (_, deed) in self.lost_deeds.extract_if(.., |(lost_us, _)| *lost_us + within_us <= now_us) {
+            self.people.over(deed);
+        }
+    }
+
     /// Does one thing, and says when the client does the next.
     pub(crate) fn act(&mut self, client: usize) {
         if self.settling {
@@ -169,6 +179,7 @@ impl World {
         if self.clients[client].link.is_some() {
             self.operations_left = self.operations_left.saturating_sub(1);
             self.make_trouble();
+            self.give_up_deeds(DEEDS_LATE_US);
             self.act_connected(client);
         } else if self.up {
             self.operations_left = self.operations_left.saturating_sub(1);
@@ -433,6 +444,12 @@ impl World {
     fn forget_connection(&mut self, client: usize) {
         let own = &mut self.clients[client];
         own.link = None;
+        let now_us = self.now_us;
+        let deeds = own.asked.values().filter_map(|asked| match asked {
+            Asked::Create(deed) | Asked::Chat(ChatAsked::Deed(deed) | ChatAsked::Direct { deed, .. }) => Some(*deed),
+            _ => None,
+        });
+        self.lost_deeds.extend(deeds.map(|deed| (now_us, deed)));
         own.asked.clear();
         if self.settling {
             self.within(20_000, Event::Act { client });

@@ -7,7 +7,7 @@ use thalweg_protocol::ids::CoreId;
 use thalweg_shard::Input;
 
 use crate::faults::Fault;
-use crate::world::{Event, Plant, World};
+use crate::world::{Event, Plant, Route, World};
 
 /// How long an answer may be under way, in microseconds.
 const UNDERWAY_US: u64 = 1_000_000;
@@ -67,8 +67,8 @@ impl World {
             if self.options.plant == Some(Plant::KeepLimits) && limits.default == TenantLimits::default() {
                 continue;
             }
-            let input = Input::Limits(Arc::clone(limits));
-            self.within(2_000, Event::Input { core: CoreId(core as u16), input });
+            let (core, input) = (CoreId(core as u16), Input::Limits(Arc::clone(limits)));
+            self.send(Route::Operator(core.0), 2_000, Event::Input { core, input });
         }
     }
 
@@ -83,7 +83,8 @@ impl World {
         }
         self.pressure = level;
         for core in 0..self.node.cores.len() {
-            self.within(2_000, Event::Input { core: CoreId(core as u16), input: Input::Pressure { level } });
+            let (core, input) = (CoreId(core as u16), Input::Pressure { level });
+            self.send(Route::Operator(core.0), 2_000, Event::Input { core, input });
         }
     }
 

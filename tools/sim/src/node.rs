@@ -294,8 +294,10 @@ impl World {
                 self.reply_bytes(link, Lane::Generation(watch), watch.0, &payload);
             }
             // The shell of a defect: who lost their place is not parted with.
-            Output::Peer { message: PeerMessage::ToSession(SessionMessage::Expelled { .. }), .. }
-                if self.options.plant == Some(Plant::KeepReaders) => {}
+            Output::Peer {
+                message: PeerMessage::ToSession(SessionMessage::Expelled { .. } | SessionMessage::Closed { .. }),
+                ..
+            } if self.options.plant == Some(Plant::KeepReaders) => {}
             Output::Peer { to, message } => {
                 let (route, delay) = (Route::Mesh(core.0, to.0), self.node.mesh_us);
                 self.send(route, delay, Event::Input { core: to, input: Input::Peer(message) });

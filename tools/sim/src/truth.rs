@@ -80,7 +80,7 @@ impl Truth {
             }
             let count = self.counts.entry(life).or_default();
             *count += u64::from(message.kind == DeliveryKind::Message);
-            if message.context.number != *count {
+            if message.context.number != *count && wrong.is_none() {
                 let (number, position) = (message.context.number, message.position);
                 wrong = Some(format!("{position} of {life:?} is message {number}, and {count} were counted"));
             }

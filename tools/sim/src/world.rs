@@ -11,7 +11,7 @@ use thalweg_domain::quota::Limits;
 use thalweg_protocol::ids::{CoreId, GenerationId, Name, Position, Watch};
 use thalweg_protocol::op::{ClientOp, ServerOp};
 use thalweg_shard::{InferenceCommand, Input, Link};
-use thalweg_workload::auditor::people::{Moment, People};
+use thalweg_workload::auditor::people::{DeedId, Moment, People};
 use thalweg_workload::auditor::{Auditor, BodyHash, ChannelIndex};
 
 use crate::client::{CLUB, Client, DOOMED, Known, MEMORY};
@@ -212,6 +212,7 @@ pub(crate) enum Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Route {
     Mesh(u16, u16),
+    Operator(u16),
     ToStage(u16),
     FromStage(u16),
     ToNode(Link),
@@ -278,6 +279,8 @@ pub(crate) struct World {
     pub(crate) known: BTreeMap<(u8, u32), VecDeque<Known>>,
     /// How many messages there were up to each that clients were shown.
     pub(crate) numbers: BTreeMap<(ChannelIndex, Position), u64>,
+    /// Changes whose answers went with their connections, and when.
+    pub(crate) lost_deeds: Vec<(u64, DeedId)>,
     /// Texts that somebody took back or tried to.
     pub(crate) redactions: BTreeSet<(ChannelIndex, Position)>,
     /// Texts that were taken back, and when their clients knew.
@@ -380,12 +383,13 @@ pub fn simulate(seed: u64, options: Options) -> Report {
         broken: false,
         next_link: 0,
         clients: crowd(&mut rng, count),
-        clubs: (0..rng.random_range(0..3)).map(|club| CLUB + club).collect(),
+        clubs: (0..rng.random_range(0..4)).map(|club| CLUB + club).collect(),
         directs: BTreeMap::new(),
         people: People::new(),
         sent_at: BTreeMap::new(),
         known: BTreeMap::new(),
         numbers: BTreeMap::new(),
+        lost_deeds: Vec::new(),
         redactions: BTreeSet::new(),
         taken_back: BTreeMap::new(),
         generation_tenants: BTreeMap::new(),

@@ -90,6 +90,8 @@ struct Change<V> {
     effect: V,
     sent: Moment,
     done: Option<Moment>,
+    /// By when it was carried out, if it ever was.
+    over: Option<Moment>,
     refused: bool,
 }
 
@@ -145,9 +147,17 @@ fn could_hold<E: Copy, V: Copy>(
         })
     };
     let made = changes.iter().filter(|change| !change.refused && change.sent <= to);
-    let mut values = made.flat_map(|change| gives(change.effect).into_iter().map(move |value| (value, change.done)));
+    let mut values =
+        made.flat_map(|change| gives(change.effect).into_iter().map(move |value| (value, change.done.or(change.over))));
     (wanted(initial) && !overwritten(initial, Some(Moment(0))))
         || values.any(|(value, done)| wanted(value) && !overwritten(value, done))
+}
+
+/// What becomes of a change.
+struct End<'a> {
+    done: &'a mut Option<Moment>,
+    over: &'a mut Option<Moment>,
+    refused: &'a mut bool,
 }
 
 /// Where a change is kept.
@@ -238,33 +248,34 @@ impl People {
     /// A change was acknowledged.
     pub fn done(&mut self, deed: DeedId) {
         let now = self.moment();
-        self.settle(deed, |done, _| *done = Some(now));
+        self.settle(deed, |end| *end.done = Some(now));
+    }
+
+    /// The answer to a change was lost, and it was carried out by now or never will be.
+    pub fn over(&mut self, deed: DeedId) {
+        let now = self.moment();
+        self.settle(deed, |end| *end.over = Some(now));
     }
 
     /// A change was refused, and so never carried out.
     pub fn refused(&mut self, deed: DeedId) {
-        self.settle(deed, |_, refused| *refused = true);
+        self.settle(deed, |end| *end.refused = true);
     }
 
-    fn settle(&mut self, deed: DeedId, settle: impl Fn(&mut Option<Moment>, &mut bool)) {
-        fn of<'a, K: Ord, V>(
-            map: &'a mut BTreeMap<K, Vec<Change<V>>>,
-            key: &K,
-            at: usize,
-        ) -> (&'a mut Option<Moment>, &'a mut bool) {
-            let change = &mut map.get_mut(key).expect("a deed's changes are kept")[at];
-            (&mut change.done, &mut change.refused)
+    fn settle(&mut self, deed: DeedId, settle: impl Fn(End<'_>)) {
+        fn of<'a, K: Ord, V>(map: &'a mut BTreeMap<K, Vec<Change<V>>>, key: &K, at: usize) -> End<'a> {
+            let Change { done, over, refused, .. } = &mut map.get_mut(key).expect("a deed's changes are kept")[at];
+            End { done, over, refused }
         }
         for &(place, at) in &self.deeds[deed.0] {
-            let (done, refused) = match place {
+            settle(match place {
                 Place::Role(room, who) => of(&mut self.roles, &(room, who), at),
                 Place::Kind(room) => of(&mut self.kinds, &room, at),
                 Place::Topic(room) => of(&mut self.topics, &room, at),
                 Place::Profile(who) => of(&mut self.profiles, &who, at),
                 Place::Reading(room, who) => of(&mut self.readings, &(room, who), at),
                 Place::Redaction(room, position) => of(&mut self.redactions, &(room, position), at),
-            };
-            settle(done, refused);
+            });
         }
     }
 
@@ -434,7 +445,7 @@ fn put<K: Ord, V>(
         Entry::Occupied(changes) => changes.into_mut(),
         Entry::Vacant(vacant) => vacant.insert(Vec::new()),
     };
-    changes.push(Change { effect, sent, done: None, refused: false });
+    changes.push(Change { effect, sent, done: None, over: None, refused: false });
     (place, changes.len() - 1)
 }
 

@@ -15,7 +15,7 @@ use crate::world::World;
 pub(crate) const MEMORY: u32 = 100;
 /// Channels from this number on are deleted and made again.
 pub(crate) const DOOMED: u32 = 200;
-/// Channels from this number on have members, who come and go; those with an odd number are private when they are made.
+/// Channels from this number on have members, who come and go; those with an even number are private when they are made.
 pub(crate) const CLUB: u32 = 300;
 /// Direct conversations: the bits of the number above this one say whose.
 pub(crate) const DIRECT: u32 = 512;
@@ -117,7 +117,7 @@ impl World {
         let mut about = ChannelAbout::default();
         let mut asked = Asked::Other;
         if kind(channel) == Kind::Club {
-            about.kind = if channel % 2 == 1 { ChannelKind::Private } else { ChannelKind::Open };
+            about.kind = if channel.is_multiple_of(2) { ChannelKind::Private } else { ChannelKind::Open };
             let (room, by) = (self.index_for(client, channel), self.person(client));
             asked = Asked::Create(self.people.begin(&Deed::Create { room, by, kind: about.kind }));
         }

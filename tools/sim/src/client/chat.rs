@@ -1,6 +1,8 @@
 //! What clients do beside writing and reading: they join and leave, invite and ban, edit, take back, react, mark what they
 //! read, say who they are, and look for things.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use thalweg_domain::channel::direct_name;
 use thalweg_protocol::chat::{ChannelKind, ChatOp, MemberRole, Post, PostKind, ProfileText};
@@ -53,8 +55,10 @@ pub(super) enum ChatAsked {
         user: u32,
         since: Moment,
     },
+    /// Who is in a channel; who was when that was asked.
     WhoIsIn {
         channel: u32,
+        present: BTreeSet<Name>,
     },
     /// A search; what was found so far, if all of it is to be found.
     Search {
@@ -433,7 +437,13 @@ impl World {
 
     fn who_is_in(&mut self, client: usize) {
         let channel = self.any_kept(client);
-        self.chat(client, ChatOp::WhoIsIn { channel: self.name_of(channel) }, ChatAsked::WhoIsIn { channel });
+        self.ask_who_is_in(client, channel);
+    }
+
+    fn ask_who_is_in(&mut self, client: usize, channel: u32) {
+        let present = self.present(self.clients[client].tenant, channel);
+        let op = ChatOp::WhoIsIn { channel: self.name_of(channel) };
+        self.chat(client, op, ChatAsked::WhoIsIn { channel, present });
     }
 
     fn set_presence(&mut self, client: usize) {
@@ -458,8 +468,7 @@ impl World {
         }
         for channel in kept {
             self.about(client, channel);
-            let op = ChatOp::WhoIsIn { channel: self.name_of(channel) };
-            self.chat(client, op, ChatAsked::WhoIsIn { channel });
+            self.ask_who_is_in(client, channel);
             if self.clients[client].admin && kind(channel) == Kind::Disk {
                 self.search(client, channel, "edited".into(), Position(0), Some(Vec::new()));
             }

@@ -44,8 +44,8 @@ impl World {
             (ChatAsked::Profile { user, since }, ServerOp::ProfileReport(report)) => {
                 self.profiled(client, user, since, &report);
             }
-            (ChatAsked::WhoIsIn { channel }, ServerOp::PresenceReport { count, users, complete }) => {
-                self.who_was_in(client, channel, count, &users, complete);
+            (ChatAsked::WhoIsIn { channel, present }, ServerOp::PresenceReport { count, users, complete }) => {
+                self.who_was_in(client, (channel, &present), count, &users, complete);
             }
             (ChatAsked::Search { channel, query, before, since, found }, ServerOp::Page { next, deliveries, .. }) => {
                 self.searched(client, (channel, query, before, since), found, next, &deliveries);
