@@ -2,7 +2,10 @@
 
 use std::cell::Cell;
 
+use thalweg_protocol::op::Durability;
+
 use super::*;
+use crate::config::LogBackend;
 use crate::config::{HttpConfig, WebConfig};
 use crate::disk::fault::{Fault, FaultyDisk};
 use crate::identity::tests::TempDir;
