@@ -14,6 +14,7 @@
 mod act;
 mod answers;
 mod app;
+mod channels;
 mod chat;
 mod clock;
 mod complete;
