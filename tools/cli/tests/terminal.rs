@@ -39,7 +39,9 @@ impl<'a> Multiplexer<'a> {
         let state = self.home.path("state").display().to_string();
         let program = env!("CARGO_BIN_EXE_thalweg");
         let unset = "-u THALWEG_SERVER -u THALWEG_TOKEN -u THALWEG_DATA -u NO_COLOR";
-        let shell = format!("env {unset} XDG_STATE_HOME='{state}' TZ=UTC '{program}' {line}; echo \"ended with $?\"; read -r _");
+        let shell = format!(
+            "env {unset} XDG_STATE_HOME='{state}' TZ=UTC '{program}' {line}; echo \"ended with $?\"; read -r _"
+        );
         self.run(&["new-session", "-d", "-s", name, "-x", "80", "-y", "20", &shell]);
     }
 

@@ -59,7 +59,11 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     block_on(async {
         // The first connection is waited for as ever; only a lost one is tried for so long.
         let client = args.connect.connect("chat", reconnect).await?;
-        if whole { over_the_screen(client, &args.channel, theme).await } else { line_by_line(client, &args.channel).await }
+        if whole {
+            over_the_screen(client, &args.channel, theme).await
+        } else {
+            line_by_line(client, &args.channel).await
+        }
     })
 }
 
