@@ -13,6 +13,10 @@ use crate::timeline::{Entry, Key, Said, Shown};
 /// Others are told again that we type after so long.
 const TYPING_EVERY: std::time::Duration = std::time::Duration::from_millis(thalweg_protocol::limits::TYPING_MS / 2);
 
+/// After so long the node takes another notice that somebody types, with room for clocks that differ.
+const TYPING_DISTANCE: std::time::Duration =
+    std::time::Duration::from_millis(thalweg_protocol::limits::TYPING_DISTANCE_MS + 100);
+
 /// Sending, and what is told while one writes.
 impl App {
     /// Enter: the line is sent, or done.
@@ -54,6 +58,10 @@ impl App {
                     return;
                 }
                 self.history.push(&text);
+                // The message says that it is written: no notice is needed.
+                if let Some(chat) = self.chat_mut() {
+                    chat.typing_on = false;
+                }
             }
         }
         self.quiet();
@@ -97,9 +105,13 @@ impl App {
         if !talks {
             return self.quiet();
         }
-        let due = chat.typing_told.is_none_or(|told| now >= told + TYPING_EVERY);
-        if due && up && chat.live == Live::Reading {
-            chat.typing_told = Some(now);
+        let distance = if chat.typing_on { TYPING_EVERY } else { TYPING_DISTANCE };
+        let due = chat.typing_told.map_or(now, |told| told + distance);
+        if due > now {
+            // Told too early it would be dropped.
+            chat.typing_due = chat.typing_due.or((!chat.typing_on).then_some(due));
+        } else if up && chat.live == Live::Reading {
+            (chat.typing_told, chat.typing_on, chat.typing_due) = (Some(now), true, None);
             let channel = chat.name.clone();
             self.command(Command::Typing { channel, on: true });
         }
@@ -107,9 +119,11 @@ impl App {
 
     /// Nothing is being typed any more.
     pub(crate) fn quiet(&mut self) {
-        let up = self.is_up();
+        let (up, now) = (self.is_up(), self.now.mono);
         let Some(chat) = self.chat_mut() else { return };
-        if chat.typing_told.take().is_some() && up {
+        chat.typing_due = None;
+        if std::mem::take(&mut chat.typing_on) && up {
+            chat.typing_told = Some(now);
             let channel = chat.name.clone();
             self.command(Command::Typing { channel, on: false });
         }

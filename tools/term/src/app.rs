@@ -233,6 +233,7 @@ impl App {
         if let Some(chat) = self.chats.get(&self.open) {
             times.extend(chat.typing.values().min());
             times.extend(chat.read_due);
+            times.extend(chat.typing_due);
             if chat.timeline.running().is_some() {
                 times.push(self.now.mono + Duration::from_millis(SPINNER_MS));
             }
@@ -338,6 +339,9 @@ impl App {
         for (name, chat) in &mut self.chats {
             chat.expire(now);
             chat.trim(*name == open);
+        }
+        if self.chat_mut().is_some_and(|chat| chat.typing_due.take_if(|due| *due <= mono).is_some()) {
+            self.typed();
         }
         self.read();
         self.page();

@@ -80,8 +80,12 @@ pub(crate) struct Chat {
     pub(crate) met: bool,
     /// Who types, and until when that is believed.
     pub(crate) typing: BTreeMap<String, Duration>,
-    /// When others were last told that we type.
+    /// When others were last told that we type, or stopped.
     pub(crate) typing_told: Option<Duration>,
+    /// What they were told.
+    pub(crate) typing_on: bool,
+    /// When they will be told that we type, because it is too early now.
+    pub(crate) typing_due: Option<Duration>,
 
     pub(crate) editor: Editor,
     pub(crate) draft: Draft,

@@ -454,6 +454,15 @@ fn who_is_away_and_who_types_is_told() {
     stage.types("!");
     assert_eq!(stage.commands.iter().filter(|command| **command == typing(true)).count(), 2);
     stage.key("Enter");
+    assert!(!stage.commands.contains(&typing(false)), "the message says it");
+    // Soon after another notice it is told a little later, and taken back when nothing is left of the line.
+    stage.commands.clear();
+    stage.types("again");
+    assert!(!stage.commands.contains(&typing(true)));
+    assert!(stage.app.wake() <= Some(stage.now.mono + std::time::Duration::from_millis(1_100)));
+    stage.later(2);
+    assert!(stage.commands.contains(&typing(true)));
+    stage.key("C-u");
     assert!(stage.commands.contains(&typing(false)));
     stage.types("/join");
     stage.later(400);
