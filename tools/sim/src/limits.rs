@@ -63,11 +63,16 @@ impl World {
     }
 
     fn tell_limits(&mut self, limits: &Arc<Limits>) {
+        let mut limits = Arc::clone(limits);
+        if self.options.plant == Some(Plant::KeepLimits) && limits.default == TenantLimits::default() {
+            // Those that stay are tight enough for two to meet them.
+            let messages = Some(Rate { per_second: 1, burst: 1 });
+            let tenant = Allowance { messages, ..Allowance::default() };
+            let default = TenantLimits { tenant, ..TenantLimits::default() };
+            limits = Arc::new(Limits { default, ..Limits::default() });
+        }
         for core in 0..self.node.cores.len() {
-            if self.options.plant == Some(Plant::KeepLimits) && limits.default == TenantLimits::default() {
-                continue;
-            }
-            let (core, input) = (CoreId(core as u16), Input::Limits(Arc::clone(limits)));
+            let (core, input) = (CoreId(core as u16), Input::Limits(Arc::clone(&limits)));
             self.send(Route::Operator(core.0), 2_000, Event::Input { core, input });
         }
     }

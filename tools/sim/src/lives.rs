@@ -208,7 +208,8 @@ impl World {
         self.faults.add(Fault::TornTail, report.torn.len() as u64);
         self.compare(&states, &shelf);
         self.plant_after_recovery(&mut states);
-        let count: u16 = self.rng.random_range(1..=4);
+        let least = if self.options.plant == Some(Plant::KeepReaders) { 4 } else { 1 };
+        let count: u16 = self.rng.random_range(least..=4);
         self.faults.add(Fault::CoresChanged, u64::from(self.last_cores != count && self.crashes > 0));
         self.last_cores = count;
         let life = Life { epoch: self.epoch, variant: if self.repeatable { 0 } else { self.epoch } };

@@ -583,19 +583,7 @@ impl World {
     }
 
     fn count_disk(&mut self) {
-        let counts = self.disk.counts();
-        for (fault, count) in [
-            (Fault::WriteKept, counts.writes_kept),
-            (Fault::WriteLost, counts.writes_lost),
-            (Fault::WriteTorn, counts.writes_torn),
-            (Fault::LengthLost, counts.lengths_lost),
-            (Fault::NameLost, counts.changes_undone),
-            (Fault::CrashedInWrite, counts.crashed_in_write),
-            (Fault::CrashedInSync, counts.crashed_in_sync),
-            (Fault::CrashedInRename, counts.crashed_in_change),
-            (Fault::WriteRefusedFull, counts.refused_full),
-            (Fault::SyncFailed, counts.syncs_failed),
-        ] {
+        for (fault, count) in self.disk.counts().faults() {
             self.faults.add(fault, count);
         }
     }

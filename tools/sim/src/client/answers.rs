@@ -78,6 +78,7 @@ impl World {
             (Asked::Page { channel, from, since }, op) => self.page(client, channel, from, since, op),
             (Asked::Create(deed), op) => match op {
                 ServerOp::ChannelCreated { created: true } => self.people.done(deed),
+                ServerOp::ChannelCreated { created: false } => self.people.was_there(deed),
                 _ => self.people.refused(deed),
             },
             (Asked::Chat(asked), op) => self.chat_answered(client, asked, op),
