@@ -18,8 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// With whom; several are separated by commas
-    #[arg(value_name = "USER,…", value_delimiter = ',', num_args = 1)]
-    users: Vec<String>,
+    #[arg(value_name = "USER,…")]
+    users: String,
     /// What to write; `-` reads it from standard input
     text: Option<String>,
     /// One JSON object: the channel, as `thalweg channel info --json` shows it
@@ -44,7 +44,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     };
     block_on(async {
         let client = args.connect.connect("dm", PATIENCE).await?;
-        let report = client.open_direct(&args.users).await?;
+        let report = client.open_direct(args.users.split(',')).await?;
         if let Some(text) = text {
             client.publish(&report.channel, text).await?;
         }

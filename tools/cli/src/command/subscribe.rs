@@ -9,6 +9,9 @@ use crate::connect::{ConnectArgs, block_on};
 use crate::failure::{Failure, exit, output};
 use crate::{duration, lines, plain};
 
+/// Items between two looks whether the command is asked to end.
+const TURNS: u32 = 256;
+
 /// Print the messages of a channel
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -84,16 +87,29 @@ async fn subscribe(args: Args) -> Result<(), Failure> {
     let person = std::io::stdout().is_terminal();
     let mut left = args.count.unwrap_or(u64::MAX);
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let stop = stopped();
+    tokio::pin!(stop);
+    let mut turns = 0_u32;
     while left > 0 {
+        turns = turns.wrapping_add(1);
+        // A flood leaves no pause in which a signal would be noticed.
+        if args.events && turns.is_multiple_of(TURNS) {
+            tokio::select! {
+                biased;
+                () = &mut stop => break,
+                () = tokio::task::yield_now() => {}
+            }
+        }
         // Flushed whenever nothing more is here already: at once for a person, in blocks for a flood.
         let item = match subscription.try_next()? {
             Some(item) => item,
             None => {
                 out.flush().map_err(|error| output(&error))?;
-                match subscription.next().await? {
-                    Some(item) => item,
-                    None => return Err(Failure::new(exit::INCOMPLETE, "the subscription ended")),
-                }
+                let next = tokio::select! {
+                    next = subscription.next() => next?,
+                    () = &mut stop, if args.events => break,
+                };
+                next.ok_or_else(|| Failure::new(exit::INCOMPLETE, "the subscription ended"))?
             }
         };
         left -= u64::from(matches!(item, Item::Message(_)));
@@ -102,7 +118,28 @@ async fn subscribe(args: Args) -> Result<(), Failure> {
     out.flush().map_err(|error| output(&error))?;
     drop(subscription);
     client.close().await;
-    Ok(())
+    match (left, args.count) {
+        (1.., Some(_)) => Err(Failure::new(exit::INCOMPLETE, "it was stopped")),
+        _ => Ok(()),
+    }
+}
+
+/// Waits until the command is asked to end. Who is seen in a channel should not be so for longer than they are there, so
+/// that with --events the command says farewell; without, it just ends.
+async fn stopped() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    // If that cannot be listened to either, nothing asks.
+    let _ = tokio::signal::ctrl_c().await;
 }
 
 fn print(
