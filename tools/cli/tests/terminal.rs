@@ -122,14 +122,14 @@ fn two_people_talk_over_a_restart_of_their_node() {
     let quic = node.quic.clone();
     assert_eq!(node.terminate(), Some(0));
     terminals.shows("ada", &["reconnecting (", "try "]);
-    terminals.types("ada", "written while nobody listened");
-    terminals.shows("ada", &["written while nobody listened … sending", "1 message waits"]);
+    terminals.types("ada", "anybody there?");
+    terminals.shows("ada", &["anybody there? … sending", "1 message waits"]);
     let _node = serve(&home, quic.rsplit(':').next().expect("a port"));
-    terminals.shows("grace", &["written while nobody listened"]);
+    terminals.shows("grace", &["anybody there?"]);
     terminals.shows("ada", &["● ada"]);
     eventually("ada's line to be confirmed", || {
         let screen = terminals.screen("ada");
-        !line(&screen, "written while nobody listened").contains("sending") && !screen.contains("reconnecting")
+        !line(&screen, "anybody there?").contains("sending") && !screen.contains("reconnecting")
     });
 
     // Commands, help, and a small screen.
