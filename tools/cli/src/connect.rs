@@ -45,7 +45,7 @@ impl ConnectArgs {
 
     /// A client for the command `name`, not connected yet.
     pub(crate) fn builder(&self, name: &str) -> Result<Builder, Failure> {
-        let (builder, found) = self.address(name);
+        let (builder, found) = self.address(name)?;
         if let Some(token) = &self.token {
             return Ok(builder.token(token));
         }
@@ -74,17 +74,21 @@ impl ConnectArgs {
 
     /// A client of the node that is meant, which says nothing of who we are; and what the node left on this machine, if it
     /// runs here.
-    pub(crate) fn address(&self, name: &str) -> (Builder, Option<LocalNode>) {
+    pub(crate) fn address(&self, name: &str) -> Result<(Builder, Option<LocalNode>), Failure> {
         let data = self.data_directory();
         let builder = Client::builder()
             .name(format!("thalweg-{name}/{}", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT);
         let local = thalweg_client::discover(&data).ok();
-        let Some(server) = &self.server else { return (builder.local(data), local) };
-        // A node that is both named and found is recognised by what it left here.
+        let Some(server) = &self.server else { return Ok((builder.local(data), local)) };
         let found = local.filter(|local| local.quic == *server);
-        let trust = found.as_ref().map_or_else(|| self.first_use(), |local| Trust::PinnedKey(local.key));
-        (builder.server(server).trust(trust), found)
+        let trust = match (&self.ca, &found) {
+            (Some(ca), _) => Trust::authorities(ca)?,
+            // A node that is both named and found is recognised by what it left here.
+            (None, Some(local)) => Trust::PinnedKey(local.key),
+            (None, None) => self.first_use(),
+        };
+        Ok((builder.server(server).trust(trust), found))
     }
 
     /// What logins are kept under: the address, or the data directory.

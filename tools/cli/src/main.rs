@@ -16,9 +16,9 @@ mod failure;
 #[cfg(feature = "node")]
 mod keys;
 mod lines;
-mod logins;
 #[cfg(feature = "node")]
 mod logging;
+mod logins;
 #[cfg(feature = "node")]
 mod logs;
 #[cfg(feature = "node")]

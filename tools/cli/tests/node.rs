@@ -100,7 +100,7 @@ fn failures_have_their_exit_codes_and_say_what_to_do() {
     check("pub general --server 127.0.0.1:9", 2, "--token");
     check("serve --no-model --quic 127.0.0.1:0 --http 0.0.0.0:0", 2, "--http-allow-plain");
     check("serve --model nonsense", 1, "models list");
-    check("serve --no-model --config /nowhere.toml", 1, "/nowhere.toml");
+    check("serve --no-model --config /nowhere.toml", 2, "/nowhere.toml");
     check("admin token", 1, "start a node there once");
     check("models pull nonsense", 2, "not a known model");
     check("models rm nonsense", 1, "no model");

@@ -17,6 +17,8 @@ use thalweg_journal::{Disk, DiskError, DiskFile};
 
 use inode::Inode;
 
+use crate::faults::Fault;
+
 /// What a disk did to those who trusted it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct DiskCounts {
@@ -31,6 +33,24 @@ pub(crate) struct DiskCounts {
     pub(crate) refused_full: u64,
     pub(crate) syncs_failed: u64,
     pub(crate) operations: u64,
+}
+
+impl DiskCounts {
+    /// The same, as faults of the simulation.
+    pub(crate) fn faults(&self) -> [(Fault, u64); 10] {
+        [
+            (Fault::WriteKept, self.writes_kept),
+            (Fault::WriteLost, self.writes_lost),
+            (Fault::WriteTorn, self.writes_torn),
+            (Fault::LengthLost, self.lengths_lost),
+            (Fault::NameLost, self.changes_undone),
+            (Fault::CrashedInWrite, self.crashed_in_write),
+            (Fault::CrashedInSync, self.crashed_in_sync),
+            (Fault::CrashedInRename, self.crashed_in_change),
+            (Fault::WriteRefusedFull, self.refused_full),
+            (Fault::SyncFailed, self.syncs_failed),
+        ]
+    }
 }
 
 /// A change to a directory that is not durable.

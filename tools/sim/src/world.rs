@@ -16,7 +16,7 @@ use thalweg_workload::auditor::{Auditor, BodyHash, ChannelIndex};
 
 use crate::client::{CLUB, Client, DOOMED, Known, MEMORY};
 use crate::disk::{FakeDisk, Rot};
-use crate::faults::{Fault, Faults};
+use crate::faults::Faults;
 use crate::node::{Node, Wire};
 use crate::script::Said;
 use crate::storage::Reading;

@@ -372,10 +372,10 @@ mod tests {
         check("a|\nb", |e| e.kill(Motion::LineEnd), "a|b");
         check("a\n|b", |e| e.kill(Motion::LineStart), "a|b");
         check("ab|c", |e| e.go(Motion::Start), "|abc");
-        check("abc\nd\nef|gh", |e| drop(e.vertical(false)), "abc\nd|\nefgh");
-        check("abc|\nd", |e| drop(e.vertical(true)), "abc\nd|");
+        check("abc\nd\nef|gh", |e| _ = e.vertical(false), "abc\nd|\nefgh");
+        check("abc|\nd", |e| _ = e.vertical(true), "abc\nd|");
         check("x :smi|", |e| e.complete(2, "😄"), "x 😄|");
-        check("|", |e| drop(e.paste("a\r\nb\u{1b}[2J")), "a\nb\u{241b}[2J|");
+        check("|", |e| _ = e.paste("a\r\nb\u{1b}[2J"), "a\nb\u{241b}[2J|");
         check("a |b", |e| [e.kill(Motion::End), e.yank(), e.yank()].into_iter().collect(), "a bb|");
     }
 

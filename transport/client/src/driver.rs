@@ -188,12 +188,7 @@ async fn serve(shared: &Arc<Shared>, dialer: &Dialer, established: Established, 
                 Ok(datagram) => shared.state.lock().expect("nothing panics under this lock").datagram(datagram),
                 Err(error) => return gone(&error),
             },
-            _ = heartbeat.tick() => {
-                let mut state = shared.state.lock().expect("nothing panics under this lock");
-                if state.heartbeat().is_some_and(|datagram| connection.send_datagram(datagram).is_err()) {
-                    state.heartbeat_on_lane();
-                }
-            }
+            _ = heartbeat.tick() => beat(shared, &connection),
             lane = connection.accept_uni() => match lane {
                 Ok(lane) => drop(lanes.spawn(read_lane(shared.clone(), lane))),
                 Err(error) => return gone(&error),
@@ -203,22 +198,38 @@ async fn serve(shared: &Arc<Shared>, dialer: &Dialer, established: Established, 
             },
             _ = look.tick() => {
                 let waits = shared.state.lock().expect("nothing panics under this lock").waits();
-                if patience.exhausted(waits, connection.stats().udp_rx.datagrams) {
-                    let reason = format!("it said nothing for {CLIENT_SILENCE_MS} ms while requests waited");
-                    return Over::Lost(ClientError::Unreachable { server, reason }, delay);
-                }
-                // A reader asks nothing, so that its silence says nothing; but the next life of a node next door says that
-                // this one is over.
-                if dialer.is_restarted(epoch) {
-                    return Over::Lost(ClientError::Unreachable { server, reason: "it was started again".into() }, delay);
-                }
-                // A node is out within its time to drain; what is left after that is a node that forgot us.
-                if restart.is_some_and(|(_, since)| since.elapsed() > Duration::from_millis(DRAIN_MS + CLIENT_SILENCE_MS)) {
-                    return Over::Lost(draining(), delay);
+                let silent = patience.exhausted(waits, connection.stats().udp_rx.datagrams);
+                let since = restart.map(|(_, since)| since);
+                if let Some(error) = lost_sight(server.clone(), silent, dialer.is_restarted(epoch), since) {
+                    return Over::Lost(error, delay);
                 }
             }
         }
     }
+}
+
+/// Says that the user is there, if anybody wants to know.
+fn beat(shared: &Shared, connection: &Connection) {
+    let mut state = shared.state.lock().expect("nothing panics under this lock");
+    if state.heartbeat().is_some_and(|datagram| connection.send_datagram(datagram).is_err()) {
+        state.heartbeat_on_lane();
+    }
+}
+
+/// Why a connection that is still open is of no use any more, if it is not.
+fn lost_sight(server: String, silent: bool, restarted: bool, leaving: Option<Instant>) -> Option<ClientError> {
+    if silent {
+        let reason = format!("it said nothing for {CLIENT_SILENCE_MS} ms while requests waited");
+        return Some(ClientError::Unreachable { server, reason });
+    }
+    // A reader asks nothing, so that its silence says nothing; but the next life of a node next door says that this one is
+    // over.
+    if restarted {
+        return Some(ClientError::Unreachable { server, reason: "it was started again".into() });
+    }
+    // A node is out within its time to drain; what is left after that is a node that forgot us.
+    let forgotten = Duration::from_millis(DRAIN_MS + CLIENT_SILENCE_MS);
+    leaving.filter(|since| since.elapsed() > forgotten).map(|_| draining())
 }
 
 fn draining() -> ClientError {

@@ -111,7 +111,9 @@ impl Trust {
         let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
         let roots = roots.map_err(|error| fault(error.to_string()))?;
         if roots.is_empty() {
-            return Err(fault("it holds no certificate; it must be PEM, with lines like -----BEGIN CERTIFICATE-----".into()));
+            return Err(fault(
+                "it holds no certificate; it must be PEM, with lines like -----BEGIN CERTIFICATE-----".into(),
+            ));
         }
         Ok(Self::Certificate(roots))
     }

@@ -10,6 +10,14 @@ use thalweg_protocol::reject::{Reject, RejectCode};
 use crate::event::{Lane, Link};
 use crate::lane::{LaneQueue, PRIORITY_COMMAND};
 
+/// A place for a connection.
+#[derive(Default)]
+pub(crate) struct Slot {
+    /// How many connections had the place before.
+    pub(crate) generation: u32,
+    pub(crate) peer: Option<Box<Peer>>,
+}
+
 /// Most bytes taken from the transport at a time.
 const READ_BYTES: usize = 64 << 10;
 

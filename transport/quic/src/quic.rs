@@ -17,7 +17,7 @@ use crate::config::{Prepared, QuicConfig, QuicError, QuicLimits, TlsIdentity, To
 use crate::counters::QuicCounters;
 use crate::deadlines::Deadlines;
 use crate::event::{CloseReason, Event, Lane, LaneError, Link, SendError, Transmit};
-use crate::peer::{Peer, Read, Stage};
+use crate::peer::{Peer, Read, Slot, Stage};
 
 /// The connections of one core.
 ///
@@ -56,14 +56,6 @@ pub struct Quic {
     token_clock: Arc<TokenClock>,
     /// The first time we were told, and the latest.
     clock: Option<(Instant, Instant)>,
-}
-
-/// A place for a connection.
-#[derive(Default)]
-pub(crate) struct Slot {
-    /// How many connections had the place before.
-    generation: u32,
-    pub(crate) peer: Option<Box<Peer>>,
 }
 
 impl Quic {

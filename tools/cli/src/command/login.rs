@@ -45,7 +45,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let password = password(&format!("Password of {}: ", args.user))?;
     block_on(async {
         let Args { tenant, user, connect } = args;
-        let (builder, _) = connect.address("login");
+        let (builder, _) = connect.address("login")?;
         let given = builder.password(&tenant, &user, password).log_in().await?;
         let server = connect.server_name();
         let login = Login { server, tenant, user, token: given.token, expires_us: given.expires_us };

@@ -107,11 +107,13 @@ fn read(path: &Path) -> Result<SourceText, Problem> {
         let origin = Origin::File { path: path.into(), line: 1, column: 1 };
         Problem::error(origin, what, "name a file that the node's user may read with --config FILE")
     };
-    let length = std::fs::metadata(path).map_err(|error| unreadable(format!("the file cannot be read: {error}")))?.len();
+    let length =
+        std::fs::metadata(path).map_err(|error| unreadable(format!("the file cannot be read: {error}")))?.len();
     if length > FILE_BYTES_MAX {
         return Err(unreadable(format!("the file has {length} bytes; a configuration has at most {FILE_BYTES_MAX}")));
     }
-    let text = std::fs::read_to_string(path).map_err(|error| unreadable(format!("the file cannot be read: {error}")))?;
+    let text =
+        std::fs::read_to_string(path).map_err(|error| unreadable(format!("the file cannot be read: {error}")))?;
     Ok(SourceText::new(path.to_owned(), text))
 }
 

@@ -183,7 +183,7 @@ const ROWS: &[Setting] = &[
         "For channels whose maker did not choose: disk (a crash, a power cut) or memory (nothing).").flag("--durability"),
     Setting::new("log.backend", Kind::Choice(&["thread", "io-uring"]), Preset::Is("thread"),
         "How batches of the log are written.").flag("--log-backend"),
-    Setting::new("log.file_size", Kind::Bytes { least: 1 << 20, most: 32 * LOG_FILE_BYTES }, Preset::Is("64MiB"),
+    Setting::new("log.file_size", Kind::Bytes { least: 1 << 20, most: 32 * LOG_FILE_BYTES }, Preset::Is("32MiB"),
         "How large a file of the write-ahead log is; each core has two or three.").flag("--log-file-bytes"),
     Setting::new("log.sync_delay", time(Duration::ZERO, Duration::from_secs(1)), Preset::Is("0ms"),
         "What each sync takes longer than it must, to see what a slower disk would do.").flag("--sync-delay"),

@@ -19,6 +19,8 @@ use crate::world::World;
 
 /// Messages of a channel that clients remember, to do something with.
 const KNOWN_MAX: usize = 48;
+/// Direct conversations of a run.
+const DIRECTS_MAX: usize = 3;
 /// How long a core may take to learn that a text was taken back, beside the way there, in microseconds.
 const LATE_US: u64 = 5_000;
 
@@ -335,8 +337,11 @@ impl World {
     }
 
     fn any_club(&mut self, client: usize) -> Option<u32> {
-        let at = self.pick(self.clubs.len()).filter(|_| self.clients[client].tenant == 0)?;
-        Some(self.clubs[at])
+        // Those whose members change, mostly.
+        let direct = self.chance(0.1);
+        let clubs: Vec<u32> = self.clubs.iter().copied().filter(|&club| direct || club < DIRECT).collect();
+        let at = self.pick(clubs.len()).filter(|_| self.clients[client].tenant == 0)?;
+        Some(clubs[at])
     }
 
     fn join_or_leave(&mut self, client: usize) {
@@ -401,6 +406,9 @@ impl World {
             return;
         }
         let channel = DIRECT + users.iter().map(|user| 1 << user).sum::<u32>();
+        if self.directs.len() >= DIRECTS_MAX && !self.directs.contains_key(&channel) {
+            return;
+        }
         let room = self.index_for(client, channel);
         let persons = users.iter().map(|&user| self.person_of(client, user)).collect();
         let names: Vec<Name> = users.iter().map(|&user| user_name(user)).collect();

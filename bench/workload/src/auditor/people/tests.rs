@@ -114,10 +114,8 @@ fn a_text_that_was_taken_back_stays_away_and_others_stay() {
     let now = people.moment();
     people.saw_text(ROOM, Position(4), now);
     people.saw_no_text(ROOM, Position(5));
-    let expected = [
-        Wrong::TextBack { room: ROOM, position: Position(4) },
-        Wrong::TextGone { room: ROOM, position: Position(5) },
-    ];
+    let expected =
+        [Wrong::TextBack { room: ROOM, position: Position(4) }, Wrong::TextGone { room: ROOM, position: Position(5) }];
     assert_eq!(people.wrong, expected);
 }
 

@@ -130,7 +130,9 @@ async fn show_running(connect: ConnectArgs, json: bool) -> Result<(), Failure> {
         return print(&running.to_string());
     }
     let Some(settings) = running["settings"].as_object() else {
-        return Err(Failure::failed("the node does not know where its settings come from: it was not started by `serve`"));
+        return Err(Failure::failed(
+            "the node does not know where its settings come from: it was not started by `serve`",
+        ));
     };
     if let Some(file) = running["file"].as_str() {
         print(&format!("# {file}, as the node has it\n"))?;
