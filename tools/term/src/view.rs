@@ -258,8 +258,7 @@ impl Screen<'_> {
         self.pane(area, false);
         let ground = if self.areas.overlays() { self.app.theme.bar() } else { Style::new() };
         let Some(chat) = self.app.chat() else { return };
-        let here = if self.app.is_up() { "here" } else { "were here" };
-        let head = Piece::new(format!("{} {here}", chat.present), Ink::Dim);
+        let head = Piece::new(format!("{} here", chat.present), Ink::Dim);
         self.line(area.x + 1, area.y, area.right(), &[head], ground);
         let lines = usize::from(area.height).saturating_sub(1);
         let people = people_rows(chat);
