@@ -316,6 +316,8 @@ impl World {
                 }
                 Ok(messages)
             }
+            // The power went in an operation whose failure nobody minds, and this is the first to notice.
+            Err(LogError::Disk(error)) if self.disk.is_off() => return self.disk_failed(&error),
             Err(error) => {
                 if !self.rotten() {
                     self.violation(format!("core {core} cannot read {channel} from {from}: {error}"));
