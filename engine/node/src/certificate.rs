@@ -133,8 +133,8 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = |seconds: i64| match seconds {
             ..120 => format!("{seconds} s"),
-            ..7_200 => format!("{} min", seconds / 60),
-            ..172_800 => format!("{} h", seconds / 3_600),
+            120..7_200 => format!("{} min", seconds / 60),
+            7_200..172_800 => format!("{} h", seconds / 3_600),
             _ => format!("{} days", seconds / 86_400),
         };
         match *self {

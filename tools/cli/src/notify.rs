@@ -11,7 +11,7 @@ use std::time::Duration;
 /// Tells the service manager things. Told that the node ends when this is dropped.
 pub(crate) struct Notifier {
     manager: Manager,
-    watchdog: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
+    watchdog: Option<(mpsc::SyncSender<()>, JoinHandle<()>)>,
 }
 
 /// The socket of the service manager.
@@ -51,7 +51,7 @@ pub(crate) fn ready(alive: impl Fn() -> bool + Send + 'static) -> Option<Notifie
     manager.tell(&format!("READY=1\nMAINPID={}\nSTATUS=serving", std::process::id()));
     let watchdog = watchdog_interval().and_then(|interval| {
         let again = Manager::of_environment().ok().flatten()?;
-        let (end, ended) = mpsc::channel();
+        let (end, ended) = mpsc::sync_channel(1);
         let watch = move || {
             while let Err(mpsc::RecvTimeoutError::Timeout) = ended.recv_timeout(interval / 2) {
                 if alive() {

@@ -1,6 +1,5 @@
 //! Who may use a node, end to end: logins, API keys, revocation, keys that are replaced, the audit.
 
-#[allow(dead_code, reason = "the other tests use the rest of it")]
 mod binary;
 
 use std::process::Child;

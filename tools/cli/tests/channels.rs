@@ -1,6 +1,5 @@
 //! People in channels, end to end: a real node, real commands, real QUIC.
 
-#[allow(dead_code, reason = "the other tests use the rest of it")]
 mod binary;
 
 use std::io::{BufRead as _, BufReader};

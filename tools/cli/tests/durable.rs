@@ -1,6 +1,5 @@
 //! What outlives a node that is killed, and what its operator can do: the real binary, real files, real signals.
 
-#[allow(dead_code, reason = "the other tests use the rest of it")]
 mod binary;
 
 use std::io::{BufRead as _, BufReader, Write as _};

@@ -1,7 +1,5 @@
 //! The chat over a whole terminal, driven as a person would: the real binary, in a terminal multiplexer, on a real node.
 
-// The other tests use the rest of it.
-#[allow(dead_code)]
 mod binary;
 
 use std::process::{Command, Stdio};

@@ -197,8 +197,8 @@ impl Editor {
             Motion::Left => text[..self.cursor].grapheme_indices(true).next_back().map_or(0, |(at, _)| at),
             Motion::Right => self.cursor + text[self.cursor..].graphemes(true).next().map_or(0, str::len),
             Motion::WordLeft => {
-                let words = text[..self.cursor].unicode_word_indices();
-                words.last().map_or(0, |(at, _)| at)
+                let mut words = text[..self.cursor].unicode_word_indices();
+                words.next_back().map_or(0, |(at, _)| at)
             }
             Motion::WordRight => {
                 let mut words = text[self.cursor..].unicode_word_indices();
@@ -438,7 +438,7 @@ mod tests {
                     5 => editor.yank(),
                     6 => editor.undo(),
                     7 => editor.redo(),
-                    8 => drop(editor.vertical(c as u32 % 2 == 0)),
+                    8 => drop(editor.vertical((c as u32).is_multiple_of(2))),
                     9 => editor.type_char('\n'),
                     10 => drop(editor.paste(&String::from_iter(['a', c, '\u{200d}', '\u{301}']))),
                     _ => editor.type_char(c),

@@ -43,14 +43,14 @@ impl App {
             KeyCode::PageUp => self.scroll(true, self.page_lines()),
             KeyCode::PageDown => self.scroll(false, self.page_lines()),
             KeyCode::Home if control => self.scroll(true, usize::MAX / 2),
-            KeyCode::End if control => self.to_bottom(),
+            KeyCode::End if control => self.go_to_bottom(),
             KeyCode::Up if control => self.pick_next(false),
             KeyCode::Up if alt => self.step_channel(false, |_| true),
             KeyCode::Down if alt => self.step_channel(true, |_| true),
             KeyCode::Char('p') if control => self.step_channel(false, |_| true),
             KeyCode::Char('n') if control => self.step_channel(true, |_| true),
             KeyCode::Char('a') if alt => self.step_channel(true, |chat| chat.unread > 0),
-            KeyCode::Char('u') if alt => self.to_unread(),
+            KeyCode::Char('u') if alt => self.go_to_unread(),
             KeyCode::Char(digit @ '1'..='9') if alt => {
                 let index = usize::from(digit as u8 - b'1');
                 let name = self.order().get(index).map(|chat| chat.name.clone());
@@ -147,13 +147,13 @@ impl App {
         }
     }
 
-    pub(crate) fn to_bottom(&mut self) {
+    pub(crate) fn go_to_bottom(&mut self) {
         if let Some(chat) = self.chat_mut() {
             (chat.anchor, chat.picked, chat.below) = (None, None, 0);
         }
     }
 
-    fn to_unread(&mut self) {
+    fn go_to_unread(&mut self) {
         let Some((sight, areas)) = self.sight() else { return };
         let mark = sight.chat.mark.map(crate::timeline::Key::at);
         let Some(key) = mark.and_then(|mark| sight.chat.timeline.next(Some(mark))) else {
@@ -190,7 +190,7 @@ impl App {
                 }
             }
             // Below the newest is the line one writes.
-            _ if down => self.to_bottom(),
+            _ if down => self.go_to_bottom(),
             _ => self.scroll(true, 1),
         }
     }
@@ -208,7 +208,7 @@ impl App {
             KeyCode::Char('w') => self.who_wrote(picked),
             KeyCode::Char('x') => self.drop_failed(Some(picked)),
             KeyCode::Char('?') => self.popup = Some(Popup::Help { scroll: 0 }),
-            KeyCode::Char('G') | KeyCode::End | KeyCode::Tab => self.to_bottom(),
+            KeyCode::Char('G') | KeyCode::End | KeyCode::Tab => self.go_to_bottom(),
             KeyCode::Enter | KeyCode::Char(' ') => {
                 if picked.is_unsent() {
                     return self.resend(Some(picked));
@@ -399,7 +399,7 @@ impl App {
                 chat.picked = key.filter(|key| chat.picked != Some(*key));
             }
         } else if areas.status.contains(at) {
-            self.to_bottom();
+            self.go_to_bottom();
         } else if let Some(chat) = self.chat_mut() {
             chat.picked = None;
         }

@@ -92,9 +92,10 @@ impl Sight<'_> {
         let mut at = key;
         for _ in 0..STEPS_MAX {
             at = Some(if down { self.next(at)? } else { self.previous(at)? });
-            match self.chat.timeline.get(at?) {
-                Some(Shown::Entry(Entry::Said(_) | Entry::Answer(_)) | Shown::Unsent(_)) => return at,
-                _ => {}
+            if let Some(Shown::Entry(Entry::Said(_) | Entry::Answer(_)) | Shown::Unsent(_)) =
+                self.chat.timeline.get(at?)
+            {
+                return at;
             }
         }
         None

@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn jobs_are_done_in_order_and_the_thread_ends() {
         let home = Bell::new().expect("an eventfd");
-        let (ended, end) = mpsc::channel::<()>();
+        let (ended, end) = mpsc::sync_channel::<()>(1);
         let work = move |n: u32| {
             let _keep = &ended;
             n * 2

@@ -146,7 +146,7 @@ impl Wire {
     }
 
     /// A client's datagram: the node gets it from the client's own socket, which changes from time to time.
-    async fn from_client(&mut self, client: SocketAddr, bytes: Vec<u8>) -> std::io::Result<()> {
+    async fn take_in(&mut self, client: SocketAddr, bytes: Vec<u8>) -> std::io::Result<()> {
         let old = self.clients.get(&client).map(|known| known.since);
         let moves = old.is_some_and(|since| self.weather.moves.is_some_and(|after| since.elapsed() >= after));
         if moves {
@@ -205,7 +205,7 @@ async fn run(weather: Weather) -> std::io::Result<()> {
         tokio::select! {
             received = listen.recv_from(&mut buffer) => {
                 let (length, client) = received?;
-                wire.from_client(client, buffer[..length].to_vec()).await?;
+                wire.take_in(client, buffer[..length].to_vec()).await?;
             }
             Some((client, bytes)) = answers.recv() => wire.put(bytes, Arc::clone(&listen), client),
             () = tokio::time::sleep_until(due) => {}

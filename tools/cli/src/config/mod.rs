@@ -92,7 +92,7 @@ pub(crate) fn load(inputs: &Inputs) -> Result<Loaded, Vec<Problem>> {
                 problems.extend(wrong);
                 entries
             }
-            Err(problem) => return Err(vec![problem]),
+            Err(problem) => return Err(vec![*problem]),
         },
     };
     let effective = merge(&inputs.overrides, &inputs.environment, entries, &mut problems);
@@ -102,10 +102,10 @@ pub(crate) fn load(inputs: &Inputs) -> Result<Loaded, Vec<Problem>> {
     Ok(Loaded { file, effective, warnings: problems })
 }
 
-fn read(path: &Path) -> Result<SourceText, Problem> {
+fn read(path: &Path) -> Result<SourceText, Box<Problem>> {
     let unreadable = |what: String| {
         let origin = Origin::File { path: path.into(), line: 1, column: 1 };
-        Problem::error(origin, what, "name a file that the node's user may read with --config FILE")
+        Box::new(Problem::error(origin, what, "name a file that the node's user may read with --config FILE"))
     };
     let length =
         std::fs::metadata(path).map_err(|error| unreadable(format!("the file cannot be read: {error}")))?.len();

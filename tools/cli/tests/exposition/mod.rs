@@ -96,7 +96,9 @@ fn belongs(family: &str, kind: &str, sample: &Sample) {
 
 /// Buckets ascend to +Inf and are cumulative, and the last is the count.
 fn histogram(name: &str, family: &Family) {
-    let mut series: BTreeMap<Vec<(String, String)>, (Vec<(f64, f64)>, Option<f64>, bool)> = BTreeMap::new();
+    /// Buckets, count, and whether there is a sum.
+    type Parts = (Vec<(f64, f64)>, Option<f64>, bool);
+    let mut series: BTreeMap<Vec<(String, String)>, Parts> = BTreeMap::new();
     for line in &family.samples {
         let mut sample = sample(line);
         let at = sample.labels.iter().position(|(label, _)| label == "le").map(|at| sample.labels.remove(at).1);

@@ -180,8 +180,8 @@ fn what_was_read_is_counted() {
         fact.iter().for_each(|fact| roster.set(fact));
         fact.is_some()
     };
-    roster.note_mentions(&[bob.clone()], Position(5));
-    roster.note_mentions(&[bob.clone()], Position(7));
+    roster.note_mentions(std::slice::from_ref(&bob), Position(5));
+    roster.note_mentions(std::slice::from_ref(&bob), Position(7));
     assert_eq!(roster.unread_mentions(&bob, Position(9)), 2);
     assert!(read(&mut roster, 5, 4, 9));
     assert_eq!((roster.unread_mentions(&bob, Position(9)), roster.reading(&bob, Position(9)).number), (1, 4));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ impl Collector {
     pub(super) fn start(manners: Manners) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let endpoint = format!("http://{}", listener.local_addr().expect("bound"));
-        let (sender, received) = mpsc::channel();
+        let (sender, received) = mpsc::sync_channel(1_024);
         thread::spawn(move || {
             let mut requests = 0;
             for stream in listener.incoming() {
@@ -89,7 +89,7 @@ pub(super) fn attribute(attributes: &[KeyValue], key: &str) -> Option<String> {
 }
 
 /// Serves one connection after the other, each request of it in turn.
-fn serve(mut stream: TcpStream, manners: Manners, requests: &mut usize, sender: &Sender<Received>) {
+fn serve(mut stream: TcpStream, manners: Manners, requests: &mut usize, sender: &SyncSender<Received>) {
     let mut reader = BufReader::new(stream.try_clone().expect("a second handle"));
     while let Some(received) = read(&mut reader) {
         *requests += 1;
