@@ -1,6 +1,6 @@
 //! `bench presence`: many users in many channels, who come, go, write, and see each other.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -88,6 +88,9 @@ struct Crowd<'a> {
     refused: u64,
     heartbeats: u64,
     churned: u64,
+    /// Users that left a channel and their part in it, who left first first: every second change is somebody coming back, so
+    /// that the channels stay as full as they are.
+    away: VecDeque<(usize, usize)>,
     joins_seen: u64,
     leaves_seen: u64,
     /// When a user meant to come into a channel, by (user, channel), until the first of the others saw it.
@@ -170,6 +173,7 @@ impl<'a> Crowd<'a> {
             refused: 0,
             heartbeats: 0,
             churned: 0,
+            away: VecDeque::new(),
             joins_seen: 0,
             leaves_seen: 0,
             joining: HashMap::new(),
@@ -346,13 +350,21 @@ impl<'a> Crowd<'a> {
 
     /// Lets somebody leave a channel, or come back to one.
     fn churn(&mut self, swarm: &mut Swarm, intended_ns: u64) -> Result<(), LoadError> {
-        let (user, at) = (self.rng.random_range(0..self.users.len()), self.rng.random_range(0..self.args.per_user));
         self.churned += 1;
+        let back = if self.churned.is_multiple_of(2) { self.away.pop_front() } else { None };
+        let (user, at) = back.unwrap_or_else(|| {
+            (self.rng.random_range(0..self.users.len()), self.rng.random_range(0..self.args.per_user))
+        });
+        // Whoever is drawn and is away already stays so until it is their turn.
+        if back.is_none() && !self.users[user].parts[at].present {
+            return Ok(());
+        }
         let number = self.number(user, at);
         let part = &mut self.users[user].parts[at];
         part.present = !part.present;
         let (channel, comes) = (part.channel, part.present);
         if !comes {
+            self.away.push_back((user, at));
             self.present[channel] -= 1;
             self.joining.remove(&(user, channel));
             self.requests = REQUESTS_FROM.max(self.requests.wrapping_add(1));

@@ -21,7 +21,7 @@ pub(crate) use channels::{CLUB, DOOMED, MEMORY, is_doomed};
 use channels::{Kind, content, kind};
 pub(crate) use chat::Known;
 use chat::{ChatAsked, delivery_kind};
-pub(crate) use presence::Picture;
+pub(crate) use presence::{Picture, PresenceAnswer};
 use watches::Watching;
 
 use crate::faults::Fault;

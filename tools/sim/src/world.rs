@@ -14,7 +14,7 @@ use thalweg_shard::{InferenceCommand, Input, Link};
 use thalweg_workload::auditor::people::{DeedId, Moment, People};
 use thalweg_workload::auditor::{Auditor, BodyHash, ChannelIndex};
 
-use crate::client::{CLUB, Client, DOOMED, Known, MEMORY};
+use crate::client::{CLUB, Client, DOOMED, Known, MEMORY, PresenceAnswer};
 use crate::disk::{FakeDisk, Rot};
 use crate::faults::Faults;
 use crate::node::{Node, Wire};
@@ -302,6 +302,7 @@ pub(crate) struct World {
     /// What is written now must not be refused.
     pub(crate) asking: bool,
     pub(crate) asked_everything: bool,
+    pub(crate) presence_answers: Vec<PresenceAnswer>,
     /// The first channel keeps little history.
     pub(crate) trimmed: bool,
     pub(crate) planted: u32,
@@ -403,6 +404,7 @@ pub fn simulate(seed: u64, options: Options) -> Report {
         heartbeats_end_us: None,
         asking: false,
         asked_everything: false,
+        presence_answers: Vec::new(),
         troubles: troubles(&mut rng, options.operations),
         large: rng.random_bool(0.3),
         repeatable: rng.random_bool(0.5),
@@ -518,7 +520,10 @@ impl World {
             Event::DatagramToClient { link, subscription, op } => self.datagram_to_client(link, subscription, &op),
             Event::Heartbeat { client } => self.heartbeat(client),
             Event::Questions => self.questions(),
-            Event::Silence => self.judge_presence(true),
+            Event::Silence => {
+                self.judge_presence_answers();
+                self.judge_presence(true);
+            }
             Event::Unpress => self.press(0),
             Event::Lost { link } => self.lost(link),
             Event::ToClient { link, lane, bytes } => self.bytes_to_client(link, lane, bytes),

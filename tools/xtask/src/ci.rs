@@ -12,11 +12,8 @@ use anyhow::{Context, Result, bail};
 
 use outcome::{Outcome, Report, TestTally};
 
-/// Seeds of the simulation in one run: about two minutes on two cores.
-///
-/// Seed 597 fails: once all is quiet, one reader's picture of who is in a channel misses a user. Until that is understood
-/// and mended the range ends before it; `cargo xtask sim --seed 597 --operations 2000 --trace` shows it.
-const SIMULATION_SEEDS: &str = "590";
+/// Seeds of the simulation in one run: about a minute on two cores.
+const SIMULATION_SEEDS: &str = "800";
 /// Seconds of each kind of chaos in one run: two minutes in all.
 const CHAOS_SECONDS: &str = "40";
 /// Rounds of chaos; the time ends before.

@@ -31,8 +31,8 @@ struct Open {
     root: u64,
     /// Whether it asked a model: then it lasts until the last frame of the answer.
     asks: bool,
-    /// Whether a frame of the answer was sent.
-    sent: bool,
+    /// How many frames of the answer were sent. The first says its name, the second has its first tokens.
+    frames: u32,
 }
 
 struct Recorder {
@@ -42,7 +42,7 @@ struct Recorder {
     bell: Arc<Bell>,
     /// By link and request, which a watch is named after too.
     open: HashMap<(u64, u32), Open>,
-    /// First frames of answers that were given to the transport in this turn, and when.
+    /// First tokens of answers that were given to the transport in this turn, and when.
     sending: Vec<(u64, u64)>,
     /// Roots that end with this turn, and why, if it is not that all was answered.
     ending: Vec<(u64, Option<&'static str>)>,
@@ -125,7 +125,8 @@ impl Tracer {
         let Some(recorder) = self.0.as_mut().filter(|recorder| !recorder.open.is_empty()) else { return };
         let key = (link, watch.0);
         let Some(open) = recorder.open.get_mut(&key) else { return };
-        if !std::mem::replace(&mut open.sent, true) {
+        open.frames = open.frames.saturating_add(1);
+        if open.frames == 2 && !last {
             recorder.sending.push((open.root, now_us));
         }
         if last {
@@ -210,7 +211,7 @@ impl Recorder {
             return 0;
         }
         self.sampled += 1;
-        self.open.insert(key, Open { root: ids.root, asks, sent: false });
+        self.open.insert(key, Open { root: ids.root, asks, frames: 0 });
         ids.root
     }
 

@@ -11,6 +11,15 @@ use thalweg_shard::Link;
 use crate::faults::Fault;
 use crate::world::{Event, World};
 
+/// An answer to who is in a channel, once everything is at rest.
+pub(crate) struct PresenceAnswer {
+    client: usize,
+    channel: u32,
+    /// Who was in it when it was asked.
+    asked: BTreeSet<Name>,
+    seen: BTreeSet<Name>,
+}
+
 /// Who is in a channel, as a reader was told.
 pub(crate) type Picture = BTreeMap<Name, PresenceState>;
 
@@ -104,6 +113,19 @@ impl World {
         (0..self.clients.len()).filter(in_it).map(|client| self.user_name(client)).collect()
     }
 
+    /// What clients were told when all was at rest is what was. The node may end a reader, and the reader hear of it after
+    /// somebody else was told that it is gone: so it is judged when all has arrived, and nobody comes in between.
+    pub(crate) fn judge_presence_answers(&mut self) {
+        for PresenceAnswer { client, channel, asked, seen } in std::mem::take(&mut self.presence_answers) {
+            let now = self.present(self.clients[client].tenant, channel);
+            let stayed: BTreeSet<Name> = asked.intersection(&now).cloned().collect();
+            if !seen.is_superset(&stayed) || !seen.is_subset(&asked) {
+                let text = format!("{seen:?} are in {channel}, where {asked:?} were and {stayed:?} stayed");
+                self.violation(format!("client {client}: {text}"));
+            }
+        }
+    }
+
     /// Everybody's picture is what is: who takes part or, once the others are not heard of any more, who observes alone.
     pub(crate) fn judge_presence(&mut self, silent: bool) {
         if self.draining || self.broken {
@@ -143,11 +165,8 @@ impl World {
                 .violation(format!("client {client}: {} of {count} people of {channel} are named", users.len()));
         }
         if self.asked_everything && !self.draining {
-            let seen: BTreeSet<Name> = users.iter().map(|user| user.user.clone()).collect();
-            let expected = self.present(self.clients[client].tenant, channel);
-            if seen != expected && seen != *present {
-                self.violation(format!("client {client}: {seen:?} are in {channel}, and not {expected:?}"));
-            }
+            let seen = users.iter().map(|user| user.user.clone()).collect();
+            self.presence_answers.push(PresenceAnswer { client, channel, asked: present.clone(), seen });
         }
     }
 }

@@ -107,11 +107,11 @@ fn a_publish_is_one_trace_on_whichever_cores() {
         assert_eq!(attribute(&root.attributes, "thalweg.tenant").as_deref(), Some("default"));
         trace.within(trace.only("shard.publish"), root);
         trace.within(trace.only("log.commit"), root);
+        // Readers may get it before or after its writer is answered.
+        assert_eq!(trace.only("fan_out").parent_span_id, root.span_id);
         let shown = format!("{:?}", trace.0);
         assert!(!shown.contains("secret"), "neither bodies nor channels are shown: {shown}");
     }
-    let cores = traces.values().filter_map(|trace| attribute(&trace.only("publish").attributes, "thalweg.core"));
-    assert!(cores.count() as u128 == ROOMS);
 }
 
 /// The model that the tests of the inference stage use, if it was pulled.
@@ -154,6 +154,8 @@ fn an_ask_is_one_trace_from_the_door_to_the_model_and_back() {
     // One after the other, as the request went.
     let path = ["worker.tokenise", "scheduler.queue", "worker.prefill", "worker.decode"].map(|name| trace.only(name));
     assert!(path.windows(2).all(|pair| pair[0].end_time_unix_nano <= pair[1].start_time_unix_nano));
+    let (drawn, sent) = (trace.only("worker.decode"), trace.only("token.send"));
+    assert!(drawn.start_time_unix_nano <= sent.start_time_unix_nano, "what is sent is a token");
     assert!(!format!("{:?}", trace.0).contains("secret"), "prompts are not shown");
 }
 
