@@ -197,6 +197,24 @@ pub const STOP_BYTES_MAX: usize = 256;
 pub const GENERATION_TOKENS_MAX: u32 = 8_192;
 /// Tokens of a generation when the request does not say.
 pub const GENERATION_TOKENS: u32 = 512;
+/// Tokens of one request whose logits are moved.
+pub const LOGIT_BIASES_MAX: usize = 1_024;
+/// Likeliest tokens that are told beside a drawn one.
+pub const LOGPROBS_MAX: u8 = 20;
+/// Bytes of the schema, expression or grammar that a text has to follow.
+pub const CONSTRAINT_BYTES_MAX: usize = 64 << 10;
+/// A request may ask to begin within so many milliseconds at most.
+pub const DEADLINE_MS_MAX: u32 = 3_600_000;
+/// Tokens in one frame that says how likely they were: each is a table of its own.
+pub const TOKEN_DETAILS_MAX: usize = CHAT_MESSAGES_MAX;
+/// Tokens of one generation whose likelihoods are kept until its readers got them; a reader further behind is not told.
+pub const TOKEN_DETAILS_KEPT: usize = 1_024;
+/// Texts of one request for embeddings.
+pub const EMBED_TEXTS_MAX: usize = 256;
+/// Longest text to embed, in bytes; all of a request have at most [`PROMPT_BYTES_MAX`].
+pub const EMBED_TEXT_BYTES_MAX: usize = 64 << 10;
+/// Numbers in one answer with embeddings: its texts times the model's dimensions.
+pub const EMBED_VALUES_MAX: usize = 240 << 10;
 /// Messages of a channel's recent past that `@ai` sees.
 pub const CONVERSATION_MESSAGES: usize = 16;
 /// Bytes of a channel's recent past that `@ai` sees.
@@ -287,7 +305,14 @@ const _: () = {
     );
     assert!(BODY_BYTES_MAX + 4096 <= FRAME_BYTES_MAX, "a body and its envelope fit in a frame");
     assert!(TOKEN_BYTES_MAX + 1024 <= FRAME_BYTES_MAX, "a hello fits in a frame");
-    assert!(PROMPT_BYTES_MAX * 3 / 2 <= FRAME_BYTES_MAX, "a conversation fits in a frame");
+    assert!(
+        PROMPT_BYTES_MAX * 3 / 2 + CONSTRAINT_BYTES_MAX + 8 * LOGIT_BIASES_MAX <= FRAME_BYTES_MAX,
+        "a conversation fits in a frame"
+    );
+    assert!(TOKEN_DETAILS_MAX + 2 <= FLATBUFFER_TABLES_MAX, "a frame full of likelihoods is read");
+    assert!(TOKEN_DETAILS_KEPT >= LEAD_TOKENS as usize, "a reader within its lead gets every likelihood");
+    assert!(EMBED_VALUES_MAX * 4 + 4096 <= FRAME_BYTES_MAX, "an answer with embeddings fits in a frame");
+    assert!(EMBED_TEXTS_MAX * 16 + PROMPT_BYTES_MAX + 4096 <= FRAME_BYTES_MAX, "texts to embed fit in a frame");
     assert!(HISTORY_BATCH_BYTES >= BODY_BYTES_MAX, "a batch of history holds at least one message");
     assert!(TAIL_BYTES >= 2 * BODY_BYTES_MAX, "a tail holds at least two messages");
     assert!(TAIL_MESSAGES as u32 > LEAD_MESSAGES, "a reader within its lead is served from the tail");
@@ -297,7 +322,10 @@ const _: () = {
     assert!(LOG_BATCH_BYTES_MAX < LOG_FILE_BYTES as usize / 4, "a log file holds several batches");
     assert!(LOG_RECORD_BYTES_MAX < LOG_BATCH_BYTES_MAX, "a batch holds the largest record");
     assert!(RESIDENT_BYTES as u64 >= LOG_FILE_BYTES, "what is in the newest log file is at hand");
-    assert!(LOG_RECORD_BYTES_MAX >= PROMPT_BYTES_MAX + BODY_BYTES_MAX + (64 << 10), "the largest record fits");
+    assert!(
+        LOG_RECORD_BYTES_MAX >= PROMPT_BYTES_MAX + BODY_BYTES_MAX + CONSTRAINT_BYTES_MAX + (64 << 10),
+        "the largest record fits"
+    );
     assert!(IN_FLIGHT_MAX <= RING_SLOTS, "one session cannot fill a ring");
     assert!(TURN_INPUTS_MAX <= RING_SLOTS, "a ring holds a turn's batch");
     assert!(FAN_OUT_SLICE_US < STALL_US, "a fan-out slice is not a stall");

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crate::chat::{
     ChannelAbout, ChannelReport, ChannelSummary, ChatOp, Context, Post, Presence, PresentUser, ProfileReport,
 };
-use crate::generation::{AskRequest, FinishReason, Usage};
+use crate::generation::{AskRequest, FinishReason, TokenDetail, Usage};
 use crate::ids::{Epoch, GenerationId, Name, Position, Sequence, SessionId, Subscription, Watch};
 use crate::reject::Reject;
 
@@ -205,6 +205,9 @@ pub enum ClientOp {
     Heartbeat,
     /// The user is writing in a channel, or stopped to. No answer; as a datagram.
     Typing { subscription: Subscription, on: bool },
+    /// Asks for vectors that say what texts are about, from a model or the node's first that makes any. Answer:
+    /// `Embedded`.
+    Embed { model: Option<Name>, texts: Vec<String> },
 }
 
 /// A request for a token.
@@ -326,8 +329,10 @@ pub enum ServerOp {
     Ended(Reject),
     /// Answer to `Ask` and `Watch`, and the first frame on the generation's lane.
     Asked { generation: GenerationId, model: String },
-    /// `count` tokens from `index` on. A token's text is empty while its last character is incomplete.
-    Tokens { index: u32, count: u32, text: Bytes },
+    /// `count` tokens from `index` on. A token's text is empty while its last character is incomplete. `details`: how
+    /// likely some or all of them were, if that was asked for, at most
+    /// [`TOKEN_DETAILS_MAX`](crate::limits::TOKEN_DETAILS_MAX).
+    Tokens { index: u32, count: u32, text: Bytes, details: Vec<TokenDetail> },
     /// The generation ended; the last frame on its lane. `message` says why if it failed.
     Finished { reason: FinishReason, usage: Usage, message: String },
     /// Answer to `Ping`.
@@ -360,6 +365,8 @@ pub enum ServerOp {
     LoggedIn { token: String, expires_us: u64 },
     /// Answer to `Manage`: a JSON object.
     Managed { json: Bytes },
+    /// Answer to `Embed`: a vector of `dimensions` numbers for each text, one after the other, and the tokens of the texts.
+    Embedded { model: Name, dimensions: u32, vectors: Vec<f32>, tokens: u32 },
 }
 
 #[cfg(test)]

@@ -108,6 +108,10 @@ codes! {
     Overloaded = 37, "overloaded";
     /// A request to the node's administration that makes no sense.
     RequestInvalid = 38, "request_invalid";
+    /// A schema, expression or grammar that no text can follow, that cannot be read, or that takes too long to.
+    ConstraintInvalid = 39, "constraint_invalid";
+    /// The model makes no embeddings, or it makes nothing else.
+    EmbeddingsUnsupported = 40, "embeddings_unsupported";
 }
 
 impl fmt::Display for RejectCode {

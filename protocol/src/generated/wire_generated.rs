@@ -665,13 +665,14 @@ impl ::flatbuffers::SimpleToVerifyInSlice for Policy {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_ROLE: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_ROLE: u8 = 2;
+pub const ENUM_MAX_ROLE: u8 = 3;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_ROLE: [Role; 3] = [
+pub const ENUM_VALUES_ROLE: [Role; 4] = [
   Role::System,
   Role::User,
   Role::Assistant,
+  Role::Tool,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -682,13 +683,15 @@ impl Role {
   pub const System: Self = Self(0);
   pub const User: Self = Self(1);
   pub const Assistant: Self = Self(2);
+  pub const Tool: Self = Self(3);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 2;
+  pub const ENUM_MAX: u8 = 3;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::System,
     Self::User,
     Self::Assistant,
+    Self::Tool,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -696,6 +699,7 @@ impl Role {
       Self::System => Some("System"),
       Self::User => Some("User"),
       Self::Assistant => Some("Assistant"),
+      Self::Tool => Some("Tool"),
       _ => None,
     }
   }
@@ -750,6 +754,190 @@ impl<'a> ::flatbuffers::Verifiable for Role {
 }
 
 impl ::flatbuffers::SimpleToVerifyInSlice for Role {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_CONSTRAINT_KIND: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_CONSTRAINT_KIND: u8 = 4;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_CONSTRAINT_KIND: [ConstraintKind; 5] = [
+  ConstraintKind::None,
+  ConstraintKind::Json,
+  ConstraintKind::JsonSchema,
+  ConstraintKind::Regex,
+  ConstraintKind::Lark,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct ConstraintKind(pub u8);
+#[allow(non_upper_case_globals)]
+impl ConstraintKind {
+  pub const None: Self = Self(0);
+  pub const Json: Self = Self(1);
+  pub const JsonSchema: Self = Self(2);
+  pub const Regex: Self = Self(3);
+  pub const Lark: Self = Self(4);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 4;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::None,
+    Self::Json,
+    Self::JsonSchema,
+    Self::Regex,
+    Self::Lark,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::None => Some("None"),
+      Self::Json => Some("Json"),
+      Self::JsonSchema => Some("JsonSchema"),
+      Self::Regex => Some("Regex"),
+      Self::Lark => Some("Lark"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for ConstraintKind {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for ConstraintKind {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for ConstraintKind {
+    type Output = ConstraintKind;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for ConstraintKind {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for ConstraintKind {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for ConstraintKind {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_PRIORITY: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_PRIORITY: u8 = 2;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_PRIORITY: [Priority; 3] = [
+  Priority::Normal,
+  Priority::Low,
+  Priority::High,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct Priority(pub u8);
+#[allow(non_upper_case_globals)]
+impl Priority {
+  pub const Normal: Self = Self(0);
+  pub const Low: Self = Self(1);
+  pub const High: Self = Self(2);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 2;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::Normal,
+    Self::Low,
+    Self::High,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::Normal => Some("Normal"),
+      Self::Low => Some("Low"),
+      Self::High => Some("High"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for Priority {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for Priority {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for Priority {
+    type Output = Priority;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for Priority {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for Priority {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for Priority {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_PRESENCE_STATE: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
@@ -1049,10 +1237,10 @@ impl ::flatbuffers::SimpleToVerifyInSlice for FinishReason {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_OP: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_OP: u8 = 61;
+pub const ENUM_MAX_OP: u8 = 63;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_OP: [Op; 62] = [
+pub const ENUM_VALUES_OP: [Op; 64] = [
   Op::NONE,
   Op::Hello,
   Op::CreateChannel,
@@ -1115,6 +1303,8 @@ pub const ENUM_VALUES_OP: [Op; 62] = [
   Op::TypingNotice,
   Op::LoggedIn,
   Op::Managed,
+  Op::Embed,
+  Op::Embedded,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -1184,9 +1374,11 @@ impl Op {
   pub const TypingNotice: Self = Self(59);
   pub const LoggedIn: Self = Self(60);
   pub const Managed: Self = Self(61);
+  pub const Embed: Self = Self(62);
+  pub const Embedded: Self = Self(63);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 61;
+  pub const ENUM_MAX: u8 = 63;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::Hello,
@@ -1250,6 +1442,8 @@ impl Op {
     Self::TypingNotice,
     Self::LoggedIn,
     Self::Managed,
+    Self::Embed,
+    Self::Embedded,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -1316,6 +1510,8 @@ impl Op {
       Self::TypingNotice => Some("TypingNotice"),
       Self::LoggedIn => Some("LoggedIn"),
       Self::Managed => Some("Managed"),
+      Self::Embed => Some("Embed"),
+      Self::Embedded => Some("Embedded"),
       _ => None,
     }
   }
@@ -1493,6 +1689,292 @@ impl<'a> Id128 {
         &x_le as *const _ as *const u8,
         self.0[8..].as_mut_ptr(),
         ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+// struct TokenBias, aligned to 4
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct TokenBias(pub [u8; 8]);
+impl Default for TokenBias { 
+  fn default() -> Self { 
+    Self([0; 8])
+  }
+}
+impl ::core::fmt::Debug for TokenBias {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("TokenBias")
+      .field("id", &self.id())
+      .field("bias", &self.bias())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for TokenBias {}
+impl<'a> ::flatbuffers::Follow<'a> for TokenBias {
+  type Inner = &'a TokenBias;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a TokenBias>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a TokenBias {
+  type Inner = &'a TokenBias;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<TokenBias>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for TokenBias {
+    type Output = TokenBias;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const TokenBias as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(4)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for TokenBias {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> TokenBias {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    id: u32,
+    bias: f32,
+  ) -> Self {
+    let mut s = Self([0; 8]);
+    s.set_id(id);
+    s.set_bias(bias);
+    s
+  }
+
+  pub fn id(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_id(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn bias(&self) -> f32 {
+    let mut mem = ::core::mem::MaybeUninit::<<f32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[4..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<f32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_bias(&mut self, x: f32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[4..].as_mut_ptr(),
+        ::core::mem::size_of::<<f32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+// struct TokenChance, aligned to 4
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct TokenChance(pub [u8; 12]);
+impl Default for TokenChance { 
+  fn default() -> Self { 
+    Self([0; 12])
+  }
+}
+impl ::core::fmt::Debug for TokenChance {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("TokenChance")
+      .field("id", &self.id())
+      .field("logprob", &self.logprob())
+      .field("text_bytes", &self.text_bytes())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for TokenChance {}
+impl<'a> ::flatbuffers::Follow<'a> for TokenChance {
+  type Inner = &'a TokenChance;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a TokenChance>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a TokenChance {
+  type Inner = &'a TokenChance;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<TokenChance>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for TokenChance {
+    type Output = TokenChance;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const TokenChance as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(4)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for TokenChance {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> TokenChance {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    id: u32,
+    logprob: f32,
+    text_bytes: u32,
+  ) -> Self {
+    let mut s = Self([0; 12]);
+    s.set_id(id);
+    s.set_logprob(logprob);
+    s.set_text_bytes(text_bytes);
+    s
+  }
+
+  pub fn id(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_id(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn logprob(&self) -> f32 {
+    let mut mem = ::core::mem::MaybeUninit::<<f32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[4..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<f32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_logprob(&mut self, x: f32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[4..].as_mut_ptr(),
+        ::core::mem::size_of::<<f32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn text_bytes(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_text_bytes(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
       );
     }
   }
@@ -2831,6 +3313,18 @@ impl<'a> Ask<'a> {
   pub const VT_KEEP_MS: ::flatbuffers::VOffsetT = 20;
   pub const VT_HAS_SEED: ::flatbuffers::VOffsetT = 22;
   pub const VT_LEAD: ::flatbuffers::VOffsetT = 24;
+  pub const VT_MIN_P: ::flatbuffers::VOffsetT = 26;
+  pub const VT_REPETITION_PENALTY: ::flatbuffers::VOffsetT = 28;
+  pub const VT_FREQUENCY_PENALTY: ::flatbuffers::VOffsetT = 30;
+  pub const VT_PRESENCE_PENALTY: ::flatbuffers::VOffsetT = 32;
+  pub const VT_LOGIT_BIAS: ::flatbuffers::VOffsetT = 34;
+  pub const VT_HAS_LOGPROBS: ::flatbuffers::VOffsetT = 36;
+  pub const VT_LOGPROBS: ::flatbuffers::VOffsetT = 38;
+  pub const VT_CONSTRAINT_KIND: ::flatbuffers::VOffsetT = 40;
+  pub const VT_CONSTRAINT: ::flatbuffers::VOffsetT = 42;
+  pub const VT_RAW: ::flatbuffers::VOffsetT = 44;
+  pub const VT_PRIORITY: ::flatbuffers::VOffsetT = 46;
+  pub const VT_DEADLINE_MS: ::flatbuffers::VOffsetT = 48;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2843,6 +3337,13 @@ impl<'a> Ask<'a> {
   ) -> ::flatbuffers::WIPOffset<Ask<'bldr>> {
     let mut builder = AskBuilder::new(_fbb);
     builder.add_seed(args.seed);
+    builder.add_deadline_ms(args.deadline_ms);
+    if let Some(x) = args.constraint { builder.add_constraint(x); }
+    if let Some(x) = args.logit_bias { builder.add_logit_bias(x); }
+    builder.add_presence_penalty(args.presence_penalty);
+    builder.add_frequency_penalty(args.frequency_penalty);
+    builder.add_repetition_penalty(args.repetition_penalty);
+    builder.add_min_p(args.min_p);
     builder.add_lead(args.lead);
     builder.add_keep_ms(args.keep_ms);
     if let Some(x) = args.stop { builder.add_stop(x); }
@@ -2852,6 +3353,11 @@ impl<'a> Ask<'a> {
     builder.add_max_tokens(args.max_tokens);
     if let Some(x) = args.messages { builder.add_messages(x); }
     if let Some(x) = args.model { builder.add_model(x); }
+    builder.add_priority(args.priority);
+    builder.add_raw(args.raw);
+    builder.add_constraint_kind(args.constraint_kind);
+    builder.add_logprobs(args.logprobs);
+    builder.add_has_logprobs(args.has_logprobs);
     builder.add_has_seed(args.has_seed);
     builder.finish()
   }
@@ -2934,6 +3440,90 @@ impl<'a> Ask<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u32>(Ask::VT_LEAD, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn min_p(&self) -> f32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<f32>(Ask::VT_MIN_P, Some(0.0)).unwrap()}
+  }
+  #[inline]
+  pub fn repetition_penalty(&self) -> f32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<f32>(Ask::VT_REPETITION_PENALTY, Some(1.0)).unwrap()}
+  }
+  #[inline]
+  pub fn frequency_penalty(&self) -> f32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<f32>(Ask::VT_FREQUENCY_PENALTY, Some(0.0)).unwrap()}
+  }
+  #[inline]
+  pub fn presence_penalty(&self) -> f32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<f32>(Ask::VT_PRESENCE_PENALTY, Some(0.0)).unwrap()}
+  }
+  #[inline]
+  pub fn logit_bias(&self) -> Option<::flatbuffers::Vector<'a, TokenBias>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, TokenBias>>>(Ask::VT_LOGIT_BIAS, None)}
+  }
+  #[inline]
+  pub fn has_logprobs(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Ask::VT_HAS_LOGPROBS, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn logprobs(&self) -> u8 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u8>(Ask::VT_LOGPROBS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn constraint_kind(&self) -> ConstraintKind {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<ConstraintKind>(Ask::VT_CONSTRAINT_KIND, Some(ConstraintKind::None)).unwrap()}
+  }
+  #[inline]
+  pub fn constraint(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Ask::VT_CONSTRAINT, None)}
+  }
+  #[inline]
+  pub fn raw(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Ask::VT_RAW, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn priority(&self) -> Priority {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Priority>(Ask::VT_PRIORITY, Some(Priority::Normal)).unwrap()}
+  }
+  #[inline]
+  pub fn deadline_ms(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Ask::VT_DEADLINE_MS, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Ask<'_> {
@@ -2953,6 +3543,18 @@ impl ::flatbuffers::Verifiable for Ask<'_> {
      .visit_field::<u32>("keep_ms", Self::VT_KEEP_MS, false)?
      .visit_field::<bool>("has_seed", Self::VT_HAS_SEED, false)?
      .visit_field::<u32>("lead", Self::VT_LEAD, false)?
+     .visit_field::<f32>("min_p", Self::VT_MIN_P, false)?
+     .visit_field::<f32>("repetition_penalty", Self::VT_REPETITION_PENALTY, false)?
+     .visit_field::<f32>("frequency_penalty", Self::VT_FREQUENCY_PENALTY, false)?
+     .visit_field::<f32>("presence_penalty", Self::VT_PRESENCE_PENALTY, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, TokenBias>>>("logit_bias", Self::VT_LOGIT_BIAS, false)?
+     .visit_field::<bool>("has_logprobs", Self::VT_HAS_LOGPROBS, false)?
+     .visit_field::<u8>("logprobs", Self::VT_LOGPROBS, false)?
+     .visit_field::<ConstraintKind>("constraint_kind", Self::VT_CONSTRAINT_KIND, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("constraint", Self::VT_CONSTRAINT, false)?
+     .visit_field::<bool>("raw", Self::VT_RAW, false)?
+     .visit_field::<Priority>("priority", Self::VT_PRIORITY, false)?
+     .visit_field::<u32>("deadline_ms", Self::VT_DEADLINE_MS, false)?
      .finish();
     Ok(())
   }
@@ -2969,6 +3571,18 @@ pub struct AskArgs<'a> {
     pub keep_ms: u32,
     pub has_seed: bool,
     pub lead: u32,
+    pub min_p: f32,
+    pub repetition_penalty: f32,
+    pub frequency_penalty: f32,
+    pub presence_penalty: f32,
+    pub logit_bias: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, TokenBias>>>,
+    pub has_logprobs: bool,
+    pub logprobs: u8,
+    pub constraint_kind: ConstraintKind,
+    pub constraint: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub raw: bool,
+    pub priority: Priority,
+    pub deadline_ms: u32,
 }
 impl<'a> Default for AskArgs<'a> {
   #[inline]
@@ -2985,6 +3599,18 @@ impl<'a> Default for AskArgs<'a> {
       keep_ms: 0,
       has_seed: false,
       lead: 0,
+      min_p: 0.0,
+      repetition_penalty: 1.0,
+      frequency_penalty: 0.0,
+      presence_penalty: 0.0,
+      logit_bias: None,
+      has_logprobs: false,
+      logprobs: 0,
+      constraint_kind: ConstraintKind::None,
+      constraint: None,
+      raw: false,
+      priority: Priority::Normal,
+      deadline_ms: 0,
     }
   }
 }
@@ -3039,6 +3665,54 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AskBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<u32>(Ask::VT_LEAD, lead, 0);
   }
   #[inline]
+  pub fn add_min_p(&mut self, min_p: f32) {
+    self.fbb_.push_slot::<f32>(Ask::VT_MIN_P, min_p, 0.0);
+  }
+  #[inline]
+  pub fn add_repetition_penalty(&mut self, repetition_penalty: f32) {
+    self.fbb_.push_slot::<f32>(Ask::VT_REPETITION_PENALTY, repetition_penalty, 1.0);
+  }
+  #[inline]
+  pub fn add_frequency_penalty(&mut self, frequency_penalty: f32) {
+    self.fbb_.push_slot::<f32>(Ask::VT_FREQUENCY_PENALTY, frequency_penalty, 0.0);
+  }
+  #[inline]
+  pub fn add_presence_penalty(&mut self, presence_penalty: f32) {
+    self.fbb_.push_slot::<f32>(Ask::VT_PRESENCE_PENALTY, presence_penalty, 0.0);
+  }
+  #[inline]
+  pub fn add_logit_bias(&mut self, logit_bias: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , TokenBias>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Ask::VT_LOGIT_BIAS, logit_bias);
+  }
+  #[inline]
+  pub fn add_has_logprobs(&mut self, has_logprobs: bool) {
+    self.fbb_.push_slot::<bool>(Ask::VT_HAS_LOGPROBS, has_logprobs, false);
+  }
+  #[inline]
+  pub fn add_logprobs(&mut self, logprobs: u8) {
+    self.fbb_.push_slot::<u8>(Ask::VT_LOGPROBS, logprobs, 0);
+  }
+  #[inline]
+  pub fn add_constraint_kind(&mut self, constraint_kind: ConstraintKind) {
+    self.fbb_.push_slot::<ConstraintKind>(Ask::VT_CONSTRAINT_KIND, constraint_kind, ConstraintKind::None);
+  }
+  #[inline]
+  pub fn add_constraint(&mut self, constraint: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Ask::VT_CONSTRAINT, constraint);
+  }
+  #[inline]
+  pub fn add_raw(&mut self, raw: bool) {
+    self.fbb_.push_slot::<bool>(Ask::VT_RAW, raw, false);
+  }
+  #[inline]
+  pub fn add_priority(&mut self, priority: Priority) {
+    self.fbb_.push_slot::<Priority>(Ask::VT_PRIORITY, priority, Priority::Normal);
+  }
+  #[inline]
+  pub fn add_deadline_ms(&mut self, deadline_ms: u32) {
+    self.fbb_.push_slot::<u32>(Ask::VT_DEADLINE_MS, deadline_ms, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AskBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     AskBuilder {
@@ -3067,6 +3741,18 @@ impl ::core::fmt::Debug for Ask<'_> {
       ds.field("keep_ms", &self.keep_ms());
       ds.field("has_seed", &self.has_seed());
       ds.field("lead", &self.lead());
+      ds.field("min_p", &self.min_p());
+      ds.field("repetition_penalty", &self.repetition_penalty());
+      ds.field("frequency_penalty", &self.frequency_penalty());
+      ds.field("presence_penalty", &self.presence_penalty());
+      ds.field("logit_bias", &self.logit_bias());
+      ds.field("has_logprobs", &self.has_logprobs());
+      ds.field("logprobs", &self.logprobs());
+      ds.field("constraint_kind", &self.constraint_kind());
+      ds.field("constraint", &self.constraint());
+      ds.field("raw", &self.raw());
+      ds.field("priority", &self.priority());
+      ds.field("deadline_ms", &self.deadline_ms());
       ds.finish()
   }
 }
@@ -6093,6 +6779,119 @@ impl ::core::fmt::Debug for Typing<'_> {
       ds.finish()
   }
 }
+pub enum EmbedOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Embed<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Embed<'a> {
+  type Inner = Embed<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Embed<'a> {
+  pub const VT_MODEL: ::flatbuffers::VOffsetT = 4;
+  pub const VT_TEXTS: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Embed { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args EmbedArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Embed<'bldr>> {
+    let mut builder = EmbedBuilder::new(_fbb);
+    if let Some(x) = args.texts { builder.add_texts(x); }
+    if let Some(x) = args.model { builder.add_model(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn model(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Embed::VT_MODEL, None)}
+  }
+  #[inline]
+  pub fn texts(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>(Embed::VT_TEXTS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Embed<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("model", Self::VT_MODEL, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<&'_ str>>>>("texts", Self::VT_TEXTS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct EmbedArgs<'a> {
+    pub model: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub texts: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>,
+}
+impl<'a> Default for EmbedArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    EmbedArgs {
+      model: None,
+      texts: None,
+    }
+  }
+}
+
+pub struct EmbedBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> EmbedBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_model(&mut self, model: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Embed::VT_MODEL, model);
+  }
+  #[inline]
+  pub fn add_texts(&mut self, texts: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<&'b  str>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Embed::VT_TEXTS, texts);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> EmbedBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    EmbedBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Embed<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Embed<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Embed");
+      ds.field("model", &self.model());
+      ds.field("texts", &self.texts());
+      ds.finish()
+  }
+}
 pub enum WelcomeOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -7562,6 +8361,187 @@ impl ::core::fmt::Debug for Asked<'_> {
       ds.finish()
   }
 }
+pub enum TokenDetailOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct TokenDetail<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for TokenDetail<'a> {
+  type Inner = TokenDetail<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> TokenDetail<'a> {
+  pub const VT_INDEX: ::flatbuffers::VOffsetT = 4;
+  pub const VT_ID: ::flatbuffers::VOffsetT = 6;
+  pub const VT_TEXT: ::flatbuffers::VOffsetT = 8;
+  pub const VT_LOGPROB: ::flatbuffers::VOffsetT = 10;
+  pub const VT_TOP: ::flatbuffers::VOffsetT = 12;
+  pub const VT_TEXTS: ::flatbuffers::VOffsetT = 14;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    TokenDetail { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args TokenDetailArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<TokenDetail<'bldr>> {
+    let mut builder = TokenDetailBuilder::new(_fbb);
+    if let Some(x) = args.texts { builder.add_texts(x); }
+    if let Some(x) = args.top { builder.add_top(x); }
+    builder.add_logprob(args.logprob);
+    if let Some(x) = args.text { builder.add_text(x); }
+    builder.add_id(args.id);
+    builder.add_index(args.index);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn index(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(TokenDetail::VT_INDEX, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn id(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(TokenDetail::VT_ID, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn text(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(TokenDetail::VT_TEXT, None)}
+  }
+  #[inline]
+  pub fn logprob(&self) -> f32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<f32>(TokenDetail::VT_LOGPROB, Some(0.0)).unwrap()}
+  }
+  #[inline]
+  pub fn top(&self) -> Option<::flatbuffers::Vector<'a, TokenChance>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, TokenChance>>>(TokenDetail::VT_TOP, None)}
+  }
+  #[inline]
+  pub fn texts(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(TokenDetail::VT_TEXTS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for TokenDetail<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("index", Self::VT_INDEX, false)?
+     .visit_field::<u32>("id", Self::VT_ID, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("text", Self::VT_TEXT, false)?
+     .visit_field::<f32>("logprob", Self::VT_LOGPROB, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, TokenChance>>>("top", Self::VT_TOP, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("texts", Self::VT_TEXTS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct TokenDetailArgs<'a> {
+    pub index: u32,
+    pub id: u32,
+    pub text: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+    pub logprob: f32,
+    pub top: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, TokenChance>>>,
+    pub texts: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+}
+impl<'a> Default for TokenDetailArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    TokenDetailArgs {
+      index: 0,
+      id: 0,
+      text: None,
+      logprob: 0.0,
+      top: None,
+      texts: None,
+    }
+  }
+}
+
+pub struct TokenDetailBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TokenDetailBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_index(&mut self, index: u32) {
+    self.fbb_.push_slot::<u32>(TokenDetail::VT_INDEX, index, 0);
+  }
+  #[inline]
+  pub fn add_id(&mut self, id: u32) {
+    self.fbb_.push_slot::<u32>(TokenDetail::VT_ID, id, 0);
+  }
+  #[inline]
+  pub fn add_text(&mut self, text: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TokenDetail::VT_TEXT, text);
+  }
+  #[inline]
+  pub fn add_logprob(&mut self, logprob: f32) {
+    self.fbb_.push_slot::<f32>(TokenDetail::VT_LOGPROB, logprob, 0.0);
+  }
+  #[inline]
+  pub fn add_top(&mut self, top: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , TokenChance>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TokenDetail::VT_TOP, top);
+  }
+  #[inline]
+  pub fn add_texts(&mut self, texts: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TokenDetail::VT_TEXTS, texts);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TokenDetailBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    TokenDetailBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<TokenDetail<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for TokenDetail<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("TokenDetail");
+      ds.field("index", &self.index());
+      ds.field("id", &self.id());
+      ds.field("text", &self.text());
+      ds.field("logprob", &self.logprob());
+      ds.field("top", &self.top());
+      ds.field("texts", &self.texts());
+      ds.finish()
+  }
+}
 pub enum TokensOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -7581,6 +8561,7 @@ impl<'a> Tokens<'a> {
   pub const VT_INDEX: ::flatbuffers::VOffsetT = 4;
   pub const VT_COUNT: ::flatbuffers::VOffsetT = 6;
   pub const VT_TEXT: ::flatbuffers::VOffsetT = 8;
+  pub const VT_DETAILS: ::flatbuffers::VOffsetT = 10;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -7592,6 +8573,7 @@ impl<'a> Tokens<'a> {
     args: &'args TokensArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Tokens<'bldr>> {
     let mut builder = TokensBuilder::new(_fbb);
+    if let Some(x) = args.details { builder.add_details(x); }
     if let Some(x) = args.text { builder.add_text(x); }
     builder.add_count(args.count);
     builder.add_index(args.index);
@@ -7620,6 +8602,13 @@ impl<'a> Tokens<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(Tokens::VT_TEXT, None)}
   }
+  #[inline]
+  pub fn details(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TokenDetail<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TokenDetail>>>>(Tokens::VT_DETAILS, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Tokens<'_> {
@@ -7631,6 +8620,7 @@ impl ::flatbuffers::Verifiable for Tokens<'_> {
      .visit_field::<u32>("index", Self::VT_INDEX, false)?
      .visit_field::<u32>("count", Self::VT_COUNT, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("text", Self::VT_TEXT, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<TokenDetail>>>>("details", Self::VT_DETAILS, false)?
      .finish();
     Ok(())
   }
@@ -7639,6 +8629,7 @@ pub struct TokensArgs<'a> {
     pub index: u32,
     pub count: u32,
     pub text: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+    pub details: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TokenDetail<'a>>>>>,
 }
 impl<'a> Default for TokensArgs<'a> {
   #[inline]
@@ -7647,6 +8638,7 @@ impl<'a> Default for TokensArgs<'a> {
       index: 0,
       count: 0,
       text: None,
+      details: None,
     }
   }
 }
@@ -7669,6 +8661,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TokensBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Tokens::VT_TEXT, text);
   }
   #[inline]
+  pub fn add_details(&mut self, details: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<TokenDetail<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Tokens::VT_DETAILS, details);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TokensBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     TokensBuilder {
@@ -7689,6 +8685,7 @@ impl ::core::fmt::Debug for Tokens<'_> {
       ds.field("index", &self.index());
       ds.field("count", &self.count());
       ds.field("text", &self.text());
+      ds.field("details", &self.details());
       ds.finish()
   }
 }
@@ -7712,6 +8709,7 @@ impl<'a> Finished<'a> {
   pub const VT_PROMPT_TOKENS: ::flatbuffers::VOffsetT = 6;
   pub const VT_COMPLETION_TOKENS: ::flatbuffers::VOffsetT = 8;
   pub const VT_MESSAGE: ::flatbuffers::VOffsetT = 10;
+  pub const VT_CACHED_TOKENS: ::flatbuffers::VOffsetT = 12;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -7723,6 +8721,7 @@ impl<'a> Finished<'a> {
     args: &'args FinishedArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Finished<'bldr>> {
     let mut builder = FinishedBuilder::new(_fbb);
+    builder.add_cached_tokens(args.cached_tokens);
     if let Some(x) = args.message { builder.add_message(x); }
     builder.add_completion_tokens(args.completion_tokens);
     builder.add_prompt_tokens(args.prompt_tokens);
@@ -7759,6 +8758,13 @@ impl<'a> Finished<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Finished::VT_MESSAGE, None)}
   }
+  #[inline]
+  pub fn cached_tokens(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Finished::VT_CACHED_TOKENS, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Finished<'_> {
@@ -7771,6 +8777,7 @@ impl ::flatbuffers::Verifiable for Finished<'_> {
      .visit_field::<u32>("prompt_tokens", Self::VT_PROMPT_TOKENS, false)?
      .visit_field::<u32>("completion_tokens", Self::VT_COMPLETION_TOKENS, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("message", Self::VT_MESSAGE, false)?
+     .visit_field::<u32>("cached_tokens", Self::VT_CACHED_TOKENS, false)?
      .finish();
     Ok(())
   }
@@ -7780,6 +8787,7 @@ pub struct FinishedArgs<'a> {
     pub prompt_tokens: u32,
     pub completion_tokens: u32,
     pub message: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub cached_tokens: u32,
 }
 impl<'a> Default for FinishedArgs<'a> {
   #[inline]
@@ -7789,6 +8797,7 @@ impl<'a> Default for FinishedArgs<'a> {
       prompt_tokens: 0,
       completion_tokens: 0,
       message: None,
+      cached_tokens: 0,
     }
   }
 }
@@ -7815,6 +8824,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> FinishedBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Finished::VT_MESSAGE, message);
   }
   #[inline]
+  pub fn add_cached_tokens(&mut self, cached_tokens: u32) {
+    self.fbb_.push_slot::<u32>(Finished::VT_CACHED_TOKENS, cached_tokens, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> FinishedBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     FinishedBuilder {
@@ -7836,6 +8849,7 @@ impl ::core::fmt::Debug for Finished<'_> {
       ds.field("prompt_tokens", &self.prompt_tokens());
       ds.field("completion_tokens", &self.completion_tokens());
       ds.field("message", &self.message());
+      ds.field("cached_tokens", &self.cached_tokens());
       ds.finish()
   }
 }
@@ -10264,6 +11278,153 @@ impl ::core::fmt::Debug for Managed<'_> {
       ds.finish()
   }
 }
+pub enum EmbeddedOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Embedded<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Embedded<'a> {
+  type Inner = Embedded<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Embedded<'a> {
+  pub const VT_MODEL: ::flatbuffers::VOffsetT = 4;
+  pub const VT_DIMENSIONS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_VECTORS: ::flatbuffers::VOffsetT = 8;
+  pub const VT_TOKENS: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Embedded { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args EmbeddedArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Embedded<'bldr>> {
+    let mut builder = EmbeddedBuilder::new(_fbb);
+    builder.add_tokens(args.tokens);
+    if let Some(x) = args.vectors { builder.add_vectors(x); }
+    builder.add_dimensions(args.dimensions);
+    if let Some(x) = args.model { builder.add_model(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn model(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Embedded::VT_MODEL, None)}
+  }
+  #[inline]
+  pub fn dimensions(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Embedded::VT_DIMENSIONS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn vectors(&self) -> Option<::flatbuffers::Vector<'a, f32>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, f32>>>(Embedded::VT_VECTORS, None)}
+  }
+  #[inline]
+  pub fn tokens(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Embedded::VT_TOKENS, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Embedded<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("model", Self::VT_MODEL, false)?
+     .visit_field::<u32>("dimensions", Self::VT_DIMENSIONS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, f32>>>("vectors", Self::VT_VECTORS, false)?
+     .visit_field::<u32>("tokens", Self::VT_TOKENS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct EmbeddedArgs<'a> {
+    pub model: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub dimensions: u32,
+    pub vectors: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, f32>>>,
+    pub tokens: u32,
+}
+impl<'a> Default for EmbeddedArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    EmbeddedArgs {
+      model: None,
+      dimensions: 0,
+      vectors: None,
+      tokens: 0,
+    }
+  }
+}
+
+pub struct EmbeddedBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> EmbeddedBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_model(&mut self, model: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Embedded::VT_MODEL, model);
+  }
+  #[inline]
+  pub fn add_dimensions(&mut self, dimensions: u32) {
+    self.fbb_.push_slot::<u32>(Embedded::VT_DIMENSIONS, dimensions, 0);
+  }
+  #[inline]
+  pub fn add_vectors(&mut self, vectors: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , f32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Embedded::VT_VECTORS, vectors);
+  }
+  #[inline]
+  pub fn add_tokens(&mut self, tokens: u32) {
+    self.fbb_.push_slot::<u32>(Embedded::VT_TOKENS, tokens, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> EmbeddedBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    EmbeddedBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Embedded<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Embedded<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Embedded");
+      ds.field("model", &self.model());
+      ds.field("dimensions", &self.dimensions());
+      ds.field("vectors", &self.vectors());
+      ds.field("tokens", &self.tokens());
+      ds.finish()
+  }
+}
 pub enum FrameOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -11237,6 +12398,36 @@ impl<'a> Frame<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_embed(&self) -> Option<Embed<'a>> {
+    if self.op_type() == Op::Embed {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { Embed::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_embedded(&self) -> Option<Embedded<'a>> {
+    if self.op_type() == Op::Embedded {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { Embedded::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Frame<'_> {
@@ -11308,6 +12499,8 @@ impl ::flatbuffers::Verifiable for Frame<'_> {
           Op::TypingNotice => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<TypingNotice>>("Op::TypingNotice", pos),
           Op::LoggedIn => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<LoggedIn>>("Op::LoggedIn", pos),
           Op::Managed => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Managed>>("Op::Managed", pos),
+          Op::Embed => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Embed>>("Op::Embed", pos),
+          Op::Embedded => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Embedded>>("Op::Embedded", pos),
           _ => Ok(()),
         }
      })?
@@ -11791,6 +12984,20 @@ impl ::core::fmt::Debug for Frame<'_> {
         },
         Op::Managed => {
           if let Some(x) = self.op_as_managed() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::Embed => {
+          if let Some(x) = self.op_as_embed() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::Embedded => {
+          if let Some(x) = self.op_as_embedded() {
             ds.field("op", &x)
           } else {
             ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")

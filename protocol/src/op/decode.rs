@@ -8,6 +8,7 @@ macro_rules! table {
 }
 
 mod chat;
+mod generation;
 
 use bytes::Bytes;
 use flatbuffers::{VerifierOptions, root_with_opts};
@@ -18,11 +19,10 @@ use super::{
 };
 use crate::chat::{ChannelAbout, Context, Post};
 use crate::generated::thalweg::wire;
-use crate::generation::{AskRequest, ChatMessage, FinishReason, OnDetach, Role, Sampling, Usage};
 use crate::ids::{Epoch, GenerationId, Name, Position, Sequence, SessionId, Subscription, Watch};
 use crate::limits::{
-    BODY_BYTES_MAX, FLATBUFFER_DEPTH_MAX, FLATBUFFER_TABLES_MAX, FRAME_BYTES_MAX, GENERATION_TOKENS, MANAGE_BYTES_MAX,
-    MENTIONS_MAX, TOKEN_BYTES_MAX, TOPIC_BYTES_MAX,
+    BODY_BYTES_MAX, FLATBUFFER_DEPTH_MAX, FLATBUFFER_TABLES_MAX, FRAME_BYTES_MAX, MANAGE_BYTES_MAX, MENTIONS_MAX,
+    TOKEN_BYTES_MAX, TOPIC_BYTES_MAX,
 };
 use crate::reject::{Reject, RejectCode};
 use crate::trace::TraceContext;
@@ -112,7 +112,7 @@ impl ClientOp {
                 let (subscription, position) = (Subscription(table.subscription()), Position(table.position()));
                 Self::Consumed { subscription, position }
             }
-            wire::Op::Ask => Self::Ask(Box::new(read_ask(&table!(frame, op_as_ask))?)),
+            wire::Op::Ask => Self::Ask(Box::new(generation::read_ask(&table!(frame, op_as_ask))?)),
             wire::Op::Watch => {
                 let table = table!(frame, op_as_watch);
                 Self::Watch(WatchRequest {
@@ -156,6 +156,7 @@ impl ClientOp {
                 let table = table!(frame, op_as_typing);
                 Self::Typing { subscription: Subscription(table.subscription()), on: table.on() }
             }
+            wire::Op::Embed => generation::read_embed(&table!(frame, op_as_embed))?,
             other => match chat::read_request(frame)? {
                 Some(op) => Self::Chat(op),
                 None => return Err(unknown(other, "a node")),
@@ -235,38 +236,6 @@ fn read_subscribe(table: &wire::Subscribe<'_>) -> Result<Subscribe, Reject> {
     })
 }
 
-fn read_ask(table: &wire::Ask<'_>) -> Result<AskRequest, Reject> {
-    let messages = table.messages().into_iter().flatten().map(|message| {
-        let role = match message.role() {
-            wire::Role::System => Role::System,
-            wire::Role::User => Role::User,
-            wire::Role::Assistant => Role::Assistant,
-            other => return Err(invalid(format!("role is {}; 0, 1 or 2", other.0))),
-        };
-        Ok(ChatMessage { role, content: message.content().unwrap_or_default().to_owned() })
-    });
-    let request = AskRequest {
-        model: table.model().map(|model| name("model", Some(model))).transpose()?,
-        messages: messages.collect::<Result<_, _>>()?,
-        sampling: Sampling {
-            temperature: table.temperature(),
-            top_p: table.top_p(),
-            top_k: table.top_k(),
-            seed: table.seed(),
-            max_tokens: if table.max_tokens() == 0 { GENERATION_TOKENS } else { table.max_tokens() },
-            stop: table.stop().into_iter().flatten().map(str::to_owned).collect(),
-        },
-        has_seed: table.has_seed(),
-        on_detach: match table.keep_ms() {
-            0 => OnDetach::Cancel,
-            ms => OnDetach::Keep(ms.into()),
-        },
-        lead: table.lead(),
-    };
-    request.check()?;
-    Ok(request)
-}
-
 impl ServerOp {
     /// Reads the payload of a frame that came from a node.
     ///
@@ -310,11 +279,9 @@ impl ServerOp {
                 let model = table.model().unwrap_or_default().to_owned();
                 Self::Asked { generation: GenerationId(table.generation()), model }
             }
-            wire::Op::Tokens => {
-                let table = table!(frame, op_as_tokens);
-                Self::Tokens { index: table.index(), count: table.count(), text: body(payload, table.text()) }
-            }
-            wire::Op::Finished => read_finished(&table!(frame, op_as_finished))?,
+            wire::Op::Tokens => generation::read_tokens(payload, &table!(frame, op_as_tokens))?,
+            wire::Op::Finished => generation::read_finished(&table!(frame, op_as_finished))?,
+            wire::Op::Embedded => generation::read_embedded(&table!(frame, op_as_embedded))?,
             wire::Op::Pong => Self::Pong { nonce: table!(frame, op_as_pong).nonce() },
             wire::Op::StatsReport => {
                 Self::StatsReport { json: body(payload, table!(frame, op_as_stats_report).json()) }
@@ -390,19 +357,5 @@ fn read_delivery(payload: &Bytes, table: &wire::Delivery<'_>) -> Result<Delivery
             role: chat::role(table.role())?,
             redacted: table.redacted(),
         },
-    })
-}
-
-fn read_finished(table: &wire::Finished<'_>) -> Result<ServerOp, Reject> {
-    Ok(ServerOp::Finished {
-        reason: match table.reason() {
-            wire::FinishReason::Stop => FinishReason::Stop,
-            wire::FinishReason::Length => FinishReason::Length,
-            wire::FinishReason::Cancelled => FinishReason::Cancelled,
-            wire::FinishReason::Failed => FinishReason::Failed,
-            other => return Err(invalid(format!("reason is {}; 0 to 3", other.0))),
-        },
-        usage: Usage { prompt_tokens: table.prompt_tokens(), completion_tokens: table.completion_tokens() },
-        message: table.message().unwrap_or_default().to_owned(),
     })
 }

@@ -7,6 +7,7 @@ macro_rules! table {
 }
 
 mod chat;
+mod generation;
 
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
@@ -17,7 +18,6 @@ use super::{
 };
 use crate::chat::{ChannelKind, PostRule};
 use crate::generated::thalweg::wire;
-use crate::generation::{AskRequest, FinishReason, OnDetach, Role};
 use crate::ids::SessionId;
 use crate::reject::Reject;
 use crate::trace::TraceContext;
@@ -58,7 +58,11 @@ impl ClientOp {
     pub fn encode_traced(&self, trace: Option<TraceContext>) -> Bytes {
         let body_bytes = match self {
             Self::Publish(publish) => publish.body.len(),
-            Self::Ask(ask) => ask.messages.iter().map(|m| m.content.len() + 32).sum(),
+            Self::Ask(ask) => {
+                let messages: usize = ask.messages.iter().map(|m| m.content.len() + 32).sum();
+                messages + ask.sampling.constraint.text().len() + 8 * ask.sampling.logit_bias.len()
+            }
+            Self::Embed { texts, .. } => texts.iter().map(|text| text.len() + 16).sum(),
             Self::Hello(hello) => hello.token.len(),
             Self::Manage { json } => json.len(),
             _ => 0,
@@ -74,7 +78,7 @@ impl ClientOp {
             Self::Consumed { subscription, position } => {
                 table!(b, Consumed, wire::ConsumedArgs { subscription: subscription.0, position: position.0 })
             }
-            Self::Ask(ask) => build_ask(b, ask),
+            Self::Ask(ask) => generation::build_ask(b, ask),
             Self::Watch(WatchRequest { generation, from, lead, epoch, seen }) => {
                 let (generation, from, lead, epoch) = (generation.0, *from, *lead, epoch.0);
                 let (seen, has_seen) = (seen.unwrap_or(0), seen.is_some());
@@ -108,6 +112,7 @@ impl ClientOp {
             Self::Typing { subscription, on } => {
                 table!(b, Typing, wire::TypingArgs { subscription: subscription.0, on: *on })
             }
+            Self::Embed { model, texts } => generation::build_embed(b, model.as_ref(), texts),
         })
     }
 }
@@ -169,50 +174,13 @@ fn build_subscribe(b: &mut Builder, subscribe: &Subscribe) -> (wire::Op, Offset)
     table!(b, Subscribe, wire::SubscribeArgs { channel, from, position, policy, lead, make, presence })
 }
 
-fn build_ask(b: &mut Builder, ask: &AskRequest) -> (wire::Op, Offset) {
-    let messages: Vec<_> = ask
-        .messages
-        .iter()
-        .map(|message| {
-            let content = Some(b.create_string(&message.content));
-            let role = match message.role {
-                Role::System => wire::Role::System,
-                Role::User => wire::Role::User,
-                Role::Assistant => wire::Role::Assistant,
-            };
-            wire::ChatMessage::create(b, &wire::ChatMessageArgs { role, content })
-        })
-        .collect();
-    let messages = Some(b.create_vector(&messages));
-    let stop: Vec<_> = ask.sampling.stop.iter().map(|stop| b.create_string(stop)).collect();
-    let stop = Some(b.create_vector(&stop));
-    let model = ask.model.as_ref().map(|model| b.create_string(model.as_str()));
-    let sampling = &ask.sampling;
-    let args = wire::AskArgs {
-        model,
-        messages,
-        stop,
-        max_tokens: sampling.max_tokens,
-        temperature: sampling.temperature,
-        top_p: sampling.top_p,
-        top_k: sampling.top_k,
-        seed: sampling.seed,
-        has_seed: ask.has_seed,
-        keep_ms: match ask.on_detach {
-            OnDetach::Cancel => 0,
-            OnDetach::Keep(ms) => u32::try_from(ms).unwrap_or(u32::MAX),
-        },
-        lead: ask.lead,
-    };
-    table!(b, Ask, args)
-}
-
 impl ServerOp {
     /// The payload of a frame.
     pub fn encode(&self) -> Bytes {
         let body_bytes = match self {
             Self::Delivery(delivery) => delivery.body.len(),
-            Self::Tokens { text, .. } => text.len(),
+            Self::Tokens { text, details, .. } => text.len() + generation::details_bytes(details),
+            Self::Embedded { vectors, .. } => 4 * vectors.len(),
             Self::StatsReport { json } => json.len(),
             Self::Page { deliveries, .. } => deliveries.iter().map(|delivery| delivery.len() + 32).sum(),
             Self::Managed { json } => json.len(),
@@ -242,21 +210,10 @@ impl ServerOp {
                 let model = Some(b.create_string(model));
                 table!(b, Asked, wire::AskedArgs { generation: generation.0, model })
             }
-            Self::Tokens { index, count, text } => {
-                let text = Some(b.create_vector(text));
-                table!(b, Tokens, wire::TokensArgs { index: *index, count: *count, text })
+            Self::Tokens { index, count, text, details } => {
+                generation::build_tokens(b, (*index, *count), text, details)
             }
-            Self::Finished { reason, usage, message } => {
-                let message = Some(b.create_string(message));
-                let reason = match reason {
-                    FinishReason::Stop => wire::FinishReason::Stop,
-                    FinishReason::Length => wire::FinishReason::Length,
-                    FinishReason::Cancelled => wire::FinishReason::Cancelled,
-                    FinishReason::Failed => wire::FinishReason::Failed,
-                };
-                let (prompt_tokens, completion_tokens) = (usage.prompt_tokens, usage.completion_tokens);
-                table!(b, Finished, wire::FinishedArgs { reason, prompt_tokens, completion_tokens, message })
-            }
+            Self::Finished { reason, usage, message } => generation::build_finished(b, *reason, *usage, message),
             Self::Pong { nonce } => table!(b, Pong, wire::PongArgs { nonce: *nonce }),
             Self::StatsReport { json } => {
                 let json = Some(b.create_vector(json));
@@ -280,6 +237,9 @@ impl ServerOp {
                 table!(b, Page, wire::PageArgs { first, next, head, deliveries })
             }
             Self::Rewound { to } => table!(b, Rewound, wire::RewoundArgs { to: *to }),
+            Self::Embedded { model, dimensions, vectors, tokens } => {
+                generation::build_embedded(b, model, *dimensions, vectors, *tokens)
+            }
             other => chat::build_answer(b, other),
         })
     }

@@ -3,8 +3,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::chat::*;
-use crate::generation::{ChatMessage, OnDetach, Role, Sampling};
-use crate::limits::{BODY_BYTES_MAX, FRAME_BYTES_MAX, NAME_BYTES_MAX, TOKEN_BYTES_MAX};
+use crate::generation::{ChatMessage, Constraint, OnDetach, Priority, Role, Sampling, TokenChance};
+use crate::limits::{
+    BODY_BYTES_MAX, CONSTRAINT_BYTES_MAX, EMBED_TEXTS_MAX, FRAME_BYTES_MAX, LOGIT_BIASES_MAX, LOGPROBS_MAX,
+    NAME_BYTES_MAX, TOKEN_BYTES_MAX, TOKEN_DETAILS_MAX,
+};
 use crate::reject::RejectCode;
 use crate::trace::TraceContext;
 
@@ -26,7 +29,69 @@ fn ask() -> AskRequest {
         has_seed: true,
         on_detach: OnDetach::Keep(5_000),
         lead: 16,
+        ..AskRequest::prompt("")
     }
+}
+
+/// A request with everything that can be said of sampling, kept to a constraint.
+fn ask_in_full(constraint: Constraint, priority: Priority) -> ClientOp {
+    let mut ask = ask();
+    ask.messages.push(ChatMessage { role: Role::Tool, content: "{\"sky\":\"blue\"}".into() });
+    ask.sampling = Sampling {
+        min_p: 0.05,
+        repetition_penalty: 1.1,
+        frequency_penalty: -0.5,
+        presence_penalty: 0.25,
+        logit_bias: vec![(17, -100.0), (49_151, 1.5)],
+        logprobs: Some(5),
+        constraint,
+        ..ask.sampling
+    };
+    (ask.raw, ask.priority, ask.deadline_ms) = (true, priority, 30_000);
+    ClientOp::Ask(Box::new(ask))
+}
+
+/// What came with more of sampling, constraints and embeddings.
+fn model_client_ops() -> Vec<ClientOp> {
+    let schema = Constraint::JsonSchema("{\"type\":\"string\"}".into());
+    vec![
+        ask_in_full(Constraint::Json, Priority::Low),
+        ask_in_full(schema, Priority::High),
+        ask_in_full(Constraint::Regex("[a-z]+".into()), Priority::Normal),
+        ask_in_full(Constraint::Lark("start: \"a\"".into()), Priority::Normal),
+        ask_in_full(Constraint::None, Priority::Normal),
+        ClientOp::Embed { model: Some(name("minilm-l6")), texts: vec!["a tide".into(), String::new()] },
+        ClientOp::Embed { model: None, texts: vec!["Straße".into()] },
+    ]
+}
+
+fn model_server_ops() -> Vec<ServerOp> {
+    let text = |text: &'static str| Bytes::from_static(text.as_bytes());
+    let chance = |id, words, logprob| TokenChance { id, text: text(words), logprob };
+    let detail = |index, top| TokenDetail { index, id: 5, text: Bytes::from_static(b"\xc3"), logprob: -0.25, top };
+    let details = vec![
+        detail(3, vec![chance(5, " the", -0.25), chance(9, "", -1.5), chance(11, "é", -2.0)]),
+        detail(4, Vec::new()),
+    ];
+    vec![
+        ServerOp::Tokens { index: 3, count: 2, text: text("é"), details },
+        ServerOp::Finished {
+            reason: FinishReason::Stop,
+            usage: Usage { prompt_tokens: 30, completion_tokens: 12, cached_tokens: 24 },
+            message: String::new(),
+        },
+        ServerOp::Embedded { model: name("minilm-l6"), dimensions: 2, vectors: vec![0.5, -0.25, 1.0, 0.0], tokens: 9 },
+    ]
+}
+
+/// Every operation that goes to a node, in the order of the golden file's parts.
+fn every_client_op() -> Vec<ClientOp> {
+    [client_ops(), later_client_ops(), chat_client_ops(), model_client_ops()].concat()
+}
+
+/// Every operation that a node sends.
+fn every_server_op() -> Vec<ServerOp> {
+    [server_ops(), later_server_ops(), chat_server_ops(), model_server_ops()].concat()
 }
 
 fn client_ops() -> Vec<ClientOp> {
@@ -253,7 +318,7 @@ fn server_ops() -> Vec<ServerOp> {
     let reject = Reject::new(RejectCode::Busy, "too much is waiting").retry_after_ms(250);
     let finished = |reason| ServerOp::Finished {
         reason,
-        usage: Usage { prompt_tokens: 30, completion_tokens: 12 },
+        usage: Usage { prompt_tokens: 30, completion_tokens: 12, cached_tokens: 0 },
         message: "because".into(),
     };
     vec![
@@ -270,7 +335,7 @@ fn server_ops() -> Vec<ServerOp> {
         ServerOp::Missed { from: Position(7), to: Position(9) },
         ServerOp::Ended(Reject::new(RejectCode::SlowReader, "1,001 messages behind")),
         ServerOp::Asked { generation: GenerationId(9), model: "smollm2-135m".into() },
-        ServerOp::Tokens { index: 3, count: 2, text: Bytes::from_static("é".as_bytes()) },
+        ServerOp::Tokens { index: 3, count: 2, text: Bytes::from_static("é".as_bytes()), details: Vec::new() },
         finished(FinishReason::Stop),
         finished(FinishReason::Length),
         finished(FinishReason::Cancelled),
@@ -283,10 +348,10 @@ fn server_ops() -> Vec<ServerOp> {
 
 #[test]
 fn every_operation_round_trips() {
-    for op in client_ops().into_iter().chain(later_client_ops()).chain(chat_client_ops()) {
+    for op in every_client_op() {
         assert_eq!(ClientOp::decode(&op.encode()), Ok(op));
     }
-    for op in server_ops().into_iter().chain(later_server_ops()).chain(chat_server_ops()) {
+    for op in every_server_op() {
         assert_eq!(ServerOp::decode(&op.encode()), Ok(op));
     }
 }
@@ -303,10 +368,10 @@ fn a_request_says_which_trace_it_is_part_of() {
 
 #[test]
 fn operations_of_the_other_direction_are_refused_by_code() {
-    for op in server_ops().into_iter().chain(later_server_ops()).chain(chat_server_ops()) {
+    for op in every_server_op() {
         assert_eq!(ClientOp::decode(&op.encode()).map_err(|r| r.code), Err(RejectCode::OperationUnknown));
     }
-    for op in client_ops().into_iter().chain(later_client_ops()).chain(chat_client_ops()) {
+    for op in every_client_op() {
         assert_eq!(ServerOp::decode(&op.encode()).map_err(|r| r.code), Err(RejectCode::OperationUnknown));
     }
 }
@@ -324,6 +389,9 @@ fn golden_bytes_of_version_1() {
     let (chat_client, chat_server) = (chat_client_ops(), chat_server_ops());
     let encoded = encoded.chain(chat_client.iter().map(ClientOp::encode));
     let encoded = encoded.chain(chat_server.iter().map(ServerOp::encode));
+    let (model_client, model_server) = (model_client_ops(), model_server_ops());
+    let encoded = encoded.chain(model_client.iter().map(ClientOp::encode));
+    let encoded = encoded.chain(model_server.iter().map(ServerOp::encode));
     let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
     let now: Vec<String> = encoded.map(|bytes| hex(&bytes)).collect();
     if std::env::var_os("THALWEG_BLESS").is_some() {
@@ -356,6 +424,14 @@ fn what_is_beyond_a_limit_is_refused_and_named() {
     let mut hot = ask();
     hot.sampling.temperature = 9.0;
     check(&ClientOp::Ask(Box::new(hot)), RejectCode::ParameterInvalid, "temperature");
+    let long = Constraint::Regex("x".repeat(CONSTRAINT_BYTES_MAX + 1));
+    check(&ask_in_full(long, Priority::Low), RejectCode::ParameterInvalid, "constraint has 65537 bytes");
+    let mut biased = ask();
+    biased.sampling.logit_bias = vec![(1, 0.5); LOGIT_BIASES_MAX + 1];
+    check(&ClientOp::Ask(Box::new(biased)), RejectCode::ParameterInvalid, "logit_bias has 1025 tokens");
+    let texts = |count| ClientOp::Embed { model: None, texts: vec!["a".into(); count] };
+    check(&texts(0), RejectCode::ParameterInvalid, "texts has 0 entries");
+    check(&texts(EMBED_TEXTS_MAX + 1), RejectCode::ParameterInvalid, "texts has 257 entries");
 }
 
 /// A name that [`Name`] would not let us build, put on the wire by a peer that does not use our code.
@@ -388,12 +464,8 @@ proptest! {
         damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
         keep in any::<prop::sample::Index>(),
     ) {
-        let frames: Vec<Bytes> =
-            client_ops().iter().map(ClientOp::encode).chain(server_ops().iter().map(ServerOp::encode))
-                .chain(later_client_ops().iter().map(ClientOp::encode))
-                .chain(later_server_ops().iter().map(ServerOp::encode))
-                .chain(chat_client_ops().iter().map(ClientOp::encode))
-                .chain(chat_server_ops().iter().map(ServerOp::encode)).collect();
+        let frames: Vec<Bytes> = every_client_op().iter().map(ClientOp::encode)
+            .chain(every_server_op().iter().map(ServerOp::encode)).collect();
         let mut bytes = frames[which.index(frames.len())].to_vec();
         for (at, value) in damage {
             let at = at.index(bytes.len());
@@ -411,6 +483,55 @@ proptest! {
     #[test]
     fn bodies_round_trip(body in prop::collection::vec(any::<u8>(), 0..2048)) {
         let op = publish(body.into());
+        prop_assert_eq!(ClientOp::decode(&op.encode()), Ok(op));
+    }
+
+    #[test]
+    fn what_is_said_of_sampling_round_trips(
+        numbers in (0.0_f32..=1.0, 0.01_f32..=10.0, -2.0_f32..=2.0, -2.0_f32..=2.0),
+        logit_bias in prop::collection::vec((any::<u32>(), -100.0_f32..=100.0), 0..20),
+        logprobs in prop::option::of(0..=LOGPROBS_MAX),
+        (kind, text) in (0_usize..5, ".{1,60}"),
+        (raw, priority, deadline_ms) in (any::<bool>(), 0_usize..3, 0_u32..=3_600_000),
+    ) {
+        let (min_p, repetition_penalty, frequency_penalty, presence_penalty) = numbers;
+        let constraint = match kind {
+            0 => Constraint::None,
+            1 => Constraint::Json,
+            2 => Constraint::JsonSchema(text),
+            3 => Constraint::Regex(text),
+            _ => Constraint::Lark(text),
+        };
+        let sampling = Sampling {
+            min_p, repetition_penalty, frequency_penalty, presence_penalty, logit_bias, logprobs, constraint,
+            ..Sampling::default()
+        };
+        let op = AskRequest { sampling, raw, priority: Priority::ALL[priority], deadline_ms, ..ask() };
+        let op = ClientOp::Ask(Box::new(op));
+        prop_assert_eq!(ClientOp::decode(&op.encode()), Ok(op));
+    }
+
+    #[test]
+    fn a_frame_full_of_likelihoods_round_trips(
+        count in 0..=TOKEN_DETAILS_MAX,
+        top in prop::collection::vec((any::<u32>(), prop::collection::vec(any::<u8>(), 0..12), -50.0_f32..0.0), 0..=20),
+    ) {
+        let chance = |(id, text, logprob): (u32, Vec<u8>, f32)| TokenChance { id, text: text.into(), logprob };
+        let top: Vec<TokenChance> = top.into_iter().map(chance).collect();
+        let detail = |index| TokenDetail { index, id: 7, text: Bytes::from_static(b"a"), logprob: -1.0, top: top.clone() };
+        let details = (0..count as u32).map(detail).collect();
+        let op = ServerOp::Tokens { index: 0, count: count as u32, text: Bytes::new(), details };
+        prop_assert_eq!(ServerOp::decode(&op.encode()), Ok(op));
+    }
+
+    #[test]
+    fn embeddings_round_trip(
+        vectors in prop::collection::vec(-1.0_f32..1.0, 0..400),
+        texts in prop::collection::vec(".{0,40}", 1..20),
+    ) {
+        let op = ServerOp::Embedded { model: name("m"), dimensions: 1, vectors, tokens: 3 };
+        prop_assert_eq!(ServerOp::decode(&op.encode()), Ok(op));
+        let op = ClientOp::Embed { model: None, texts };
         prop_assert_eq!(ClientOp::decode(&op.encode()), Ok(op));
     }
 }
