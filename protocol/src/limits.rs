@@ -229,9 +229,13 @@ pub const RESUME_GRACE_MS: u64 = 30_000;
 pub const DETACH_KEEP_MS_MAX: u64 = 3_600_000;
 /// Generations an inference thread holds, waiting, running or parked; one more is refused with a time to retry.
 pub const SEQUENCES_WAITING_MAX: usize = 1_024;
-/// Sequences that hold KV memory at once on one inference thread.
+/// Generations of one tenant that wait for their first step; one more is refused, so that a flood leaves room for others.
+pub const SEQUENCES_WAITING_TENANT_MAX: usize = 256;
+/// Sequences computed in one step.
 pub const SEQUENCES_RUNNING_MAX: usize = 32;
-/// Prompt tokens computed in one step beside the decoding sequences.
+/// Tokens whose keys and values lie in one block of KV memory.
+pub const KV_BLOCK_TOKENS: usize = 64;
+/// Tokens computed in one step: decoding sequences have one each, prompts share what is left.
 pub const PREFILL_CHUNK_TOKENS: usize = 128;
 /// A sequence without credit keeps its KV memory at least this long although others wait for it, in microseconds.
 pub const PARK_KEEP_US: u64 = 100_000;
@@ -328,6 +332,8 @@ const _: () = {
     );
     assert!(IN_FLIGHT_MAX <= RING_SLOTS, "one session cannot fill a ring");
     assert!(TURN_INPUTS_MAX <= RING_SLOTS, "a ring holds a turn's batch");
+    assert!(SEQUENCES_RUNNING_MAX <= PREFILL_CHUNK_TOKENS, "a step has a row for everyone");
+    assert!(SEQUENCES_WAITING_TENANT_MAX * 4 <= SEQUENCES_WAITING_MAX, "one tenant does not fill the queue");
     assert!(FAN_OUT_SLICE_US < STALL_US, "a fan-out slice is not a stall");
     assert!(SESSION_QUEUE_BYTES >= BODY_BYTES_MAX, "a session's queue holds the largest message");
     assert!(LINK_QUEUE_BYTES >= SESSION_QUEUE_BYTES + 2 * FRAME_BYTES_MAX, "a full session can still be answered");

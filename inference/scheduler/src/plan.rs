@@ -5,8 +5,8 @@ use crate::sequence::SequenceId;
 /// One token to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
-    /// Where the sequence's KV lies.
-    pub slot: u32,
+    /// Whose it is: index in [`Step::parts`].
+    pub part: u32,
     /// Place of the token in its sequence, from 0.
     pub position: u32,
     /// The token.
@@ -20,25 +20,46 @@ pub struct Row {
 pub struct Part {
     /// Whose they are.
     pub id: SequenceId,
-    /// Its slot.
-    pub slot: u32,
     /// Index of the first in [`Step::rows`].
     pub first: usize,
     /// How many; at least 1. Positions are consecutive.
     pub count: usize,
-    /// Whether the last of them wants logits.
+    /// Index of the sequence's first block in [`Step::tables`].
+    pub table: usize,
+    /// How many blocks: enough for the last row of the step. Block `i` holds the keys and values of the positions from
+    /// `i` times the tokens of a block on.
+    pub blocks: usize,
+    /// Whether the last row wants logits.
     pub wants_logits: bool,
     /// Index of the token that is drawn if so.
     pub index: u32,
 }
 
+/// Keys and values to copy before any row is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockCopy {
+    /// The block that holds them. No copy and no row of the same step writes it.
+    pub from: u32,
+    /// The block that gets them; the target of no other copy of the step.
+    pub to: u32,
+    /// How many positions, from the block's first.
+    pub tokens: u32,
+}
+
 /// Packed ragged rows: some of decoding sequences, one each, and some of prompts, a chunk each.
+///
+/// Every position of a sequence before its first row was computed in an earlier step, or by another sequence with equal
+/// tokens up to there, or is copied by this step. A block that rows of a part are written to is in no other part's table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Step {
     /// All rows; those of a sequence stand together, in order of positions.
     pub rows: Vec<Row>,
-    /// Whose rows those are, in the same order.
+    /// Whose rows those are, in the same order: first those that decode.
     pub parts: Vec<Part>,
+    /// The blocks of all parts, one part after the other.
+    pub tables: Vec<u32>,
+    /// What is to be copied first, in any order.
+    pub copies: Vec<BlockCopy>,
 }
 
 impl Step {
@@ -46,38 +67,25 @@ impl Step {
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
-}
 
-/// Shares `budget` rows among prompts that have `pending` tokens each, so that none gets more than another unless the
-/// other needs no more (max-min fairness). Every prompt gets at least one row if the budget has one for each.
-///
-/// Gives shares in the order of `pending`.
-pub(crate) fn share(budget: usize, pending: &[usize]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..pending.len()).collect();
-    order.sort_by_key(|&n| (pending[n], n));
-    let mut shares = vec![0; pending.len()];
-    let mut left = budget;
-    for (done, &n) in order.iter().enumerate() {
-        shares[n] = pending[n].min(left / (order.len() - done));
-        left -= shares[n];
+    /// The blocks of a part.
+    pub fn table(&self, part: &Part) -> &[u32] {
+        &self.tables[part.table..part.table + part.blocks]
     }
-    shares
-}
 
-#[cfg(test)]
-mod tests {
-    use super::share;
+    /// The rows of a part.
+    pub fn rows_of(&self, part: &Part) -> &[Row] {
+        &self.rows[part.first..part.first + part.count]
+    }
 
-    #[test]
-    fn short_prompts_are_not_held_up_by_long_ones() {
-        let check = |budget, pending: &[usize], expected: &[usize]| {
-            assert_eq!(share(budget, pending), expected, "{budget} among {pending:?}");
-        };
-        check(128, &[], &[]);
-        check(128, &[8_000], &[128]);
-        check(128, &[8_000, 10], &[118, 10]);
-        check(128, &[8_000, 10, 8_000], &[59, 10, 59]);
-        check(7, &[3, 3, 3], &[2, 2, 3]);
-        check(2, &[5, 5, 5], &[0, 1, 1]);
+    /// A step that computes one part of this one and nothing else. It may be run after this one was broken off.
+    pub fn alone(&self, part: &Part) -> Self {
+        let table = self.table(part);
+        Self {
+            rows: self.rows_of(part).iter().map(|row| Row { part: 0, ..*row }).collect(),
+            parts: vec![Part { first: 0, table: 0, ..*part }],
+            tables: table.to_vec(),
+            copies: self.copies.iter().filter(|copy| table.contains(&copy.to)).copied().collect(),
+        }
     }
 }
