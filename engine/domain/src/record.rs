@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use thalweg_protocol::chat::Context;
-use thalweg_protocol::generation::{ChatMessage, OnDetach, Sampling};
+use thalweg_protocol::generation::{ChatMessage, OnDetach, Priority, Sampling};
 use thalweg_protocol::ids::{
     ChannelId, ChannelKey, Epoch, GenerationId, Lsn, Name, Partition, Position, Sequence, SessionId,
 };
@@ -100,6 +100,12 @@ pub struct GenerationRequest {
     pub sampling: Sampling,
     /// What becomes of it when the last reader goes.
     pub on_detach: OnDetach,
+    /// Whether the messages' contents are the prompt as it stands.
+    pub raw: bool,
+    /// Its place among the tenant's requests.
+    pub priority: Priority,
+    /// How soon it had to begin, in milliseconds; 0 if it could wait.
+    pub deadline_ms: u32,
 }
 
 /// What a channel keeps for later readers.

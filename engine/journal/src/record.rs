@@ -31,17 +31,18 @@
 //! | key | tenant name, channel name |
 //! | settings | messages `u32`, bytes `u64`, age `u64` in microseconds, durability `u8` |
 //! | posting | channel id `u64`, position `u64`, session `u128`, sequence `u64`, key, payload |
-//! | request | tenant, user and model name, optional key and id `u64`, list of messages, sampling, what happens when readers go |
+//! | request | tenant, user and model name, optional key and id `u64`, list of messages, sampling, what happens when readers go, perhaps more |
 //! | message | role `u8`, text |
 //! | sampling | temperature `f32`, top p `f32`, top k `u32`, seed `u64`, most tokens `u32`, list of stop texts |
-//! | when readers go | 0, or 1 and milliseconds `u64` |
+//! | when readers go | 0, or 1 and milliseconds `u64`; 2 is added if more of the request follows |
+//! | more | min p, repetition, frequency and presence penalty `f32`, list of biases (token `u32`, bias `f32`), optional number of likelihoods `u8`, constraint `u8` and from 2 on its text, raw `u8`, priority `u8`, deadline `u32` in milliseconds |
 //! | tokens | list of id `u32` and bytes of text `u32` |
 //! | facts of a channel | list of a byte and: 0 info; 1 user, member; 2 user, who is none; 3 user, reading; 4 position `u64`, redacted |
 //! | info | kind `u8`, topic, who may write `u8`, name of who made it, when `u64` |
 //! | member | role `u8`, since when `u64`, name of who made them that |
 //! | reading | position, number of messages and of mentions `u64` |
 //! | facts of a user | list of a byte and: 0 texts (shown name, about, status); 1 seen at `u64`; 2 forgotten |
-//! | ending | reason `u8`, prompt tokens `u32`, completion tokens `u32`, text |
+//! | ending | reason `u8`, prompt tokens `u32`, completion tokens `u32`, text; cached tokens `u32` if 0x80 is added to the reason |
 //!
 //! The *payload* of a posting is its encoded delivery as it goes to readers, after its length `u32`; what else is known of
 //! the message is read from it. A layout that changes gets another version; the golden file holds one record of each kind.

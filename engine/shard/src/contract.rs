@@ -9,7 +9,7 @@ use thalweg_domain::permission::Principal;
 use thalweg_domain::quota::Limits;
 use thalweg_domain::record::{ChannelSettings, Message, Record};
 use thalweg_protocol::chat::{ChannelAbout, ChannelSummary, ChatOp, PresenceState};
-use thalweg_protocol::generation::{AskRequest, ChatMessage, FinishReason, Sampling, Usage};
+use thalweg_protocol::generation::{AskRequest, ChatMessage, FinishReason, Priority, Sampling, TokenDetail, Usage};
 use thalweg_protocol::ids::{
     ChannelId, ChannelKey, CoreId, GenerationId, Name, Partition, Position, Request, Subscription, Watch,
 };
@@ -356,6 +356,12 @@ pub struct Submit {
     pub produced: Vec<u32>,
     /// How tokens are drawn.
     pub sampling: Sampling,
+    /// Whether the messages' contents are the prompt as it stands.
+    pub raw: bool,
+    /// Its place among the tenant's requests.
+    pub priority: Priority,
+    /// It is to be refused if it does not begin within so many milliseconds; 0: it waits as long as it takes.
+    pub deadline_ms: u32,
     /// Tokens with an index below this may be produced.
     pub credit: u32,
     /// The span of a trace that asked for it; 0 if it is not traced.
@@ -382,12 +388,12 @@ pub enum InferenceCommand {
 }
 
 /// What the inference stage says to a shard. Every submitted generation ends with exactly one `Finished` or `Refused`. The
-/// `id` of a token is its number in the model's vocabulary.
+/// `id` of a token is its number in the model's vocabulary, `detail` how likely it was, if that was asked for.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs, reason = "fields are named after their types")]
 pub enum InferenceEvent {
     /// The next token: `index` counts from 0 without gaps.
-    Token { generation: GenerationId, index: u32, id: u32, text: Bytes },
+    Token { generation: GenerationId, index: u32, id: u32, text: Bytes, detail: Option<Box<TokenDetail>> },
     /// The generation ended.
     Finished { generation: GenerationId, reason: FinishReason, usage: Usage, message: String },
     /// The generation was not begun.

@@ -7,6 +7,7 @@
 //! A generation that was cut off by the end of its node goes on from its last durable token. Somebody who saw more than
 //! that says which text it saw; if what comes again is the same it is not told, and else it is told how far to go back.
 
+mod details;
 mod endings;
 mod resume;
 
@@ -17,9 +18,9 @@ use bytes::Bytes;
 use thalweg_domain::generation::{Ending, Generation};
 use thalweg_domain::permission::{Action as Access, Principal};
 use thalweg_domain::record::{Event, GenerationRequest, Message, Posting};
-use thalweg_protocol::generation::{AskRequest, FinishReason, OnDetach, Sampling, Usage};
+use thalweg_protocol::generation::{AskRequest, FinishReason, OnDetach, Priority, Sampling, TokenDetail, Usage};
 use thalweg_protocol::ids::{ChannelId, ChannelKey, CoreId, GenerationId, Name, Partition, Request, Watch};
-use thalweg_protocol::limits::{GENERATION_KEEP_MS, GENERATIONS_MAX, LEAD_TOKENS, LEAD_TOKENS_MAX};
+use thalweg_protocol::limits::{GENERATION_KEEP_MS, GENERATIONS_MAX, LEAD_TOKENS, LEAD_TOKENS_MAX, TOKEN_DETAILS_MAX};
 use thalweg_protocol::op::{DeliveryKind, Durability, ServerOp, WatchRequest};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
@@ -28,6 +29,7 @@ use crate::counters::Stage;
 use crate::owner::Action;
 use crate::shard::{Deadline, Shard};
 
+use details::Details;
 use resume::{Comparison, Unverified};
 
 /// Tokens of one generation are gathered this long before they become a record.
@@ -63,6 +65,8 @@ struct Owned {
     /// How many tokens there were when this life of the node began, if it goes on from an earlier one.
     recovered: Option<u32>,
     watchers: Vec<Watcher>,
+    /// How likely tokens were that watchers were not told about.
+    details: Details,
     /// Whether its beginning is durable.
     announced: bool,
     /// Tokens the inference stage may produce so far.
@@ -94,6 +98,7 @@ impl Owned {
             logged,
             recovered: None,
             watchers: Vec::new(),
+            details: Details::default(),
             announced: false,
             credit,
             recorded: 0,
@@ -170,8 +175,20 @@ impl Shard {
             // Any number will do, as long as the same inputs give the same one.
             sampling.seed = id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ self.now.wall_us;
         }
-        let (messages, on_detach) = (request.messages, request.on_detach);
-        let request = GenerationRequest { tenant, user, model, channel: None, messages, sampling, on_detach };
+        let AskRequest { messages, on_detach, raw, priority, deadline_ms, .. } = request;
+        let channel = None;
+        let request = GenerationRequest {
+            tenant,
+            user,
+            model,
+            channel,
+            messages,
+            sampling,
+            on_detach,
+            raw,
+            priority,
+            deadline_ms,
+        };
         self.begin(id, Arc::new(request), logged, None, lead, origin.trace);
         if let Some(owned) = self.generations.owned.get_mut(&id) {
             owned.asker = Some((origin.core, origin.link));
@@ -203,6 +220,9 @@ impl Shard {
             messages,
             sampling,
             on_detach: OnDetach::Keep(0),
+            raw: false,
+            priority: Priority::Normal,
+            deadline_ms: 0,
         };
         self.begin(id, Arc::new(request), logged, posting, LEAD_TOKENS, trace);
     }
@@ -241,10 +261,24 @@ impl Shard {
     pub(crate) fn submit(&mut self, id: GenerationId) {
         let Some(owned) = self.generations.owned.get_mut(&id) else { return };
         owned.resume_at = None;
-        let GenerationRequest { tenant, model, messages, sampling, .. } = (*owned.generation.request).clone();
+        let GenerationRequest { tenant, model, messages, sampling, raw, priority, deadline_ms, .. } =
+            (*owned.generation.request).clone();
         let produced = owned.generation.tokens_from(0).iter().map(|token| token.id).collect();
-        let (credit, trace) = (owned.credit, owned.trace);
-        let submit = Submit { generation: id, tenant, model, messages, produced, sampling, credit, trace };
+        // One that goes on from an earlier life of the node began in time, or was refused then.
+        let deadline_ms = if owned.recovered.is_some() { 0 } else { deadline_ms };
+        let submit = Submit {
+            generation: id,
+            tenant,
+            model,
+            messages,
+            produced,
+            sampling,
+            raw,
+            priority,
+            deadline_ms,
+            credit: owned.credit,
+            trace: owned.trace,
+        };
         self.output(Output::Inference(InferenceCommand::Submit(Box::new(submit))));
     }
 
@@ -353,7 +387,9 @@ impl Shard {
     /// The inference stage said something.
     pub(crate) fn inference(&mut self, event: InferenceEvent) {
         match event {
-            InferenceEvent::Token { generation, index, id, text } => self.token(generation, index, id, &text),
+            InferenceEvent::Token { generation, index, id, text, detail } => {
+                self.token(generation, index, id, &text, detail);
+            }
             InferenceEvent::Finished { generation, reason, usage, message } => {
                 self.finished(generation, Ending { reason, usage, message }, None);
             }
@@ -375,11 +411,14 @@ impl Shard {
         }
     }
 
-    fn token(&mut self, id: GenerationId, index: u32, token: u32, text: &[u8]) {
+    fn token(&mut self, id: GenerationId, index: u32, token: u32, text: &[u8], detail: Option<Box<TokenDetail>>) {
         let Some(owned) = self.generations.owned.get_mut(&id).filter(|owned| !owned.deleting) else { return };
         debug_assert_eq!(index, owned.generation.tokens(), "tokens come in order, without gaps");
         self.counters.tokens += 1;
         owned.generation.apply_token(token, text);
+        if let Some(detail) = detail {
+            owned.details.push(*detail);
+        }
         owned.arrived_us.get_or_insert(self.now.mono_us);
         if owned.record_at.is_none() {
             // The first token goes into the log in its own turn, so that a channel shows it at once.
@@ -427,7 +466,7 @@ impl Shard {
     /// Ends a generation that the inference stage does not have.
     fn finish(&mut self, id: GenerationId, reason: FinishReason, message: String, refusal: Option<Reject>) {
         let completion_tokens = self.generations.owned.get(&id).map_or(0, |owned| owned.generation.tokens());
-        let usage = Usage { prompt_tokens: 0, completion_tokens };
+        let usage = Usage { completion_tokens, ..Usage::default() };
         self.finished(id, Ending { reason, usage, message }, refusal);
     }
 
@@ -508,14 +547,20 @@ impl Shard {
                     frames.push((watcher.core, watcher.link, watcher.watch, op, false));
                 }
             }
-            let to = tokens.min(watcher.consumed.saturating_add(watcher.lead));
-            if to > watcher.sent {
-                let (index, count) = (watcher.sent, to - watcher.sent);
-                let op = ServerOp::Tokens { index, count, text: owned.generation.text(index, to) };
+            let until = tokens.min(watcher.consumed.saturating_add(watcher.lead));
+            while until > watcher.sent {
+                let index = watcher.sent;
+                // A frame holds so many details; what has none needs no bound but the watcher's lead.
+                let most = if owned.details.is_empty() { u32::MAX } else { TOKEN_DETAILS_MAX as u32 };
+                let count = (until - index).min(most);
+                let to = index + count;
+                let (text, details) = (owned.generation.text(index, to), owned.details.between(index, to));
+                let op = ServerOp::Tokens { index, count, text, details };
                 watcher.sent = to;
                 frames.push((watcher.core, watcher.link, watcher.watch, op, false));
             }
         }
+        owned.details.forget(owned.watchers.iter().map(|watcher| watcher.sent).min().unwrap_or(u32::MAX));
         if let Some(ending) = owned.generation.ending() {
             let op = match &owned.refusal {
                 Some(reject) => ServerOp::Ended(reject.clone()),

@@ -10,6 +10,7 @@
 mod contract;
 mod counters;
 mod directory;
+mod embedding;
 mod fan;
 mod generations;
 mod log;

@@ -170,7 +170,8 @@ impl Shard {
             | ClientOp::Drain
             | ClientOp::Checkpoint
             | ClientOp::Login(_)
-            | ClientOp::Manage { .. } => {
+            | ClientOp::Manage { .. }
+            | ClientOp::Embed { .. } => {
                 refusal(RejectCode::Internal, "this request is the shell's and does not belong to a shard")
             }
         };

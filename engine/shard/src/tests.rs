@@ -2,6 +2,7 @@
 
 mod channels;
 mod draining;
+mod extras;
 mod generations;
 mod harness;
 mod members;

@@ -99,7 +99,7 @@ impl Generation {
 
 #[cfg(test)]
 mod tests {
-    use thalweg_protocol::generation::{OnDetach, Sampling};
+    use thalweg_protocol::generation::{OnDetach, Priority, Sampling};
     use thalweg_protocol::ids::Name;
 
     use super::*;
@@ -115,6 +115,9 @@ mod tests {
             messages: Vec::new(),
             sampling: Sampling::default(),
             on_detach: OnDetach::Cancel,
+            raw: false,
+            priority: Priority::Normal,
+            deadline_ms: 0,
         }));
         let pieces = ["Hel", "", "lo", " wörld"];
         pieces.iter().enumerate().for_each(|(id, piece)| generation.apply_token(id as u32, piece.as_bytes()));

@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 use thalweg_protocol::chat::{Context, MemberRole, ProfileText};
-use thalweg_protocol::generation::{ChatMessage, FinishReason, OnDetach, Role, Sampling, Usage};
+use thalweg_protocol::generation::{ChatMessage, FinishReason, OnDetach, Priority, Role, Sampling, Usage};
 use thalweg_protocol::ids::{Epoch, Name, Partition, Sequence, SessionId};
 use thalweg_protocol::op::{Delivery, DeliveryKind};
 
@@ -69,6 +69,9 @@ impl Story {
                     messages,
                     sampling: Sampling::default(),
                     on_detach: OnDetach::Cancel,
+                    raw: false,
+                    priority: Priority::Normal,
+                    deadline_ms: 0,
                 });
                 Event::GenerationStarted { generation, request, posting: Some(self.posting(id, 0)) }
             }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use thalweg_domain::generation::{Ending, Token};
 use thalweg_domain::record::{ChannelSettings, GenerationRequest, Message, Posting};
-use thalweg_protocol::generation::{ChatMessage, FinishReason, OnDetach, Role, Sampling, Usage};
+use thalweg_protocol::generation::{ChatMessage, Constraint, FinishReason, OnDetach, Priority, Role, Sampling, Usage};
 use thalweg_protocol::ids::{ChannelId, ChannelKey, Sequence, SessionId};
 use thalweg_protocol::op::Durability;
 
@@ -17,6 +17,12 @@ const TOKEN_BYTES: usize = 8;
 const CHAT_MESSAGE_BYTES: usize = 5;
 /// Least bytes of a text.
 const TEXT_BYTES: usize = 4;
+/// Bytes of a bias: token `u32`, bias `f32`.
+const BIAS_BYTES: usize = 8;
+/// Says, beside whether the generation is kept without readers, that more of the request follows.
+const MORE: u8 = 2;
+/// Says, beside the reason of an ending, that tokens which had been computed before follow.
+const CACHED: u8 = 0x80;
 
 /// Key: tenant name, channel name.
 pub(crate) fn put_key(into: &mut Vec<u8>, key: &ChannelKey) {
@@ -93,7 +99,7 @@ pub(crate) fn read_optional_posting(fields: &mut Fields<'_>) -> Result<Option<Po
 
 /// Request: tenant, user and model names; optional key and channel id `u64`; list of messages (role `u8`, text); sampling
 /// (temperature and top p `f32`, top k `u32`, seed `u64`, most tokens `u32`, list of stop texts); what happens when the
-/// last reader goes (0, or 1 and milliseconds `u64`).
+/// last reader goes (0, or 1 and milliseconds `u64`), to which 2 is added if more follows that was not there at first.
 pub(crate) fn put_request(into: &mut Vec<u8>, request: &GenerationRequest) {
     put_name(into, &request.tenant);
     put_name(into, &request.user);
@@ -109,17 +115,102 @@ pub(crate) fn put_request(into: &mut Vec<u8>, request: &GenerationRequest) {
             Role::System => 0,
             Role::User => 1,
             Role::Assistant => 2,
+            Role::Tool => 3,
         });
         put_bytes(into, message.content.as_bytes());
     }
     put_sampling(into, &request.sampling);
+    // A request that says nothing of what came later stands as it did before there was any.
+    let more = if says_more(request) { MORE } else { 0 };
     match request.on_detach {
-        OnDetach::Cancel => into.push(0),
+        OnDetach::Cancel => into.push(more),
         OnDetach::Keep(ms) => {
-            into.push(1);
+            into.push(1 | more);
             put_u64(into, ms);
         }
     }
+    if more != 0 {
+        put_more(into, request);
+    }
+}
+
+/// Whether a request says something for which there was no place at first. Numbers are compared by their bits, so that
+/// whatever was written is read again.
+fn says_more(request: &GenerationRequest) -> bool {
+    let numbers =
+        |s: &Sampling| [s.min_p, s.repetition_penalty, s.frequency_penalty, s.presence_penalty].map(f32::to_bits);
+    let sampling = &request.sampling;
+    numbers(sampling) != numbers(&Sampling::default())
+        || !sampling.logit_bias.is_empty()
+        || sampling.logprobs.is_some()
+        || sampling.constraint != Constraint::None
+        || request.raw
+        || request.priority != Priority::default()
+        || request.deadline_ms != 0
+}
+
+/// More of a request: min p and penalties for repetition, frequency and presence `f32`; list of biases (token `u32`, bias
+/// `f32`); number of likelihoods 0, or 1 and `u8`; constraint (kind `u8`, and its text from 2 on); raw `u8`; priority `u8`;
+/// deadline `u32`.
+fn put_more(into: &mut Vec<u8>, request: &GenerationRequest) {
+    let sampling = &request.sampling;
+    let Sampling { min_p, repetition_penalty, frequency_penalty, presence_penalty, .. } = *sampling;
+    for number in [min_p, repetition_penalty, frequency_penalty, presence_penalty] {
+        put_u32(into, number.to_bits());
+    }
+    put_u32(into, sampling.logit_bias.len() as u32);
+    for &(id, bias) in &sampling.logit_bias {
+        put_u32(into, id);
+        put_u32(into, bias.to_bits());
+    }
+    into.push(u8::from(sampling.logprobs.is_some()));
+    into.extend(sampling.logprobs);
+    into.push(match &sampling.constraint {
+        Constraint::None => 0,
+        Constraint::Json => 1,
+        Constraint::JsonSchema(_) => 2,
+        Constraint::Regex(_) => 3,
+        Constraint::Lark(_) => 4,
+    });
+    if !matches!(sampling.constraint, Constraint::None | Constraint::Json) {
+        put_bytes(into, sampling.constraint.text().as_bytes());
+    }
+    into.push(u8::from(request.raw));
+    into.push(match request.priority {
+        Priority::Normal => 0,
+        Priority::Low => 1,
+        Priority::High => 2,
+    });
+    put_u32(into, request.deadline_ms);
+}
+
+fn read_more(fields: &mut Fields<'_>, request: &mut GenerationRequest) -> Result<(), RecordError> {
+    let sampling = &mut request.sampling;
+    sampling.min_p = f32::from_bits(fields.u32("min p")?);
+    sampling.repetition_penalty = f32::from_bits(fields.u32("repetition penalty")?);
+    sampling.frequency_penalty = f32::from_bits(fields.u32("frequency penalty")?);
+    sampling.presence_penalty = f32::from_bits(fields.u32("presence penalty")?);
+    let count = fields.count("biases", BIAS_BYTES)?;
+    let bias = |_| Ok((fields.u32("token of bias")?, f32::from_bits(fields.u32("bias")?)));
+    sampling.logit_bias = (0..count).map(bias).collect::<Result<_, _>>()?;
+    sampling.logprobs = if fields.flag("likelihoods")? { Some(fields.u8("number of likelihoods")?) } else { None };
+    sampling.constraint = match fields.u8("constraint")? {
+        0 => Constraint::None,
+        1 => Constraint::Json,
+        2 => Constraint::JsonSchema(fields.text("schema")?),
+        3 => Constraint::Regex(fields.text("expression")?),
+        4 => Constraint::Lark(fields.text("grammar")?),
+        other => return Err(RecordError::Unknown { field: "constraint", value: u64::from(other) }),
+    };
+    request.raw = fields.flag("raw")?;
+    request.priority = match fields.u8("priority")? {
+        0 => Priority::Normal,
+        1 => Priority::Low,
+        2 => Priority::High,
+        other => return Err(RecordError::Unknown { field: "priority", value: u64::from(other) }),
+    };
+    request.deadline_ms = fields.u32("deadline")?;
+    Ok(())
 }
 
 pub(crate) fn read_request(fields: &mut Fields<'_>) -> Result<GenerationRequest, RecordError> {
@@ -130,15 +221,19 @@ pub(crate) fn read_request(fields: &mut Fields<'_>) -> Result<GenerationRequest,
     };
     let count = fields.count("messages", CHAT_MESSAGE_BYTES)?;
     let messages = (0..count).map(|_| read_chat_message(fields)).collect::<Result<_, _>>()?;
-    Ok(GenerationRequest {
-        tenant,
-        user,
-        model,
-        channel,
-        messages,
-        sampling: read_sampling(fields)?,
-        on_detach: if fields.flag("on detach")? { OnDetach::Keep(fields.u64("keep")?) } else { OnDetach::Cancel },
-    })
+    let sampling = read_sampling(fields)?;
+    let tail = fields.u8("on detach")?;
+    if tail & !(MORE | 1) != 0 {
+        return Err(RecordError::Unknown { field: "on detach", value: u64::from(tail) });
+    }
+    let on_detach = if tail & 1 != 0 { OnDetach::Keep(fields.u64("keep")?) } else { OnDetach::Cancel };
+    let (raw, priority, deadline_ms) = (false, Priority::default(), 0);
+    let mut request =
+        GenerationRequest { tenant, user, model, channel, messages, sampling, on_detach, raw, priority, deadline_ms };
+    if tail & MORE != 0 {
+        read_more(fields, &mut request)?;
+    }
+    Ok(request)
 }
 
 fn read_chat_message(fields: &mut Fields<'_>) -> Result<ChatMessage, RecordError> {
@@ -146,6 +241,7 @@ fn read_chat_message(fields: &mut Fields<'_>) -> Result<ChatMessage, RecordError
         0 => Role::System,
         1 => Role::User,
         2 => Role::Assistant,
+        3 => Role::Tool,
         other => return Err(RecordError::Unknown { field: "role", value: u64::from(other) }),
     };
     Ok(ChatMessage { role, content: fields.text("content")? })
@@ -169,6 +265,7 @@ fn read_sampling(fields: &mut Fields<'_>) -> Result<Sampling, RecordError> {
         seed: fields.u64("seed")?,
         max_tokens: fields.u32("max tokens")?,
         stop: (0..fields.count("stops", TEXT_BYTES)?).map(|_| fields.text("stop")).collect::<Result<_, _>>()?,
+        ..Sampling::default()
     })
 }
 
@@ -187,32 +284,36 @@ pub(crate) fn read_tokens(fields: &mut Fields<'_>) -> Result<Vec<Token>, RecordE
     (0..count).map(token).collect()
 }
 
-/// Ending: reason `u8`, prompt and completion tokens `u32`, message.
+/// Ending: reason `u8`, prompt and completion tokens `u32`, message; and, if 0x80 is added to the reason, tokens of the prompt
+/// that had been computed before `u32`.
 pub(crate) fn put_ending(into: &mut Vec<u8>, ending: &Ending) {
-    into.push(match ending.reason {
+    let reason = match ending.reason {
         FinishReason::Stop => 0,
         FinishReason::Length => 1,
         FinishReason::Cancelled => 2,
         FinishReason::Failed => 3,
-    });
+    };
+    let cached = ending.usage.cached_tokens;
+    into.push(if cached == 0 { reason } else { reason | CACHED });
     put_u32(into, ending.usage.prompt_tokens);
     put_u32(into, ending.usage.completion_tokens);
     put_bytes(into, ending.message.as_bytes());
+    if cached != 0 {
+        put_u32(into, cached);
+    }
 }
 
 pub(crate) fn read_ending(fields: &mut Fields<'_>) -> Result<Ending, RecordError> {
-    Ok(Ending {
-        reason: match fields.u8("reason")? {
-            0 => FinishReason::Stop,
-            1 => FinishReason::Length,
-            2 => FinishReason::Cancelled,
-            3 => FinishReason::Failed,
-            other => return Err(RecordError::Unknown { field: "reason", value: u64::from(other) }),
-        },
-        usage: Usage {
-            prompt_tokens: fields.u32("prompt tokens")?,
-            completion_tokens: fields.u32("completion tokens")?,
-        },
-        message: fields.text("message")?,
-    })
+    let tag = fields.u8("reason")?;
+    let reason = match tag & !CACHED {
+        0 => FinishReason::Stop,
+        1 => FinishReason::Length,
+        2 => FinishReason::Cancelled,
+        3 => FinishReason::Failed,
+        _ => return Err(RecordError::Unknown { field: "reason", value: u64::from(tag) }),
+    };
+    let (prompt_tokens, completion_tokens) = (fields.u32("prompt tokens")?, fields.u32("completion tokens")?);
+    let message = fields.text("message")?;
+    let cached_tokens = if tag & CACHED != 0 { fields.u32("cached tokens")? } else { 0 };
+    Ok(Ending { reason, usage: Usage { prompt_tokens, completion_tokens, cached_tokens }, message })
 }

@@ -6,7 +6,7 @@ use thalweg_domain::fact::{ChannelFact, ChannelInfo, Member, Reading, UserFact};
 use thalweg_domain::generation::{Ending, Token};
 use thalweg_domain::record::{ChannelSettings, GenerationRequest, Message, Posting};
 use thalweg_protocol::chat::{ChannelKind, Context, MemberRole, PostRule, ProfileText};
-use thalweg_protocol::generation::{ChatMessage, FinishReason, OnDetach, Role, Sampling, Usage};
+use thalweg_protocol::generation::{ChatMessage, Constraint, FinishReason, OnDetach, Priority, Role, Sampling, Usage};
 use thalweg_protocol::ids::{ChannelKey, Name, Position, Sequence, SessionId};
 use thalweg_protocol::limits::TOPIC_BYTES_MAX;
 use thalweg_protocol::op::{Delivery, DeliveryKind, Durability};
@@ -51,7 +51,27 @@ fn request() -> GenerationRequest {
         ],
         sampling: Sampling { stop: vec!["\n\n".into(), "é".into()], seed: 7, ..Sampling::default() },
         on_detach: OnDetach::Keep(5_000),
+        raw: false,
+        priority: Priority::Normal,
+        deadline_ms: 0,
     }
+}
+
+/// A request that says everything there is to say.
+fn full_request(constraint: Constraint, on_detach: OnDetach) -> GenerationRequest {
+    let mut request = GenerationRequest { on_detach, raw: true, priority: Priority::High, deadline_ms: 9, ..request() };
+    request.messages.push(ChatMessage { role: Role::Tool, content: "{}".into() });
+    request.sampling = Sampling {
+        min_p: 0.05,
+        repetition_penalty: 1.1,
+        frequency_penalty: -0.5,
+        presence_penalty: 0.25,
+        logit_bias: vec![(17, -100.0), (49_151, 1.5)],
+        logprobs: Some(5),
+        constraint,
+        ..request.sampling
+    };
+    request
 }
 
 fn settings(durability: Durability) -> ChannelSettings {
@@ -70,7 +90,7 @@ fn tokens(posting: Option<Posting>) -> Event {
 }
 
 fn finished(reason: FinishReason, posting: Option<Posting>) -> Event {
-    let usage = Usage { prompt_tokens: 30, completion_tokens: 12 };
+    let usage = Usage { prompt_tokens: 30, completion_tokens: 12, cached_tokens: 0 };
     let ending = Ending { reason, usage, message: "because".into() };
     Event::GenerationFinished { generation: GenerationId(7), ending, posting }
 }
@@ -153,6 +173,20 @@ fn records() -> Vec<Record> {
                 UserFact::Profile(profile()),
                 UserFact::Seen { at_us: 1_700_000_000_000_002 },
             ],
+        },
+        started(full_request(Constraint::Json, OnDetach::Cancel), None),
+        started(full_request(Constraint::JsonSchema("{}".into()), OnDetach::Keep(5)), Some(body())),
+        started(full_request(Constraint::Regex("a+".into()), OnDetach::Cancel), None),
+        started(full_request(Constraint::Lark("start: \"a\"".into()), OnDetach::Cancel), None),
+        started(GenerationRequest { priority: Priority::Low, ..request() }, None),
+        Event::GenerationFinished {
+            generation: GenerationId(7),
+            ending: Ending {
+                reason: FinishReason::Length,
+                usage: Usage { prompt_tokens: 30, completion_tokens: 12, cached_tokens: 24 },
+                message: "because".into(),
+            },
+            posting: Some(body()),
         },
     ];
     events.into_iter().map(record).collect()
@@ -251,6 +285,24 @@ fn damage_names_the_field() {
     check(tokens(None), &|bytes| bytes[45] = 1, "tokens, at byte 43, reaches beyond the end");
     check(tokens(None), &|bytes| *bytes.last_mut().expect("not empty") = 2, "posting is 2");
     check(finished(FinishReason::Stop, None), &|bytes| bytes[39] = 4, "reason is 4");
+    check(finished(FinishReason::Stop, None), &|bytes| bytes[39] = 0x80, "cached tokens, at byte");
+    let started = |request: GenerationRequest| Event::GenerationStarted {
+        generation: GenerationId(7),
+        request: request.into(),
+        posting: None,
+    };
+    let last = |bytes: &mut Vec<u8>, back: usize, value| {
+        let at = bytes.len() - back;
+        bytes[at] = value;
+    };
+    let cancelled = || started(GenerationRequest { on_detach: OnDetach::Cancel, ..request() });
+    check(cancelled(), &|bytes| last(bytes, 2, 4), "on detach is 4");
+    check(cancelled(), &|bytes| last(bytes, 2, 2), "min p, at byte");
+    let json = || started(full_request(Constraint::Json, OnDetach::Cancel));
+    check(json(), &|bytes| last(bytes, 6, 3), "priority is 3");
+    check(json(), &|bytes| last(bytes, 7, 2), "raw is 2");
+    check(json(), &|bytes| last(bytes, 8, 5), "constraint is 5");
+    check(json(), &|bytes| last(bytes, 8, 4), "grammar, at byte");
     check(finished(FinishReason::Stop, None), &|bytes| bytes[54] = 0xff, "message is not valid UTF-8 after byte 2");
 }
 
@@ -353,18 +405,44 @@ prop_compose! {
     fn any_request()(
         names in (any_name(), any_name(), any_name()),
         channel in prop::option::of((any_key(), any::<u64>().prop_map(ChannelId))),
-        messages in prop::collection::vec((0..3_usize, ".{0,40}"), 0..5),
+        messages in prop::collection::vec((0..4_usize, ".{0,40}"), 0..5),
         floats in (0.0_f32..2.0, 0.0_f32..1.0),
+        more in prop::option::of(any_more()),
         numbers in any::<(u32, u64, u32)>(),
         stop in prop::collection::vec(".{0,9}", 0..4),
         keep in prop::option::of(any::<u64>()),
     ) -> GenerationRequest {
         let ((tenant, user, model), (temperature, top_p), (top_k, seed, max_tokens)) = (names, floats, numbers);
-        let role = |number: usize| [Role::System, Role::User, Role::Assistant][number];
+        let role = |number: usize| [Role::System, Role::User, Role::Assistant, Role::Tool][number];
         let messages = messages.into_iter().map(|(number, content)| ChatMessage { role: role(number), content });
-        let sampling = Sampling { temperature, top_p, top_k, seed, max_tokens, stop };
-        let on_detach = keep.map_or(OnDetach::Cancel, OnDetach::Keep);
-        GenerationRequest { tenant, user, model, channel, messages: messages.collect(), sampling, on_detach }
+        let (sampling, (raw, priority, deadline_ms)) = more.unwrap_or_default();
+        let sampling = Sampling { temperature, top_p, top_k, seed, max_tokens, stop, ..sampling };
+        let (messages, on_detach) = (messages.collect(), keep.map_or(OnDetach::Cancel, OnDetach::Keep));
+        GenerationRequest { tenant, user, model, channel, messages, sampling, on_detach, raw, priority, deadline_ms }
+    }
+}
+
+prop_compose! {
+    /// What came later to a request.
+    fn any_more()(
+        numbers in (0.0_f32..1.0, 0.1_f32..2.0, -2.0_f32..2.0, -2.0_f32..2.0),
+        logit_bias in prop::collection::vec((any::<u32>(), -100.0_f32..100.0), 0..5),
+        logprobs in prop::option::of(0..=20_u8),
+        constraint in prop_oneof![
+            Just(Constraint::None),
+            Just(Constraint::Json),
+            ".{0,40}".prop_map(Constraint::JsonSchema),
+            ".{0,40}".prop_map(Constraint::Regex),
+            ".{0,40}".prop_map(Constraint::Lark),
+        ],
+        place in (any::<bool>(), prop::sample::select(Priority::ALL.to_vec()), any::<u32>()),
+    ) -> (Sampling, (bool, Priority, u32)) {
+        let (min_p, repetition_penalty, frequency_penalty, presence_penalty) = numbers;
+        let more = Sampling {
+            min_p, repetition_penalty, frequency_penalty, presence_penalty, logit_bias, logprobs, constraint,
+            ..Sampling::default()
+        };
+        (more, place)
     }
 }
 
@@ -386,11 +464,12 @@ prop_compose! {
         reason in prop::sample::select(vec![
             FinishReason::Stop, FinishReason::Length, FinishReason::Cancelled, FinishReason::Failed,
         ]),
-        numbers in any::<(u32, u32)>(),
+        numbers in any::<(u32, u32, u32)>(),
         message in ".{0,40}",
         posting in prop::option::of(any_posting()),
     ) -> Event {
-        let usage = Usage { prompt_tokens: numbers.0, completion_tokens: numbers.1 };
+        let (prompt_tokens, completion_tokens, cached_tokens) = numbers;
+        let usage = Usage { prompt_tokens, completion_tokens, cached_tokens };
         Event::GenerationFinished { generation, ending: Ending { reason, usage, message }, posting }
     }
 }

@@ -43,8 +43,8 @@ fn a_draining_node_finishes_what_was_begun() {
     let Some(ServerOp::Asked { generation, .. }) = node.reply(ask) else { panic!("it was asked before") };
     assert_eq!(node.heard(reader), ["1 ada: begun"]);
     assert!(!node.shards[0].is_idle(), "a generation is under way");
-    let usage = Usage { prompt_tokens: 3, completion_tokens: 1 };
-    node.infer(InferenceEvent::Token { generation, index: 0, id: 7, text: "hey".into() });
+    let usage = Usage { prompt_tokens: 3, completion_tokens: 1, ..Usage::default() };
+    node.infer(InferenceEvent::Token { generation, index: 0, id: 7, text: "hey".into(), detail: None });
     node.infer(InferenceEvent::Finished { generation, reason: FinishReason::Stop, usage, message: String::new() });
     node.settle();
     assert_eq!(node.watched(client), ["asked small", "0+1 hey", "stop 1."]);

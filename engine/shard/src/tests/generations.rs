@@ -31,13 +31,14 @@ fn ask(node: &mut Node, client: Client, op: ClientOp) -> (GenerationId, Watch) {
 /// The stage produces the tokens `from..to`, each its own index and a space, in one turn.
 fn tokens(node: &mut Node, generation: GenerationId, from: u32, to: u32) {
     for index in from..to {
-        node.infer(InferenceEvent::Token { generation, index, id: 100 + index, text: format!("{index} ").into() });
+        let (id, text, detail) = (100 + index, format!("{index} ").into(), None);
+        node.infer(InferenceEvent::Token { generation, index, id, text, detail });
     }
     node.settle();
 }
 
 fn finish(node: &mut Node, generation: GenerationId, reason: FinishReason, message: &str) {
-    let usage = Usage { prompt_tokens: 5, completion_tokens: 9 };
+    let usage = Usage { prompt_tokens: 5, completion_tokens: 9, ..Usage::default() };
     node.infer(InferenceEvent::Finished { generation, reason, usage, message: message.to_owned() });
     node.settle();
 }

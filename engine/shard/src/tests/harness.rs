@@ -448,7 +448,10 @@ fn describe(op: &ServerOp) -> String {
         ServerOp::Missed { from, to } => format!("missed {from}..={to}"),
         ServerOp::Ended(reject) => format!("ended {}", reject.code),
         ServerOp::Asked { model, .. } => format!("asked {model}"),
-        ServerOp::Tokens { index, count, text } => format!("{index}+{count} {}", String::from_utf8_lossy(text)),
+        ServerOp::Tokens { index, count, text, details } => {
+            let told: String = details.iter().map(|detail| format!("~{}", detail.index)).collect();
+            format!("{index}+{count} {}{told}", String::from_utf8_lossy(text))
+        }
         ServerOp::Finished { reason, usage, .. } => format!("{} {}", reason.as_str(), usage.completion_tokens),
         other => format!("{other:?}"),
     }

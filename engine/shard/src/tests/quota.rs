@@ -203,9 +203,9 @@ fn answer(node: &mut Node, tokens: u32) {
     });
     let generation: GenerationId = submitted.expect("a question");
     for index in 0..tokens {
-        node.infer(InferenceEvent::Token { generation, index, id: 7, text: "x".into() });
+        node.infer(InferenceEvent::Token { generation, index, id: 7, text: "x".into(), detail: None });
     }
-    let usage = Usage { prompt_tokens: 1, completion_tokens: tokens };
+    let usage = Usage { prompt_tokens: 1, completion_tokens: tokens, ..Usage::default() };
     let (reason, message) = (FinishReason::Stop, String::new());
     node.infer(InferenceEvent::Finished { generation, reason, usage, message });
     node.settle();
@@ -228,6 +228,8 @@ fn tokens_are_limited_for_those_who_ask() {
             let reject = refused(&mut node, ada, ask()).expect("thirty too many");
             assert_eq!(reject.code, RejectCode::RateLimited);
             assert!((29_000..=30_002).contains(&reject.retry_after_ms), "{reject:?}, {limits:?}, {cores} cores");
+            let embeds = node.shards[usize::from(ada.core)].may_embed(ada.link, &name("minilm"));
+            assert_eq!(embeds.map_err(|reject| reject.code), Err(RejectCode::RateLimited), "embeddings cost the same");
             let stranger = node.open_as(0, "other", "ada", 1, &["ask:*"]);
             assert_eq!(refused(&mut node, stranger, ask()), None);
             answer(&mut node, 1);
@@ -361,5 +363,20 @@ proptest! {
         if cores == 1 {
             prop_assert!(refused(&mut node, clients[0], publish("room", 5_000, "x")).is_some());
         }
+    }
+}
+
+#[test]
+fn embeddings_are_paid_for_like_answers() {
+    let tokens = Allowance { tokens_per_minute: Some(60), ..Allowance::default() };
+    for limits in [of_session(tokens), of_user(tokens), of_tenant(tokens)] {
+        let mut node = Node::new(1);
+        limit(&mut node, limits);
+        let ada = node.open(0, "ada", 1);
+        let minilm = name("minilm");
+        assert_eq!(node.shards[0].may_embed(ada.link, &minilm), Ok(()));
+        node.shards[0].embedded(ada.link, 90);
+        let refused = node.shards[0].may_embed(ada.link, &minilm).map_err(|reject| reject.code);
+        assert_eq!(refused, Err(RejectCode::RateLimited), "{limits:?}");
     }
 }

@@ -207,7 +207,7 @@ fn cut_off(durable: u32, seen: u32) -> (Node, GenerationId) {
 fn produce(node: &mut Node, generation: GenerationId, from: u32, to: u32) {
     for index in from..to {
         let text = format!("{index} ").into();
-        node.infer(InferenceEvent::Token { generation, index, id: 100 + index, text });
+        node.infer(InferenceEvent::Token { generation, index, id: 100 + index, text, detail: None });
     }
     node.settle();
 }
@@ -232,7 +232,7 @@ fn a_generation_goes_on_where_the_log_ends() {
     let late = node.open(0, "bob", 2);
     node.call(late, watch(generation, 0, 0));
     produce(&mut node, generation, 3, 5);
-    let usage = Usage { prompt_tokens: 1, completion_tokens: 5 };
+    let usage = Usage { prompt_tokens: 1, completion_tokens: 5, ..Usage::default() };
     let message = String::new();
     node.infer(InferenceEvent::Finished { generation, reason: FinishReason::Stop, usage, message });
     node.settle();

@@ -9,7 +9,7 @@ use thalweg_domain::generation::{Ending, Token};
 use thalweg_domain::partition::PartitionState;
 use thalweg_domain::record::{ChannelSettings, Event, GenerationRequest, Message, Posting, Record};
 use thalweg_protocol::chat::{ChannelKind, Context, MemberRole, PostRule, ProfileText};
-use thalweg_protocol::generation::{ChatMessage, FinishReason, OnDetach, Role, Sampling, Usage};
+use thalweg_protocol::generation::{ChatMessage, FinishReason, OnDetach, Priority, Role, Sampling, Usage};
 use thalweg_protocol::ids::{
     ChannelId, ChannelKey, CoreId, Epoch, GenerationId, Lsn, Name, Partition, Position, Sequence, SessionId,
 };
@@ -118,6 +118,9 @@ impl Plot {
                     channel: Some((key(partition, id.0), id)),
                     messages: vec![ChatMessage { role: Role::User, content: "why?".repeat(size) }],
                     sampling: Sampling { stop: vec!["\n".into()], ..Sampling::default() },
+                    raw: false,
+                    priority: Priority::Normal,
+                    deadline_ms: 0,
                     on_detach: if size.is_multiple_of(2) { OnDetach::Cancel } else { OnDetach::Keep(size as u64) },
                 });
                 let posting = Some(self.posting(partition, id, 0, size));
@@ -132,7 +135,7 @@ impl Plot {
             }
             (6, _, Some(generation)) => {
                 self.tokens.remove(&generation);
-                let usage = Usage { prompt_tokens: 5, completion_tokens: 7 };
+                let usage = Usage { prompt_tokens: 5, completion_tokens: 7, cached_tokens: 0 };
                 let ending = Ending { reason: FinishReason::Stop, usage, message: "so".into() };
                 Event::GenerationFinished { generation, ending, posting: None }
             }
