@@ -11,6 +11,8 @@ use crate::failure::Failure;
 use crate::logins::{self, Login};
 use crate::paths;
 
+/// After how long a silence a connection is probed. People change networks, and somebody who only reads is deaf until then.
+const KEEP_ALIVE: Duration = Duration::from_secs(4);
 /// How long a node may take to answer the first time.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -106,6 +108,7 @@ impl ConnectArgs {
     /// want to wait that long does not want to wait longer for the first one either.
     pub(crate) async fn connect(&self, name: &str, reconnect: Duration) -> Result<Client, Failure> {
         let builder = self.builder(name)?.reconnect(Some(reconnect)).connect_timeout(CONNECT_TIMEOUT.min(reconnect));
+        let builder = builder.keep_alive(KEEP_ALIVE);
         builder.connect().await.map_err(|error| untrusted_hint(&error).unwrap_or_else(|| error.into()))
     }
 }

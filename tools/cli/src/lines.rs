@@ -26,6 +26,8 @@ struct MessageLine<'a> {
     redacted: bool,
     #[serde(skip_serializing_if = "is_false")]
     edited: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generation: Option<String>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
@@ -34,7 +36,7 @@ fn is_false(flag: &bool) -> bool {
 }
 
 /// `{"seq":1,"from":"user","ts":"RFC 3339","body":"…"}`; `body_base64` instead where the body is not UTF-8; with `reply_to`,
-/// `mentions` and `redacted` where there is something to say.
+/// `mentions`, `redacted` and, of a model's answer, `generation` where there is something to say.
 pub(crate) fn message(message: &Message) -> String {
     message_line(message, false)
 }
@@ -59,7 +61,8 @@ fn message_line(message: &Message, edited: bool) -> String {
     let (reply_to, redacted) = (message.reply_to().map(|target| target.0), message.is_redacted());
     let (seq, ts) = (message.position.0, rfc3339(message.timestamp_us));
     let from = message.user.as_str();
-    line(&MessageLine { seq, from, ts, body, body_base64, reply_to, mentions, redacted, edited })
+    let generation = message.generation.map(|generation| generation.to_string());
+    line(&MessageLine { seq, from, ts, body, body_base64, reply_to, mentions, redacted, edited, generation })
 }
 
 /// Loss: `{"missed":{"from":7,"to":9}}`.

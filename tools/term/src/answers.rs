@@ -137,13 +137,9 @@ impl App {
     fn confirmed(&mut self, ticket: Ticket, channel: &str, position: u64, at_us: u64) {
         let me = self.me.clone();
         let Some(chat) = self.chats.get_mut(channel) else { return };
-        let read = chat.read >= chat.timeline.head;
+        // What others wrote behind it counted it already.
+        chat.messages += u64::from(position > chat.timeline.head);
         chat.timeline.confirm(ticket, &me, position, at_us);
-        chat.messages += 1;
-        if read {
-            // Who writes has read up to there; the node is told with the next message of others.
-            chat.read = chat.read.max(position);
-        }
     }
 
     fn paged(&mut self, ticket: Ticket, channel: &str, page: &Page) {
@@ -204,7 +200,7 @@ impl App {
             }
             if let Some(chat) = self.chats.get_mut(&summary.channel) {
                 let before = chat.read;
-                chat.summarise(summary);
+                chat.summarise(summary, self.focused && summary.channel == self.open);
                 let fresh = chat.mark.is_none() && before == 0 && chat.unread > 0;
                 if fresh && summary.channel == self.open {
                     chat.mark = Some(chat.read);

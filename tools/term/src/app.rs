@@ -491,7 +491,7 @@ impl App {
                 let change = chat.timeline.apply(item, &me);
                 if let Item::Delivery(delivery) = item {
                     chat.messages = chat.messages.max(delivery.number);
-                    chat.typing.remove(&delivery.user);
+                    chat.wrote(&delivery.user, now);
                 }
                 self.changed(channel, change, before, open && focused);
             }

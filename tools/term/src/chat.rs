@@ -15,6 +15,8 @@ const PEOPLE_MAX: usize = 1_024;
 const TYPING_MAX: usize = 16;
 /// Typing is over when nothing more is heard of it.
 const TYPING_FOR: Duration = Duration::from_millis(thalweg_protocol::limits::TYPING_MS);
+/// For how long after a message its writer's notices of typing may still arrive that were sent before it.
+const OVERTAKEN_FOR: Duration = Duration::from_millis(1_500);
 /// Channels of at most so many people tell who came and went.
 const TRAFFIC_PEOPLE_MAX: u32 = 32;
 
@@ -80,6 +82,8 @@ pub(crate) struct Chat {
     pub(crate) met: bool,
     /// Who types, and until when that is believed.
     pub(crate) typing: BTreeMap<String, Duration>,
+    /// Who wrote just now, and until when a notice that they type is taken for an older one: datagrams have no order.
+    pub(crate) wrote: BTreeMap<String, Duration>,
     /// When others were last told that we type, or stopped.
     pub(crate) typing_told: Option<Duration>,
     /// What they were told.
@@ -128,14 +132,17 @@ impl Chat {
     }
 
     /// Takes what the node's list says. What was delivered since is newer than the list.
-    pub(crate) fn summarise(&mut self, summary: &Summary) {
+    /// Whoever is `looking` at the newest has read it, whether the node knows already or not.
+    pub(crate) fn summarise(&mut self, summary: &Summary, looking: bool) {
         self.listed = true;
         self.kind = summary.kind;
         self.topic = text::clean_line(&summary.topic);
         self.role = summary.role;
         if summary.head >= self.timeline.head || self.live != Live::Reading {
             self.messages = self.messages.max(summary.messages);
-            if self.read_due.is_none() {
+            if self.live == Live::Reading && looking && self.at_bottom() {
+                (self.unread, self.mentions) = (0, 0);
+            } else if self.read_due.is_none() {
                 (self.unread, self.mentions) = (summary.unread, summary.mentions);
             }
         }
@@ -160,8 +167,19 @@ impl Chat {
         let user = text::clean_line(user);
         if !on {
             self.typing.remove(&user);
+        } else if self.wrote.contains_key(&user) {
+            // It was sent before what they wrote.
         } else if self.typing.len() < TYPING_MAX || self.typing.contains_key(&user) {
             self.typing.insert(user, now.mono + TYPING_FOR);
+        }
+    }
+
+    /// Somebody wrote, and so does not type any more.
+    pub(crate) fn wrote(&mut self, user: &str, now: Now) {
+        let user = text::clean_line(user);
+        self.typing.remove(&user);
+        if self.wrote.len() < TYPING_MAX || self.wrote.contains_key(&user) {
+            self.wrote.insert(user, now.mono + OVERTAKEN_FOR);
         }
     }
 
@@ -238,6 +256,7 @@ impl Chat {
     /// Typing that was not heard of again is over. When the next one is.
     pub(crate) fn expire(&mut self, now: Now) -> Option<Duration> {
         self.typing.retain(|_, until| *until > now.mono);
+        self.wrote.retain(|_, until| *until > now.mono);
         self.typing.values().min().copied()
     }
 }
@@ -260,9 +279,11 @@ mod tests {
     fn a_list_does_not_undo_what_was_delivered() {
         let mut chat = Chat { live: Live::Reading, unread: 3, messages: 9, ..Chat::new("a") };
         chat.timeline.head = 20;
-        chat.summarise(&Summary { head: 19, unread: 2, messages: 8, ..Summary::default() });
+        chat.summarise(&Summary { head: 19, unread: 2, messages: 8, ..Summary::default() }, false);
         assert_eq!((chat.unread, chat.messages), (3, 9));
-        chat.summarise(&Summary { head: 20, unread: 0, messages: 9, read: 20, ..Summary::default() });
+        chat.summarise(&Summary { head: 20, unread: 0, messages: 9, read: 20, ..Summary::default() }, false);
         assert_eq!((chat.unread, chat.read), (0, 20), "read on another device");
+        chat.summarise(&Summary { head: 21, unread: 1, messages: 10, read: 20, ..Summary::default() }, true);
+        assert_eq!(chat.unread, 0, "it is on the screen");
     }
 }

@@ -307,10 +307,11 @@ impl Screen<'_> {
             })
         };
         if let Some(key) = chat.picked {
-            let keys = if key.is_unsent() {
-                "Enter resend · x drop · Esc"
-            } else {
-                "r reply · t thread · + react · e edit · d delete · Esc"
+            let own = chat.timeline.said(key.position).is_some_and(|said| said.user == self.app.me);
+            let keys = match (key.is_unsent(), own) {
+                (true, _) => "Enter resend · x drop · Esc",
+                (false, true) => "r reply · t thread · + react · e edit · d delete · Esc",
+                (false, false) => "r reply · t thread · + react · Esc",
             };
             return vec![Piece::new(keys, Ink::Strong)];
         }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use thalweg_protocol::ids::SessionId;
-use thalweg_protocol::limits::{IN_FLIGHT_MAX, NAME_BYTES_MAX, PASSWORD_BYTES_MAX, TOKEN_BYTES_MAX};
+use thalweg_protocol::limits::{IDLE_TIMEOUT_MS, IN_FLIGHT_MAX, KEEP_ALIVE_MS, NAME_BYTES_MAX, PASSWORD_BYTES_MAX, TOKEN_BYTES_MAX};
 use thalweg_protocol::trace::TraceContext;
 use tokio::sync::{Notify, watch};
 
@@ -52,6 +52,7 @@ pub struct Builder {
     name: String,
     session: Option<SessionId>,
     connect_timeout: Duration,
+    keep_alive: Duration,
     reconnect: Option<Duration>,
     in_flight_max: usize,
     make: bool,
@@ -70,6 +71,7 @@ impl Default for Builder {
             name: concat!("thalweg-client/", env!("CARGO_PKG_VERSION")).into(),
             session: None,
             connect_timeout: CONNECT_TIMEOUT,
+            keep_alive: Duration::from_millis(KEEP_ALIVE_MS),
             reconnect: Some(RECONNECT),
             in_flight_max: IN_FLIGHT_MAX,
             make: true,
@@ -129,6 +131,14 @@ impl Builder {
     /// The session to be; random if not given. Only for an application that remembers which of its writes were answered.
     pub fn session(mut self, session: SessionId) -> Self {
         self.session = Some(session);
+        self
+    }
+
+    /// After how long a silence a connection is probed; 20 s if not given, at most a third of the idle timeout. A client
+    /// that only listens and gets another address is not reached until it has sent something: this is how long that takes
+    /// at most.
+    pub fn keep_alive(mut self, silence: Duration) -> Self {
+        self.keep_alive = silence.clamp(Duration::from_millis(100), Duration::from_millis(IDLE_TIMEOUT_MS / 3));
         self
     }
 
@@ -230,7 +240,8 @@ impl Builder {
             name.pop();
         }
         let session = self.session.unwrap_or_else(|| SessionId(rand::random()));
-        Ok(Dialer { target, credential, held: None, session, name, endpoint: self.endpoint.clone() })
+        let (keep_alive, endpoint) = (self.keep_alive, self.endpoint.clone());
+        Ok(Dialer { target, credential, held: None, session, name, keep_alive, endpoint })
     }
 
     /// Logs in with the [password](Self::password), and gives the token, with which clients can be made later.

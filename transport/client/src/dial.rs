@@ -11,7 +11,7 @@ use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, Trans
 use rustls::client::WebPkiServerVerifier;
 use thalweg_protocol::frame::{RawFrame, Splitter, header};
 use thalweg_protocol::ids::{Epoch, SessionId};
-use thalweg_protocol::limits::{CLIENT_READ_BYTES, IDLE_TIMEOUT_MS, KEEP_ALIVE_MS, WATCHES_MAX};
+use thalweg_protocol::limits::{CLIENT_READ_BYTES, IDLE_TIMEOUT_MS, WATCHES_MAX};
 use thalweg_protocol::op::{ClientOp, Hello, Login, ServerOp, Welcome};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
@@ -53,6 +53,8 @@ pub(crate) struct Dialer {
     pub(crate) session: SessionId,
     /// Name and version of the application, for the node's log.
     pub(crate) name: String,
+    /// After how long a silence the connection is probed.
+    pub(crate) keep_alive: Duration,
     /// A socket shared with other clients; `None` to open one of its own.
     pub(crate) endpoint: Option<Endpoint>,
 }
@@ -177,7 +179,8 @@ impl Dialer {
     ) -> Result<Established, ClientError> {
         let unreachable = |reason: String| ClientError::Unreachable { server: server.to_owned(), reason };
         let seen = Arc::new(Mutex::new(None));
-        let config = client_config(key, roots, seen.clone())?;
+        let mut config = client_config(key, roots, seen.clone())?;
+        config.transport_config(Arc::new(transport(self.keep_alive)));
         let connect = async {
             let addresses = tokio::net::lookup_host(server).await.map_err(|error| unreachable(error.to_string()))?;
             let mut last = unreachable("the name has no address".into());
@@ -321,17 +324,15 @@ fn client_config(
     };
     tls.alpn_protocols = vec![thalweg_protocol::ALPN.to_vec()];
     let tls = QuicClientConfig::try_from(tls).expect("the ring provider has QUIC's initial cipher suite");
-    let mut config = quinn::ClientConfig::new(Arc::new(tls));
-    config.transport_config(Arc::new(transport()));
-    Ok(config)
+    Ok(quinn::ClientConfig::new(Arc::new(tls)))
 }
 
-fn transport() -> TransportConfig {
+fn transport(keep_alive: Duration) -> TransportConfig {
     let mut transport = TransportConfig::default();
     let idle = Duration::from_millis(IDLE_TIMEOUT_MS);
     transport
         .max_idle_timeout(Some(idle.try_into().expect("a minute fits in QUIC's varint of milliseconds")))
-        .keep_alive_interval(Some(Duration::from_millis(KEEP_ALIVE_MS)))
+        .keep_alive_interval(Some(keep_alive))
         .initial_rtt(INITIAL_ROUND_TRIP)
         // The node opens one lane for deliveries and one per watched generation; nothing else.
         .max_concurrent_uni_streams(VarInt::from_u32(WATCHES_MAX as u32 + 8))

@@ -52,7 +52,7 @@ where there is something to say with reply_to, mentions and redacted;
 what will not come: {\"missed\":{\"from\":7,\"to\":9}}
 --events: {\"event\":\"join\"|\"leave\"|\"presence\",\"user\":…,\"state\":…}, {\"event\":\"crowd\",\"count\":…} where people are too many
 to name, {\"event\":\"typing\",\"user\":…,\"on\":…}, {\"event\":\"edit\"|\"redact\"|\"react\"|\"unreact\",\"seq\":…,\"user\":…,\"target\":…},
-{\"event\":\"member\",\"member\":…,\"role\":…}, {\"event\":\"info\",\"topic\":…}, generation_started, tokens, generation_ended";
+{\"event\":\"member\",\"member\":…,\"role\":…}, {\"event\":\"info\",\"topic\":…}, generation_started, tokens; at its end the whole answer as a\nmessage with \"generation\", or generation_ended with the reason if it was cancelled or failed";
 
 fn parse_from(text: &str) -> Result<From, String> {
     match text {
