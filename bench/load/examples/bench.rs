@@ -12,8 +12,8 @@ use thalweg_load::cli::{BenchArgs, Target, run};
 
 #[derive(Parser)]
 struct Cli {
-    /// Where the node listens for QUIC
-    #[arg(long)]
+    /// Where the node listens for QUIC; `tokens --http` needs none
+    #[arg(long, default_value = "127.0.0.1:4433")]
     server: SocketAddr,
     /// The signed token to show
     #[arg(long, default_value = "", hide_default_value = true)]

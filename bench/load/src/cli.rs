@@ -138,15 +138,39 @@ pub struct TokensArgs {
     /// Questions in all [default: one for each connection]
     #[arg(long, value_name = "N")]
     pub asks: Option<usize>,
+    /// Ask through HTTP, at this address, instead of QUIC; any server with /v1/chat/completions can be measured
+    #[arg(long, value_name = "HOST:PORT")]
+    pub http: Option<String>,
+    /// The prompt is continued as it stands, without a chat template (over HTTP: /v1/completions)
+    #[arg(long)]
+    pub raw: bool,
+    /// Where the lengths of prompts and answers come from
+    #[arg(long, value_enum, default_value_t = Lengths::Fixed, value_name = "FROM")]
+    pub lengths: Lengths,
     /// Words of a made-up prompt
-    #[arg(long, default_value_t = 32, value_name = "N")]
+    #[arg(long, default_value_t = 32, value_name = "N", conflicts_with = "lengths")]
     pub prompt_words: u32,
     /// This prompt instead
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
     /// Most tokens of an answer
-    #[arg(long, default_value_t = 128, value_name = "N")]
+    #[arg(long, default_value_t = 128, value_name = "N", conflicts_with = "lengths")]
     pub length: u32,
+    /// Words of a system message that all questions begin with
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub system_words: u32,
+    /// Seed of the made-up prompts and their lengths
+    #[arg(long, default_value_t = 1, value_name = "SEED")]
+    pub seed: u64,
+    /// A token, by its number, that is not to be drawn: without those that end an answer, all answers are as long as asked
+    #[arg(long, value_name = "ID")]
+    pub never: Vec<u32>,
+    /// So many of the readers ask with --other-token, and are reported apart
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    pub other: usize,
+    /// The signed token of another tenant
+    #[arg(long, env = "THALWEG_OTHER_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub other_token: Option<String>,
     /// Which model [default: the node's first]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
@@ -223,6 +247,15 @@ pub struct PresenceArgs {
     /// How long to run before that
     #[arg(long, default_value = "5s", value_name = "TIME", value_parser = duration)]
     pub warmup: Duration,
+}
+
+/// Where the lengths of prompts and answers come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Lengths {
+    /// From --prompt-words and --length.
+    Fixed,
+    /// Drawn, by seed, from real chats: all that was said, and the next turn.
+    Chat,
 }
 
 /// Where messages are when they are answered.
@@ -340,6 +373,10 @@ mod tests {
         check("fanout --saturate --rate 5", false);
         check("connect --connections 10000 --rate 500 --hold 5m", true);
         check("tokens -c 16 --stall 1 --length 64", true);
+        check("tokens -c 101 --http localhost:8080 --raw --never 0 --never 2 --other 1 --system-words 400", true);
+        check("tokens --lengths chat --seed 7", true);
+        check("tokens --lengths chat --length 7", false);
+        check("tokens --lengths long", false);
         check("append", true);
         check("append --saturate --in-flight 512 --connections 2 --channels 16 --durability memory", true);
         check("append --rate 20000 --body 1024 --duration 5s --warmup 1s --json", true);

@@ -23,6 +23,16 @@ pub enum LoadError {
         /// What it said.
         reject: Reject,
     },
+    /// A server said no over HTTP.
+    #[error("the server at {server} answered {status}: {body}")]
+    Http {
+        /// Where.
+        server: SocketAddr,
+        /// The status.
+        status: u16,
+        /// What it said, or the beginning of that.
+        body: String,
+    },
     /// A connection went in the middle of a run.
     #[error("the connection to {server} was lost during the run: {reason}")]
     Lost {
@@ -70,7 +80,7 @@ impl LoadError {
         match self {
             Self::Usage(_) => 2,
             Self::Unreachable { .. } => 3,
-            Self::Refused { .. } => 4,
+            Self::Refused { .. } | Self::Http { .. } => 4,
             Self::Lost { .. } | Self::Incomplete { .. } => 5,
             Self::Protocol(_) | Self::Io { .. } => 1,
         }

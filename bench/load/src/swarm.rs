@@ -31,6 +31,7 @@ use crate::clock::Clock;
 use crate::error::LoadError;
 use link::Link;
 use port::Port;
+pub(crate) use port::{pollfd, wait_for};
 
 /// Links of one socket. A burst to one link costs its socket about 2 KiB of kernel memory, of which Linux grants 4 MiB
 /// by default at most when asked; this many leave a wide margin, so that the generator is not what drops packets.

@@ -3,7 +3,7 @@
 use std::io::{self, IoSliceMut};
 use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -135,7 +135,7 @@ impl Port {
                 if error.kind() != io::ErrorKind::WouldBlock {
                     return Err(LoadError::Io { what: "sending to a UDP socket".into(), source: error });
                 }
-                wait_for(&mut [pollfd(&self.socket, libc::POLLOUT)], Duration::from_millis(1))?;
+                wait_for(&mut [pollfd(self.socket.as_raw_fd(), libc::POLLOUT)], Duration::from_millis(1))?;
             }
         }
         Ok(())
@@ -158,17 +158,19 @@ impl Port {
     }
 }
 
-fn pollfd(socket: &UdpSocket, events: libc::c_short) -> libc::pollfd {
-    libc::pollfd { fd: socket.as_raw_fd(), events, revents: 0 }
+/// What `ppoll` is asked about a socket.
+pub(crate) fn pollfd(socket: RawFd, events: libc::c_short) -> libc::pollfd {
+    libc::pollfd { fd: socket, events, revents: 0 }
 }
 
 /// Sleeps until one of the ports has something to receive, or the time is over.
 pub(super) fn poll(ports: &[Port], limit: Duration) -> Result<(), LoadError> {
-    let mut fds: Vec<_> = ports.iter().map(|port| pollfd(&port.socket, libc::POLLIN)).collect();
+    let mut fds: Vec<_> = ports.iter().map(|port| pollfd(port.socket.as_raw_fd(), libc::POLLIN)).collect();
     wait_for(&mut fds, limit)
 }
 
-fn wait_for(fds: &mut [libc::pollfd], limit: Duration) -> Result<(), LoadError> {
+/// Sleeps until one of the sockets is ready, which their `revents` then say, or the time is over.
+pub(crate) fn wait_for(fds: &mut [libc::pollfd], limit: Duration) -> Result<(), LoadError> {
     // SAFETY: timespec is two plain integers, for which all zeroes is a value.
     let mut time: libc::timespec = unsafe { mem::zeroed() };
     time.tv_sec = limit.as_secs() as libc::time_t;
