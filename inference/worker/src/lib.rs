@@ -1,15 +1,21 @@
 //! Runs models on a device: weights, tokenizers, kernels, batched forward pass.
 //!
-//! From below: [`kernel`] multiplies and attends; [`gguf`] reads files; [`llama`] is a forward pass over packed rows;
+//! From below: [`kernel`] multiplies and attends; [`team`] shares that out over threads; [`gguf`] reads files; [`decoder`] is
+//! a forward pass over packed rows, [`llama`] an architecture of it;
 //! [`model`] holds the seams between those and the rest; [`tokenizer`], [`sampling`] and [`text`] turn conversations into
 //! tokens and tokens into text; [`stage`] runs it all on threads of its own, joined to the cores by rings.
 
+pub mod bert;
+pub mod decoder;
+pub mod embed;
 pub mod gguf;
 pub mod kernel;
 pub mod llama;
 pub mod model;
+pub mod safetensors;
 pub mod sampling;
 pub mod stage;
+pub mod team;
 pub mod text;
 pub mod tokenizer;
 

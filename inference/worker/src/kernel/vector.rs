@@ -7,7 +7,7 @@ use half::f16;
 use super::{BLOCK, Kernels};
 
 /// Lanes of a sum: two AVX registers, so that the additions of one hide the latency of the other.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// Makes `$name(kernels, …)`, which runs the body compiled for what the processor has.
 macro_rules! both {
@@ -30,6 +30,7 @@ macro_rules! both {
         }
     };
 }
+pub(super) use both;
 
 both! {
     /// Quantises a row: per block of 32, scale = max |x| / 127. A block with a value that is not finite gets a scale that
@@ -118,6 +119,16 @@ both! {
 }
 
 both! {
+    /// The same for the pairs of one element of each half.
+    pub fn rotate_halves(head: &mut [f32], cosines: &[f32], sines: &[f32]) {
+        let (first, second) = head.split_at_mut(head.len() / 2);
+        for (((a, b), &cos), &sin) in first.iter_mut().zip(second).zip(cosines).zip(sines) {
+            (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+        }
+    }
+}
+
+both! {
     /// Narrows floats to halves, to nearest even.
     pub fn to_halves(values: &[f32], out: &mut [u16]) {
         for (out, &value) in out.iter_mut().zip(values) {
@@ -171,7 +182,7 @@ both! {
 
 /// The sum of the lanes, halving their number each time.
 #[inline(always)]
-fn total(lanes: &[f32; LANES]) -> f32 {
+pub(super) fn total(lanes: &[f32; LANES]) -> f32 {
     let mut lanes = *lanes;
     let mut width = LANES / 2;
     while width > 0 {
@@ -188,7 +199,7 @@ const ROUNDING: f32 = 12_582_912.0;
 
 /// The nearest integer, ties to even, of |value| < 2^22.
 #[inline(always)]
-fn round(value: f32) -> i32 {
+pub(super) fn round(value: f32) -> i32 {
     ((value + ROUNDING).to_bits() as i32).wrapping_sub(ROUNDING.to_bits() as i32)
 }
 
