@@ -78,14 +78,14 @@ impl Step {
         &self.rows[part.first..part.first + part.count]
     }
 
-    /// A step that computes one part of this one and nothing else. It may be run after this one was broken off.
+    /// A step that computes one part of this one, after all its copies. It may be run after this one was broken off: what
+    /// is copied twice is the same both times, and a sequence may get a copy in a step that has no row of it.
     pub fn alone(&self, part: &Part) -> Self {
-        let table = self.table(part);
         Self {
             rows: self.rows_of(part).iter().map(|row| Row { part: 0, ..*row }).collect(),
             parts: vec![Part { first: 0, table: 0, ..*part }],
-            tables: table.to_vec(),
-            copies: self.copies.iter().filter(|copy| table.contains(&copy.to)).copied().collect(),
+            tables: self.table(part).to_vec(),
+            copies: self.copies.clone(),
         }
     }
 }
