@@ -1,5 +1,6 @@
 //! A node on this machine: what it leaves in its data directory for the commands of its user.
 
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -59,7 +60,17 @@ pub fn discover(data: &Path) -> Result<LocalNode, ClientError> {
     let key = node.key_sha256.parse().map_err(|error: ClientError| damaged(error.to_string()))?;
     let token = data.join(TOKEN_FILE);
     let token = std::fs::read_to_string(&token).map_err(|error| file_error(token, &error))?.trim().to_owned();
-    Ok(LocalNode { quic: node.quic, http: node.http, key, token, pid: node.pid, epoch: node.epoch })
+    let (quic, http) = (from_here(node.quic), node.http.map(from_here));
+    Ok(LocalNode { quic, http, key, token, pid: node.pid, epoch: node.epoch })
+}
+
+/// Where something that listens on all addresses of this machine is reached from this machine.
+fn from_here(address: String) -> String {
+    match address.parse::<SocketAddr>() {
+        Ok(SocketAddr::V4(v4)) if v4.ip().is_unspecified() => format!("{}:{}", Ipv4Addr::LOCALHOST, v4.port()),
+        Ok(SocketAddr::V6(v6)) if v6.ip().is_unspecified() => format!("[{}]:{}", Ipv6Addr::LOCALHOST, v6.port()),
+        _ => address,
+    }
 }
 
 fn file_error(path: PathBuf, error: &std::io::Error) -> ClientError {
@@ -99,5 +110,7 @@ mod tests {
         check(Some(r#"{"quic":"127.0.0.1:1","key_sha256":"ab"}"#), Some("t"), "64 hexadecimal digits");
         check(Some(&node), None, "local.token");
         check(Some(&node), Some("token\n"), "127.0.0.1:1 token");
+        check(Some(&node.replace("127.0.0.1", "0.0.0.0")), Some("token"), "127.0.0.1:1 token");
+        check(Some(&node.replace("127.0.0.1", "[::]")), Some("token"), "[::1]:1 token");
     }
 }
