@@ -65,8 +65,8 @@ impl Inference {
             InferenceCommand::Submit(submit) => {
                 let submitted = Instant::now();
                 self.submitted.insert(submit.generation, submitted);
-                let thalweg_shard::Submit { generation, tenant, model, messages, sampling, produced, credit, trace } =
-                    *submit;
+                let thalweg_shard::Submit { generation, tenant, model, messages, sampling, produced, .. } = *submit;
+                let thalweg_shard::Submit { raw, priority, deadline_ms, credit, trace, .. } = *submit;
                 if trace != 0 && self.link.is_some() {
                     let (model, received, times) = (model.clone(), None, None);
                     self.traced.insert(generation, Traced { root: trace, model, submitted, received, times });
@@ -79,6 +79,9 @@ impl Inference {
                     messages,
                     sampling,
                     produced,
+                    raw,
+                    priority,
+                    deadline_ms,
                     credit,
                     submitted,
                     traced: trace != 0,
@@ -124,7 +127,7 @@ impl Inference {
                     }
                     continue;
                 }
-                Event::Token { generation, index, id, text, at } => {
+                Event::Token { generation, index, id, text, detail, at } => {
                     self.sampled.push(at);
                     self.first.extend(self.submitted.remove(&generation));
                     if !self.traced.is_empty()
@@ -132,7 +135,7 @@ impl Inference {
                     {
                         traced.received.get_or_insert_with(Instant::now);
                     }
-                    InferenceEvent::Token { generation, index, id, text }
+                    InferenceEvent::Token { generation, index, id, text, detail }
                 }
                 Event::Traced(times) => {
                     if let Some(traced) = self.traced.get_mut(&times.generation) {

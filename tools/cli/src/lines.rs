@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use thalweg_client::{
     Change, ChangeKind, ChannelReport, ChannelSummary, Finished, Generation, Item, MemberRole, Message, PeopleChange,
-    Piece, PresentUser, ProfileReport, Usage,
+    Piece, PresentUser, ProfileReport, TokenChance, TokenDetail, Usage,
 };
 
 use crate::timestamp::rfc3339;
@@ -199,6 +199,23 @@ struct TokenLine<'a> {
     token: &'a str,
     #[serde(skip_serializing_if = "is_one")]
     count: u32,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    logprobs: Vec<LogprobObject>,
+}
+
+#[derive(Serialize)]
+struct LogprobObject {
+    token: String,
+    id: u32,
+    logprob: f32,
+    top: Vec<ChanceObject>,
+}
+
+#[derive(Serialize)]
+struct ChanceObject {
+    token: String,
+    id: u32,
+    logprob: f32,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
@@ -206,9 +223,19 @@ fn is_one(count: &u32) -> bool {
     *count == 1
 }
 
-/// `{"index":0,"token":"…"}`; with a `count` if a busy node sent several tokens as one.
+/// `{"index":0,"token":"…"}`; with a `count` if a busy node sent several tokens as one, and `logprobs` if they were asked
+/// for: `[{"token":"…","id":1,"logprob":-0.5,"top":[…]}]`, where bytes that are no whole character are replaced.
 pub(crate) fn token(piece: &Piece) -> String {
-    line(&TokenLine { index: piece.index, token: &piece.text, count: piece.count })
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let chance = |c: &TokenChance| ChanceObject { token: text(&c.text), id: c.id, logprob: c.logprob };
+    let logprob = |detail: &TokenDetail| LogprobObject {
+        token: text(&detail.text),
+        id: detail.id,
+        logprob: detail.logprob,
+        top: detail.top.iter().map(chance).collect(),
+    };
+    let logprobs = piece.details.iter().map(logprob).collect();
+    line(&TokenLine { index: piece.index, token: &piece.text, count: piece.count, logprobs })
 }
 
 /// The tokens from `to` on are dropped, and come again: `{"rewound":{"to":n}}`.
@@ -230,12 +257,14 @@ struct UsageObject {
     prompt_tokens: u32,
     completion_tokens: u32,
     total_tokens: u32,
+    cached_tokens: u32,
 }
 
 /// The last line of an answer: `{"text":…,"finish_reason":…,"usage":{…}}`.
 pub(crate) fn finished(text: &str, finished: &Finished) -> String {
-    let Usage { prompt_tokens, completion_tokens } = finished.usage;
-    let usage = UsageObject { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens };
+    let Usage { prompt_tokens, completion_tokens, cached_tokens } = finished.usage;
+    let total_tokens = prompt_tokens + completion_tokens;
+    let usage = UsageObject { prompt_tokens, completion_tokens, total_tokens, cached_tokens };
     line(&FinishedLine { text, finish_reason: finished.reason.as_str(), usage, message: &finished.message })
 }
 
@@ -298,12 +327,18 @@ mod tests {
 
     #[test]
     fn answers_have_tokens_and_an_end() {
-        let piece = |count| Piece { index: 4, count, text: " sky".into() };
+        let piece = |count| Piece { index: 4, count, text: " sky".into(), details: Vec::new() };
         assert_eq!(token(&piece(1)), r#"{"index":4,"token":" sky"}"#);
         assert_eq!(token(&piece(3)), r#"{"index":4,"token":" sky","count":3}"#);
-        let usage = Usage { prompt_tokens: 9, completion_tokens: 3 };
+        let chance = TokenChance { id: 7, text: Bytes::from_static(b"\xc3"), logprob: -1.5 };
+        let detail =
+            TokenDetail { index: 4, id: 9, text: Bytes::from_static(b" sky"), logprob: -0.25, top: vec![chance] };
+        let detailed = Piece { details: vec![detail], ..piece(1) };
+        let logprobs = r#"[{"token":" sky","id":9,"logprob":-0.25,"top":[{"token":"�","id":7,"logprob":-1.5}]}]"#;
+        assert_eq!(token(&detailed), format!(r#"{{"index":4,"token":" sky","logprobs":{logprobs}}}"#));
+        let usage = Usage { prompt_tokens: 9, completion_tokens: 3, cached_tokens: 8 };
         let end = Finished { reason: FinishReason::Length, usage, message: String::new() };
-        let expected = r#"{"text":"a","finish_reason":"length","usage":{"prompt_tokens":9,"completion_tokens":3,"total_tokens":12}}"#;
+        let expected = r#"{"text":"a","finish_reason":"length","usage":{"prompt_tokens":9,"completion_tokens":3,"total_tokens":12,"cached_tokens":8}}"#;
         assert_eq!(finished("a", &end), expected);
     }
 }

@@ -204,7 +204,8 @@ impl Stage {
                         version.push(token);
                     }
                     let text = Bytes::from(script::text(token));
-                    self.events.push((live.core, InferenceEvent::Token { generation, index, id: token, text }));
+                    let (id, detail) = (token, None);
+                    self.events.push((live.core, InferenceEvent::Token { generation, index, id, text, detail }));
                 }
                 // Nothing is traced here.
                 Output::Parked { .. } => {}
@@ -234,7 +235,8 @@ impl Stage {
             End::Cancelled => (FinishReason::Cancelled, ""),
             End::Failed => (FinishReason::Failed, "the script says so"),
         };
-        let usage = Usage { prompt_tokens: live.prompt.len() as u32, completion_tokens: produced };
+        let prompt_tokens = live.prompt.len() as u32;
+        let usage = Usage { prompt_tokens, completion_tokens: produced, cached_tokens: 0 };
         let (generation, message) = (GenerationId(id.0), message.to_owned());
         self.events.push((live.core, InferenceEvent::Finished { generation, reason, usage, message }));
     }

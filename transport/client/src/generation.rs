@@ -1,7 +1,7 @@
 //! Reading a model's answer.
 
 use bytes::Bytes;
-use thalweg_protocol::generation::{FinishReason, Usage};
+use thalweg_protocol::generation::{FinishReason, TokenDetail, Usage};
 use thalweg_protocol::ids::GenerationId;
 use tokio::sync::mpsc;
 
@@ -12,13 +12,13 @@ use crate::error::ClientError;
 /// What comes on a generation's lane.
 #[derive(Debug)]
 pub(crate) enum Event {
-    Tokens { index: u32, count: u32, text: Bytes },
+    Tokens { index: u32, count: u32, text: Bytes, details: Vec<TokenDetail> },
     Rewound { to: u32 },
     Finished { reason: FinishReason, usage: Usage, message: String },
 }
 
 /// Some tokens of an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Piece {
     /// The index of the first token, from 0.
     pub index: u32,
@@ -26,10 +26,13 @@ pub struct Piece {
     pub count: u32,
     /// Their text; empty while a character's last token has not come.
     pub text: String,
+    /// How likely they were, if [`logprobs`](crate::Sampling::logprobs) were asked for; none for tokens that came while
+    /// nobody read along.
+    pub details: Vec<TokenDetail>,
 }
 
 /// The next thing to know about an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Part {
     /// It grew.
     Piece(Piece),
@@ -146,14 +149,14 @@ impl Generation {
             return Ok(None);
         }
         match self.queue.recv().await {
-            Some(Event::Tokens { index, count, text }) => {
+            Some(Event::Tokens { index, count, text, details }) => {
                 self.unreported = self.unreported.saturating_add(count);
                 if self.unreported >= self.report_every {
                     self.unreported = 0;
                     self.handle.with(|state| state.tokens_consumed(self.key, index.saturating_add(count)));
                 }
                 let text = String::from_utf8_lossy(&text).into_owned();
-                Ok(Some(Part::Piece(Piece { index, count, text })))
+                Ok(Some(Part::Piece(Piece { index, count, text, details })))
             }
             Some(Event::Rewound { to }) => Ok(Some(Part::Rewound { to })),
             Some(Event::Finished { reason, usage, message }) => {
@@ -196,7 +199,8 @@ mod tests {
 
     #[test]
     fn a_text_grows_and_is_cut() {
-        let piece = |index, count, text: &str| Part::Piece(Piece { index, count, text: text.into() });
+        let piece =
+            |index, count, text: &str| Part::Piece(Piece { index, count, text: text.into(), details: Vec::new() });
         let check = |first: u32, parts: &[Part], expected: (u32, u32, &str)| {
             let mut text = Text::starting_at(first);
             parts.iter().for_each(|part| text.take(part));

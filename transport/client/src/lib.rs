@@ -85,7 +85,10 @@ pub use thalweg_protocol::chat::{
     ChannelAbout, ChannelKind, ChannelReport, ChannelSummary, Context, MemberEntry, MemberRole, Post, PostKind,
     PostRule, Presence, PresenceState, PresentUser, ProfileReport, ProfileText,
 };
-pub use thalweg_protocol::generation::{AskRequest, ChatMessage, FinishReason, OnDetach, Role, Sampling, Usage};
+pub use thalweg_protocol::generation::{
+    AskRequest, ChatMessage, Constraint, FinishReason, OnDetach, Priority, Role, Sampling, TokenChance, TokenDetail,
+    Usage,
+};
 pub use thalweg_protocol::ids::{GenerationId, Name, Position, SessionId};
 pub use thalweg_protocol::op::{Durability, From, Policy, Welcome};
 pub use thalweg_protocol::reject::{Reject, RejectCode};

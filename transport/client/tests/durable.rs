@@ -22,11 +22,11 @@ fn asked() -> ServerOp {
 }
 
 fn tokens(index: u32, count: u32, text: &'static str) -> ServerOp {
-    ServerOp::Tokens { index, count, text: text.into() }
+    ServerOp::Tokens { index, count, text: text.into(), details: Vec::new() }
 }
 
 fn finished(tokens: u32) -> ServerOp {
-    let usage = Usage { prompt_tokens: 9, completion_tokens: tokens };
+    let usage = Usage { prompt_tokens: 9, completion_tokens: tokens, ..Usage::default() };
     ServerOp::Finished { reason: FinishReason::Stop, usage, message: String::new() }
 }
 

@@ -223,7 +223,7 @@ async fn expect_ask(session: &mut Session) -> u32 {
 }
 
 fn tokens(index: u32, text: &'static str) -> ServerOp {
-    ServerOp::Tokens { index, count: 1, text: text.into() }
+    ServerOp::Tokens { index, count: 1, text: text.into(), details: Vec::new() }
 }
 
 #[tokio::test]
@@ -263,7 +263,7 @@ async fn an_answer_is_resumed_after_its_last_token() {
         let lane = session.open().await;
         session.send_on(lane, number, &asked).await;
         session.send_on(lane, number, &tokens(2, "!")).await;
-        let usage = Usage { prompt_tokens: 9, completion_tokens: 3 };
+        let usage = Usage { prompt_tokens: 9, completion_tokens: 3, ..Usage::default() };
         let finished = ServerOp::Finished { reason: FinishReason::Stop, usage, message: String::new() };
         session.send_on(lane, number, &finished).await;
         let (rest, finished) = answer.finish().await.expect("finished");

@@ -240,6 +240,7 @@ fn name_of(op: &ClientOp) -> Option<&'static str> {
         | ClientOp::Heartbeat
         | ClientOp::Typing { .. } => return None,
         ClientOp::CreateChannel(_) => "create_channel",
+        ClientOp::Embed { .. } => "embed",
         ClientOp::Publish(_) => "publish",
         ClientOp::Subscribe(_) => "subscribe",
         ClientOp::Unsubscribe { .. } => "unsubscribe",

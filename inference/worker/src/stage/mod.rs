@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use bytes::Bytes;
-use thalweg_protocol::generation::{ChatMessage, FinishReason, Sampling, Usage};
+use thalweg_protocol::generation::{ChatMessage, FinishReason, Priority, Sampling, TokenDetail, Usage};
 use thalweg_protocol::ids::{GenerationId, Name};
 use thalweg_protocol::reject::Reject;
 use thalweg_ring::{Bell, ring};
@@ -168,6 +168,12 @@ pub struct Submit {
     /// than that, or ids this model does not have, are refused with
     /// [`ParameterInvalid`](thalweg_protocol::reject::RejectCode::ParameterInvalid).
     pub produced: Vec<u32>,
+    /// The messages' contents are the prompt as it stands, one after the other, without a chat template.
+    pub raw: bool,
+    /// Its place among the tenant's generations.
+    pub priority: Priority,
+    /// It is refused if it has not begun so many milliseconds after `submitted`; 0: it waits as long as it takes.
+    pub deadline_ms: u32,
     /// Tokens with an index below this may be produced; counted from the very first token.
     pub credit: u32,
     /// When the request came in.
@@ -200,6 +206,8 @@ pub enum Event {
         id: u32,
         /// UTF-8, whole characters only; empty while a character or a possible stop string is incomplete.
         text: Bytes,
+        /// How likely it was, if [`Sampling::logprobs`] asks for that.
+        detail: Option<Box<TokenDetail>>,
         /// When it was drawn.
         at: Instant,
     },

@@ -59,7 +59,8 @@ impl Live {
     /// Tells its core that it ended.
     fn over(mut self, reason: FinishReason, ports: &mut Ports) {
         tell_times(self.times.take(), self.port, ports);
-        let usage = Usage { prompt_tokens: self.prompt_tokens, completion_tokens: self.produced };
+        let (prompt_tokens, completion_tokens) = (self.prompt_tokens, self.produced);
+        let usage = Usage { prompt_tokens, completion_tokens, cached_tokens: 0 };
         let (generation, message) = (self.generation, self.message);
         ports.emit(self.port, Event::Finished { generation, reason, usage, message });
     }
@@ -347,7 +348,8 @@ impl Runtime {
                     let live = self.live.get_mut(&id).expect("who produces is held");
                     live.produced = index + 1;
                     let (text, at) = (Bytes::from(std::mem::take(&mut live.drawn.0)), live.drawn.1);
-                    ports.emit(live.port, Event::Token { generation: live.generation, index, id: token, text, at });
+                    let (generation, detail) = (live.generation, None);
+                    ports.emit(live.port, Event::Token { generation, index, id: token, text, detail, at });
                     stats.sample_to_ring.record(at.elapsed());
                 }
                 Output::Parked { id, parked } => {

@@ -1,13 +1,14 @@
 //! `thalweg ask`: one question to a model.
 
 use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use thalweg_client::{
-    AskRequest, ChatMessage, FinishReason, Generation, GenerationId, Name, OnDetach, Part, Role, Sampling, Text,
-    TraceContext,
+    AskRequest, ChatMessage, Constraint, FinishReason, Generation, GenerationId, Name, OnDetach, Part, Priority, Role,
+    Sampling, Text, TraceContext,
 };
-use thalweg_protocol::limits::PROMPT_BYTES_MAX;
+use thalweg_protocol::limits::{CONSTRAINT_BYTES_MAX, PROMPT_BYTES_MAX};
 
 use crate::connect::{ConnectArgs, block_on};
 use crate::failure::{Failure, exit, output};
@@ -41,6 +42,32 @@ pub(crate) struct Args {
     /// Draw among this many likeliest tokens; 0 for all
     #[arg(long, value_name = "K")]
     top_k: Option<u32>,
+    /// Draw among tokens at least this part as likely as the likeliest; 0 for all
+    #[arg(long, value_name = "P")]
+    min_p: Option<f32>,
+    /// Divide the logits of tokens that were there before by this; above 1 against repetition
+    #[arg(long, value_name = "R")]
+    repetition_penalty: Option<f32>,
+    /// Take this from a token's logit for each time it is in the answer; -2 to 2
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    frequency_penalty: Option<f32>,
+    /// Take this from a token's logit if it is in the answer; -2 to 2
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    presence_penalty: Option<f32>,
+    /// With --json: say how likely each token was, and the N likeliest beside it; at most 20
+    #[arg(long, value_name = "N", requires = "json")]
+    logprobs: Option<u8>,
+    #[command(flatten)]
+    constraint: ConstraintArgs,
+    /// The question is the beginning of a text that goes on: no chat template
+    #[arg(long, conflicts_with = "system")]
+    raw: bool,
+    /// Its place among your tenant's questions
+    #[arg(long, value_name = "P", value_enum, default_value_t = PriorityArg::Normal)]
+    priority: PriorityArg,
+    /// Give up if the answer has not begun by then
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    deadline: Option<Duration>,
     /// The same seed and question give the same answer
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
@@ -66,11 +93,68 @@ pub(crate) struct Args {
     connect: ConnectArgs,
 }
 
+/// What the answer has to be.
+#[derive(Debug, clap::Args)]
+#[group(multiple = false)]
+struct ConstraintArgs {
+    /// The answer is a JSON object
+    #[arg(long)]
+    json_object: bool,
+    /// The answer is JSON that the JSON Schema in this file accepts
+    #[arg(long, value_name = "FILE")]
+    json_schema: Option<PathBuf>,
+    /// The answer is matched by this regular expression, as a whole
+    #[arg(long, value_name = "RE")]
+    regex: Option<String>,
+    /// The answer is of the grammar in this file, in the Lark notation
+    #[arg(long, value_name = "FILE")]
+    lark: Option<PathBuf>,
+}
+
+impl ConstraintArgs {
+    fn read(&self) -> Result<Constraint, Failure> {
+        Ok(match self {
+            Self { json_object: true, .. } => Constraint::Json,
+            Self { json_schema: Some(path), .. } => Constraint::JsonSchema(read_constraint(path)?),
+            Self { lark: Some(path), .. } => Constraint::Lark(read_constraint(path)?),
+            Self { regex: Some(regex), .. } => Constraint::Regex(regex.clone()),
+            _ => Constraint::None,
+        })
+    }
+}
+
+fn read_constraint(path: &Path) -> Result<String, Failure> {
+    let failed = |error: std::io::Error| Failure::failed(format!("reading {}: {error}", path.display()));
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(failed)?;
+    file.take(CONSTRAINT_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+    String::from_utf8(bytes).map_err(|error| Failure::failed(format!("{} is not UTF-8: {error}", path.display())))
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum PriorityArg {
+    Low,
+    Normal,
+    High,
+}
+
+impl PriorityArg {
+    fn priority(self) -> Priority {
+        match self {
+            Self::Low => Priority::Low,
+            Self::Normal => Priority::Normal,
+            Self::High => Priority::High,
+        }
+    }
+}
+
 const EXAMPLES: &str = "\
 Examples:
   thalweg ask \"Name three rivers.\"
   git diff | thalweg ask - --system \"Write a commit message for this diff.\"
   thalweg ask \"Tell a story.\" --json --seed 7 --temperature 0.8
+  thalweg ask \"A person from a novel.\" --json-schema person.json
+  thalweg ask \"Is water wet?\" --regex \"yes|no\"
   thalweg ask --resume g-00ff000100000007 --from 12     after a lost terminal; the id was printed first
 
 Ctrl-C cancels the answer on the node too.";
@@ -97,12 +181,30 @@ fn request(args: &Args) -> Result<AskRequest, Failure> {
         seed: args.seed.unwrap_or_default(),
         max_tokens: args.max_tokens.unwrap_or(default.max_tokens),
         stop: args.stop.clone(),
+        min_p: args.min_p.unwrap_or(default.min_p),
+        repetition_penalty: args.repetition_penalty.unwrap_or(default.repetition_penalty),
+        frequency_penalty: args.frequency_penalty.unwrap_or(default.frequency_penalty),
+        presence_penalty: args.presence_penalty.unwrap_or(default.presence_penalty),
+        logit_bias: Vec::new(),
+        logprobs: args.logprobs,
+        constraint: args.constraint.read()?,
     };
     let model = args.model.as_deref().map(Name::new).transpose();
     let model = model.map_err(|error| Failure::usage(format!("--model {error}")))?;
     let keep_ms = u64::try_from(args.keep.as_millis()).unwrap_or(u64::MAX);
     let on_detach = if keep_ms == 0 { OnDetach::Cancel } else { OnDetach::Keep(keep_ms) };
-    let request = AskRequest { model, messages, sampling, has_seed: args.seed.is_some(), on_detach, lead: 0 };
+    let deadline_ms = args.deadline.map_or(0, |deadline| u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX));
+    let request = AskRequest {
+        model,
+        messages,
+        sampling,
+        has_seed: args.seed.is_some(),
+        on_detach,
+        lead: 0,
+        raw: args.raw,
+        priority: args.priority.priority(),
+        deadline_ms,
+    };
     request.check().map_err(|reject| Failure::usage(reject.message))?;
     Ok(request)
 }

@@ -111,7 +111,7 @@ impl World {
                 self.auditor.record(if again { Seen::Rewatched { watch } } else { Seen::Watched { watch, from } });
             }
             ServerOp::Rewound { to } => self.rewound(client, number, to),
-            ServerOp::Tokens { index, count, text } => self.tokens(client, number, (index, count), &text),
+            ServerOp::Tokens { index, count, text, .. } => self.tokens(client, number, (index, count), &text),
             ServerOp::Finished { reason, usage, .. } => {
                 self.faults.add(Fault::Cancelled, u64::from(reason == FinishReason::Cancelled));
                 self.faults.add(Fault::Failed, u64::from(reason == FinishReason::Failed));

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use thalweg_protocol::frame::RawFrame;
+use thalweg_protocol::generation::TokenDetail;
 use thalweg_protocol::ids::Position;
 use thalweg_protocol::op::ServerOp;
 use tokio::sync::mpsc;
@@ -38,7 +39,9 @@ impl State {
                 }
                 Ok(Handled::Done)
             }
-            ServerOp::Tokens { index, count, text } => self.tokens(frame.subject, index, count, text),
+            ServerOp::Tokens { index, count, text, details } => {
+                self.tokens(frame.subject, (index, count), text, details)
+            }
             ServerOp::Rewound { to } => Ok(self.rewound(frame.subject, to)),
             ServerOp::Finished { reason, usage, message } => {
                 let Some(key) = self.watch_keys.remove(&frame.subject) else { return Ok(Handled::Done) };
@@ -80,7 +83,13 @@ impl State {
         }
     }
 
-    fn tokens(&mut self, wire: u32, index: u32, count: u32, text: bytes::Bytes) -> Result<Handled, ClientError> {
+    fn tokens(
+        &mut self,
+        wire: u32,
+        (index, count): (u32, u32),
+        text: bytes::Bytes,
+        details: Vec<TokenDetail>,
+    ) -> Result<Handled, ClientError> {
         let Some(key) = self.watch_keys.get(&wire) else { return Ok(Handled::Done) };
         let Some(entry) = self.watches.get_mut(key) else { return Ok(Handled::Done) };
         let end = index.saturating_add(count);
@@ -93,7 +102,7 @@ impl State {
             return Err(ClientError::Protocol(text));
         }
         entry.seen.grow(end, &text, self.epoch);
-        Ok(queued_event(&entry.queue, Event::Tokens { index, count, text }))
+        Ok(queued_event(&entry.queue, Event::Tokens { index, count, text, details }))
     }
 
     /// The node came back with less of a generation than its reader has.
