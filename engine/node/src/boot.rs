@@ -41,8 +41,8 @@ use crate::vitals::{Sampler, Vitals};
 use crate::web::WebDesk;
 
 use parts::{
-    about, bind, check_config, control, local_claims, open_certificate, open_gate, open_log, share_out, start_exporter,
-    start_gate, start_stage, start_storage, start_web, system, web_desks,
+    about, bind, check_config, control, local_claims, model_cards, open_certificate, open_gate, open_log, share_out,
+    start_exporter, start_gate, start_stage, start_storage, start_web, system, web_desks,
 };
 
 /// A node that serves.
@@ -134,6 +134,7 @@ impl Node {
         let (storage, logs) = start_storage(&config, &log, disk, epoch, &alarm, &mut recovered, &bells)?;
         background.storage = Some(storage);
         let (stage, links) = start_stage(&config, &layout, &bells)?;
+        outlook.set_models(model_cards(stage.as_ref()));
         let models: Vec<Name> = config.models.iter().map(|model| model.name.clone()).collect();
         let model_names: Vec<_> = models.iter().map(Name::to_string).collect();
         let budget = config.memory_budget_bytes.unwrap_or_else(memory::default_budget);

@@ -230,7 +230,7 @@ impl Core {
     /// Parts with everybody, and answers nothing more: what was not acknowledged stays so.
     fn give_up(&mut self, now: Instant) {
         for link in self.sessions.all() {
-            self.quic.close(now, link, RejectCode::Draining as u32, b"the node failed; it stops");
+            self.close(now, link, RejectCode::Draining, "the node failed; it stops");
         }
         self.transmit(now);
     }
@@ -378,7 +378,7 @@ impl Core {
         }
         work += self.controls();
         work += self.gate_news(now);
-        work += self.web_requests();
+        work += self.web_requests(now);
         let (shard, stats) = (&mut self.shard, &mut self.stats);
         work + self.inference.receive(stats, |event| shard.handle(at, Input::Inference(event)))
     }
@@ -537,6 +537,7 @@ impl Core {
         stats.count_transport(self.quic.counters(), &self.socket.counters());
         self.sessions.count(&mut stats);
         self.entrance.count(&mut stats);
+        self.web.count(&mut stats);
         self.inference.count(&mut stats);
         self.log.count(&mut stats);
         self.tracer.count(&mut stats);

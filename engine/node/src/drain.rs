@@ -34,7 +34,7 @@ impl Core {
     /// Whether the core may go.
     pub(crate) fn drained(&self, now: Instant) -> bool {
         let closed = self.draining.as_ref().and_then(|drain| drain.closed);
-        closed.is_some_and(|closed| now - closed >= LINGER || self.quic.connections() == 0)
+        closed.is_some_and(|closed| now - closed >= LINGER || self.quic.connections() == 0 && self.web.is_empty())
     }
 
     /// Begins to drain when told to, and closes the connections when everything is done or the time is up.
@@ -58,7 +58,7 @@ impl Core {
         if drain.closed.is_none() && (idle || now >= drain.deadline) {
             drain.closed = Some(now);
             for link in self.sessions.all() {
-                self.quic.close(now, link, RejectCode::Draining as u32, b"the node is restarting; come back");
+                self.close(now, link, RejectCode::Draining, "the node is restarting; come back");
             }
             return 1;
         }

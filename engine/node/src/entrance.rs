@@ -326,7 +326,7 @@ impl Core {
         tracing::debug!(?link, user = %principal.user, code = %reject.code, "session ended");
         let event = AuditEvent::new(self.now().wall_us, "session-end", String::new()).by(&principal, Some(remote));
         self.entrance.audit(event.refused(Some(reject.code)));
-        self.quic.close(now, link, reject.code as u32, reject.message.as_bytes());
+        self.close(now, link, reject.code, &reject.message);
     }
 }
 

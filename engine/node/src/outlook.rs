@@ -2,13 +2,13 @@
 //! thread without asking one.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use thalweg_protocol::ids::{CoreId, Epoch};
 use thalweg_protocol::limits::CORE_SILENT_MS;
-use thalweg_web::{Health, Phase};
+use thalweg_web::{Health, ModelCard, Phase};
 
 use crate::disk::Alarm;
 use crate::vitals::Vitals;
@@ -40,6 +40,8 @@ pub(crate) struct Outlook {
     vitals: Arc<Vitals>,
     /// Where its log is.
     log: PathBuf,
+    /// Its models, once they are loaded.
+    models: OnceLock<Vec<ModelCard>>,
 }
 
 impl Outlook {
@@ -54,7 +56,18 @@ impl Outlook {
         let cores = (0..cores).map(|_| Signs::default()).collect();
         let (phase, epoch) = (AtomicU8::new(Phase::Starting as u8), AtomicU64::new(0));
         let started = SystemTime::now();
-        Arc::new(Self { origin, started, phase, epoch, cores, alarm, vitals, log })
+        Arc::new(Self { origin, started, phase, epoch, cores, alarm, vitals, log, models: OnceLock::new() })
+    }
+
+    /// The models are loaded.
+    pub(crate) fn set_models(&self, models: Vec<ModelCard>) {
+        // Loaded once in the life of a node.
+        drop(self.models.set(models));
+    }
+
+    /// The models there are, default first; none while they are loaded.
+    pub(crate) fn models(&self) -> Vec<ModelCard> {
+        self.models.get().cloned().unwrap_or_default()
     }
 
     /// The node has counted this start.

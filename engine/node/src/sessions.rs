@@ -12,8 +12,10 @@ use thalweg_protocol::ids::{CoreId, Request, Watch};
 use thalweg_protocol::limits::{HELLO_TIMEOUT_MS, RECONNECT_DELAY_MS};
 use thalweg_protocol::op::{ClientOp, ServerOp};
 use thalweg_protocol::reject::{Reject, RejectCode};
+use thalweg_protocol::trace::TraceContext;
 use thalweg_quic::{Event, Lane, Link as QuicLink, PRIORITY_DELIVERY, PRIORITY_GENERATION, SendError};
 use thalweg_shard::{Input, Link, Output};
+use thalweg_web::SessionNews;
 
 use crate::connection::Connection;
 use crate::core_loop::Core;
@@ -22,6 +24,7 @@ use crate::gate::Source;
 use crate::mesh::MeshMessage;
 use crate::report::Asker;
 use crate::stats::CoreStats;
+use crate::web::is_web;
 
 /// When a checkpoint that had no room may be tried again.
 const CHECKPOINT_RETRY_MS: u32 = 1_000;
@@ -68,6 +71,11 @@ impl Sessions {
 
     pub(crate) fn connection(&self, link: QuicLink) -> Option<&Connection> {
         self.connections.get(&link.number())
+    }
+
+    /// A connection was made.
+    pub(crate) fn connected(&mut self, link: QuicLink, connection: Connection) {
+        self.connections.insert(link.number(), connection);
     }
 
     /// The connections from a number on, in order.
@@ -137,7 +145,7 @@ impl Core {
     fn event(&mut self, now: Instant, event: Event) {
         match event {
             Event::Opened { link, remote } => {
-                self.sessions.connections.insert(link.number(), Connection::new(remote));
+                self.sessions.connected(link, Connection::new(remote));
                 let deadline = now + Duration::from_millis(HELLO_TIMEOUT_MS);
                 self.sessions.awaiting_hello.push_back((deadline, link));
             }
@@ -151,18 +159,23 @@ impl Core {
             }
             Event::Closed { link, reason } => {
                 tracing::debug!(?link, ?reason, "connection closed");
-                self.tracer.closed(link.number());
-                if let Some(connection) = self.sessions.connections.remove(&link.number())
-                    && let Some(principal) = connection.principal
-                {
-                    self.entrance.closed(link, &principal);
-                    let at = self.now();
-                    self.shard.handle(at, Input::Closed { link: shard_link(link) });
-                }
+                self.connection_closed(link);
             }
             Event::Datagram { link, payload } => self.datagram(link, &payload),
             // A reader that stopped reading a lane says so with credit, or by going.
             Event::LaneClosed { .. } => {}
+        }
+    }
+
+    /// Forgets a connection that is gone.
+    pub(crate) fn connection_closed(&mut self, link: QuicLink) {
+        self.tracer.closed(link.number());
+        if let Some(connection) = self.sessions.connections.remove(&link.number())
+            && let Some(principal) = connection.principal
+        {
+            self.entrance.closed(link, &principal);
+            let at = self.now();
+            self.shard.handle(at, Input::Closed { link: shard_link(link) });
         }
     }
 
@@ -183,12 +196,24 @@ impl Core {
     }
 
     fn frame(&mut self, now: Instant, link: QuicLink, request: Request, payload: &Bytes) {
-        let Some(connection) = self.sessions.connections.get(&link.number()) else { return };
-        let open = connection.principal.clone();
         let (decoded, context) = match ClientOp::decode_traced(payload) {
             Ok((op, context)) => (Ok(op), context),
             Err(reject) => (Err(reject), None),
         };
+        self.operation(now, link, request, decoded, context);
+    }
+
+    /// Carries out what a connection asks, or tells it why that cannot be read.
+    pub(crate) fn operation(
+        &mut self,
+        now: Instant,
+        link: QuicLink,
+        request: Request,
+        decoded: Result<ClientOp, Reject>,
+        context: Option<TraceContext>,
+    ) {
+        let Some(connection) = self.sessions.connections.get(&link.number()) else { return };
+        let open = connection.principal.clone();
         let trace = match (&decoded, &open) {
             (Ok(op), Some(principal)) => {
                 let (at_us, tenant) = (self.now().mono_us, &principal.tenant);
@@ -235,7 +260,7 @@ impl Core {
     pub(crate) fn turn_away(&mut self, now: Instant, link: QuicLink, request: Request, reject: Reject) {
         *self.sessions.hellos_refused.entry(reject.code.as_str()).or_default() += 1;
         self.reply(now, link, request, &ServerOp::Reject(reject.clone()));
-        self.quic.close(now, link, reject.code as u32, reject.message.as_bytes());
+        self.close(now, link, reject.code, &reject.message);
     }
 
     /// Closes connections that said no hello in time.
@@ -248,15 +273,27 @@ impl Core {
                 let text = format!("no hello came within {HELLO_TIMEOUT_MS} ms");
                 let reject = Reject::new(RejectCode::HelloTimeout, text);
                 *self.sessions.hellos_refused.entry(reject.code.as_str()).or_default() += 1;
-                self.quic.close(now, link, reject.code as u32, reject.message.as_bytes());
+                self.close(now, link, reject.code, &reject.message);
                 closed += 1;
             }
         }
         closed
     }
 
+    /// Parts with a connection, telling it why.
+    pub(crate) fn close(&mut self, now: Instant, link: QuicLink, code: RejectCode, text: &str) {
+        if is_web(link) {
+            self.web.close(link, code, text);
+        } else {
+            self.quic.close(now, link, code as u32, text.as_bytes());
+        }
+    }
+
     pub(crate) fn reply(&mut self, now: Instant, link: QuicLink, request: Request, op: &ServerOp) {
         self.tracer.answered(link.number(), request, op);
+        if is_web(link) {
+            return self.web.tell(link, SessionNews::Reply { request, op: op.clone() });
+        }
         self.send(now, link, Lane::COMMAND, request.0, op.encode());
     }
 
@@ -269,12 +306,7 @@ impl Core {
             ) => {
                 self.sessions.closed_slow += 1;
                 tracing::debug!(?link, %error, "parting with a client that does not read");
-                self.quic.close(
-                    now,
-                    link,
-                    RejectCode::SlowReader as u32,
-                    b"too much is queued; read what was asked for",
-                );
+                self.close(now, link, RejectCode::SlowReader, "too much is queued; read what was asked for");
             }
         }
     }
@@ -286,12 +318,20 @@ impl Core {
             Output::Read { read, partition, channel, from, to } => {
                 self.log.read(ReadJob { read, partition, channel, from, to });
             }
+            Output::Reply { link, request, op } if is_web(quic_link(link)) => {
+                self.tracer.answered(link.0, request, &op);
+                self.web.tell(quic_link(link), SessionNews::Reply { request, op });
+            }
             Output::Reply { link, request, op } => self.reply(now, quic_link(link), request, &op),
             Output::Deliver { link, subscription, payload } => {
                 let link = quic_link(link);
                 if let Some(lane) = self.delivery_lane(now, link) {
                     self.send(now, link, lane, subscription.0, payload);
                 }
+            }
+            Output::Generation { link, watch, payload, last } if is_web(quic_link(link)) => {
+                self.tracer.frame(self.now().mono_us, link.0, watch, last);
+                self.web.tell(quic_link(link), SessionNews::Frame { watch, payload, last });
             }
             Output::Generation { link, watch, payload, last } => {
                 let link = quic_link(link);
@@ -311,12 +351,13 @@ impl Core {
                 let header = thalweg_protocol::frame::header(payload.len(), subscription.0);
                 let datagram = [&header[..], &payload].concat().into();
                 // What is lost is of no use later; a client that takes no datagrams does without.
-                let sent = self.quic.send_datagram(quic_link(link), datagram);
-                self.sessions.unreliable_dropped += u64::from(sent.is_err());
+                let link = quic_link(link);
+                let sent = !is_web(link) && self.quic.send_datagram(link, datagram).is_ok();
+                self.sessions.unreliable_dropped += u64::from(!sent);
             }
             Output::Audit(event) => self.shard_decided(event),
             Output::Close { link, reject } => {
-                self.quic.close(now, quic_link(link), reject.code as u32, reject.message.as_bytes());
+                self.close(now, quic_link(link), reject.code, &reject.message);
             }
         }
     }
@@ -341,11 +382,15 @@ impl Core {
 
     /// Opens a lane. A client that allows too few of them cannot be served and is told so.
     fn open_lane(&mut self, now: Instant, link: QuicLink, priority: i32) -> Option<Lane> {
+        if is_web(link) {
+            self.close(now, link, RejectCode::OperationUnknown, "web sessions read no channels; use another protocol");
+            return None;
+        }
         match self.quic.open_lane(link, priority) {
             Ok(lane) => Some(lane),
             Err(error) => {
                 let text = format!("{error}; allow more unidirectional streams");
-                self.quic.close(now, link, RejectCode::LimitReached as u32, text.as_bytes());
+                self.close(now, link, RejectCode::LimitReached, &text);
                 None
             }
         }

@@ -17,7 +17,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tower_service::Service;
 
+use crate::limits::{NOT_SENT_BYTES, SEND_BUFFER_BYTES};
 use crate::stage::Stage;
+use crate::v1::Caller;
 
 /// Between two tries to take a connection when the system has no descriptor left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
@@ -25,8 +27,9 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 const BACKLOG: i32 = 1_024;
 /// What those are told who find no room: whole, since nobody reads their request.
 const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
-    connection: close\r\ncontent-length: 93\r\n\r\n\
-    {\"error\": {\"code\": \"busy\", \"message\": \"too many HTTP connections are open; try again later\"}}";
+    connection: close\r\ncontent-length: 132\r\n\r\n\
+    {\"error\": {\"message\": \"too many HTTP connections are open; try again later\", \"type\": \"server_error\", \
+    \"param\": null, \"code\": \"busy\"}}";
 
 /// Who a request came from: an extension of each.
 #[derive(Debug, Clone, Copy)]
@@ -88,9 +91,11 @@ fn admit(stream: TcpStream, peer: SocketAddr, router: &Router, stage: &Arc<Stage
         .max_buf_size(limits.header_bytes)
         .max_headers(limits.headers);
     let router = router.clone();
+    let caller = Caller::new(peer);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(Peer(peer));
+        request.extensions_mut().insert(caller.clone());
         // A router is always ready.
         router.clone().call(request)
     });
@@ -106,10 +111,15 @@ fn admit(stream: TcpStream, peer: SocketAddr, router: &Router, stage: &Arc<Stage
     });
 }
 
-/// Small answers leave at once; who takes nothing for too long is given up by the kernel, also with a window of zero.
+/// Small answers leave at once; who takes nothing for too long is given up by the kernel, also with a window of zero. The
+/// kernel holds little of what a client has not taken, so that a slow reader is seen to be one: how much in all, says
+/// `v1::stream`.
 fn tune(stream: &TcpStream, stall: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    socket2::SockRef::from(stream).set_tcp_user_timeout(Some(stall))
+    let socket = socket2::SockRef::from(stream);
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    socket.set_tcp_notsent_lowat(NOT_SENT_BYTES)?;
+    socket.set_tcp_user_timeout(Some(stall))
 }
 
 #[cfg(test)]

@@ -15,13 +15,18 @@ pub struct WebConfig {
     pub addr: SocketAddr,
     /// Whether plain HTTP may be served to other machines: whoever listens on the way reads tokens.
     pub allow_plain: bool,
+    /// Threads, each with a share of the connections.
+    pub threads: usize,
+    /// Origins whose pages may use the API from a browser, such as `https://chat.example.com`; `*` for all. By default none:
+    /// the API takes no cookies, so that a page can do nothing without a token, but whoever wants none finds none.
+    pub cors: Vec<String>,
     /// What a client can press against.
     pub limits: WebLimits,
 }
 
 impl Default for WebConfig {
     fn default() -> Self {
-        Self { addr: DEFAULT_ADDR, allow_plain: false, limits: WebLimits::default() }
+        Self { addr: DEFAULT_ADDR, allow_plain: false, threads: 1, cors: Vec::new(), limits: WebLimits::default() }
     }
 }
 
@@ -34,16 +39,18 @@ pub struct WebLimits {
     pub header_bytes: usize,
     /// Headers of a request.
     pub headers: usize,
-    /// Bytes of a request's body.
+    /// Bytes of a request's body outside of the API, which has a limit of its own.
     pub body_bytes: usize,
     /// Until a request's headers are there.
     pub header_timeout: Duration,
-    /// Until a request is answered.
+    /// Until a request's body is there, and, but for the API's answers, until it is answered.
     pub request_timeout: Duration,
     /// How long a client may take nothing of its answer.
     pub stall_timeout: Duration,
     /// Until a core has answered.
     pub core_timeout: Duration,
+    /// Until a session is open: its token may have to be checked with whoever issued it.
+    pub session_timeout: Duration,
     /// Until what is under way is given up at the end.
     pub grace: Duration,
 }
@@ -59,6 +66,7 @@ impl Default for WebLimits {
             request_timeout: Duration::from_millis(limits::WEB_REQUEST_TIMEOUT_MS),
             stall_timeout: Duration::from_millis(limits::WEB_STALL_TIMEOUT_MS),
             core_timeout: Duration::from_millis(limits::WEB_CORE_TIMEOUT_MS),
+            session_timeout: Duration::from_millis(limits::HELLO_TIMEOUT_MS),
             grace: Duration::from_millis(limits::WEB_GRACE_MS),
         }
     }

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::error::Refusal;
 use crate::stage::Stage;
-use crate::{health, metrics};
+use crate::{health, metrics, v1};
 
 /// Headers of every answer: nothing here is a page, and nothing of it is to be kept.
 const COMMON: [(HeaderName, HeaderValue); 2] = [
@@ -24,6 +24,7 @@ pub(crate) fn router(stage: Arc<Stage>) -> Router {
     Router::new()
         .merge(health::routes())
         .merge(metrics::routes())
+        .merge(v1::routes())
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .layer(DefaultBodyLimit::max(stage.limits.body_bytes))
@@ -32,7 +33,8 @@ pub(crate) fn router(stage: Arc<Stage>) -> Router {
 }
 
 async fn unknown_path() -> Refusal {
-    let text = "there is nothing here; GET /health or /metrics";
+    let text =
+        "there is nothing here; GET /openapi.json says what there is under /v1, and there are /health and /metrics";
     Refusal::new(StatusCode::NOT_FOUND, "not_found", text)
 }
 
@@ -48,7 +50,12 @@ async fn door(State(stage): State<Arc<Stage>>, request: Request, next: Next) -> 
     let began = Instant::now();
     let method = request.method().clone();
     let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
-    let mut response = answer(&stage, request, next).await;
+    let origin = request.headers().get(header::ORIGIN).cloned();
+    let mut response = match stage.cors.preflight(&request) {
+        Some(answer) => answer,
+        None => answer(&stage, path.as_deref(), request, next).await,
+    };
+    stage.cors.allow(origin.as_ref(), response.headers_mut());
     for (name, value) in COMMON {
         response.headers_mut().entry(name).or_insert(value);
     }
@@ -57,7 +64,11 @@ async fn door(State(stage): State<Arc<Stage>>, request: Request, next: Next) -> 
     response
 }
 
-async fn answer(stage: &Stage, request: Request, next: Next) -> Response {
+async fn answer(stage: &Stage, path: Option<&str>, request: Request, next: Next) -> Response {
+    // An answer of the API takes as long as its model does; what it waits for before that has limits of its own.
+    if path.is_some_and(|path| path.starts_with("/v1/")) {
+        return next.run(request).await;
+    }
     let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let body_max = stage.limits.body_bytes;
     if length.is_some_and(|length: u64| length > body_max as u64) {

@@ -2,10 +2,10 @@
 //!
 //! A [question](WebRequest) carries a number and is answered once, under that number. As many may be on the way as there
 //! are slots, those included that nobody waits for any more, so that neither ring is ever full: when the limit is
-//! reached the stage refuses, and the core is not pressed. What a web session will send and receive goes over the same
-//! rings.
+//! reached the stage refuses, and the core is not pressed. What web [sessions](crate::SessionInput) send and receive goes
+//! over a second pair of rings beside them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +21,11 @@ use tokio::sync::oneshot;
 
 use crate::error::Refusal;
 use crate::exposition::Exposition;
+use crate::limits::{RING_RETRY_MS, SESSION_RING_SLOTS};
+use crate::port::{SessionInput, SessionOutput, Sessions};
+
+/// A thread that hears nothing looks this often whether its core is still there.
+const HEARING_LOOK: Duration = Duration::from_millis(500);
 
 /// What a thread of the stage asks its core.
 #[derive(Debug)]
@@ -65,6 +70,8 @@ pub trait Exposed: Send {
 pub struct WebLink {
     requests: Producer<WebRequest>,
     answers: Consumer<WebAnswer>,
+    inputs: Producer<SessionInput>,
+    outputs: Consumer<SessionOutput>,
     core: Arc<Bell>,
     own: Arc<Bell>,
 }
@@ -73,6 +80,10 @@ pub struct WebLink {
 pub struct CoreEnd {
     requests: Consumer<WebRequest>,
     answers: Producer<WebAnswer>,
+    inputs: Consumer<SessionInput>,
+    outputs: Producer<SessionOutput>,
+    /// What found no room on the ring, in order. Bounded as `port` says: each reader by its credit.
+    backlog: VecDeque<SessionOutput>,
     web: Arc<Bell>,
 }
 
@@ -85,8 +96,10 @@ pub fn link(core: &Arc<Bell>) -> io::Result<(WebLink, CoreEnd)> {
     let (requests, asked) = ring(WEB_QUESTIONS_MAX);
     let (answers, told) = ring(WEB_QUESTIONS_MAX);
     let web = Arc::clone(&own);
-    let link = WebLink { requests, answers: told, core: Arc::clone(core), own };
-    Ok((link, CoreEnd { requests: asked, answers, web }))
+    let (inputs, taken) = ring(SESSION_RING_SLOTS);
+    let (outputs, heard) = ring(SESSION_RING_SLOTS);
+    let link = WebLink { requests, answers: told, inputs, outputs: heard, core: Arc::clone(core), own };
+    Ok((link, CoreEnd { requests: asked, answers, inputs: taken, outputs, backlog: VecDeque::new(), web }))
 }
 
 impl CoreEnd {
@@ -103,15 +116,58 @@ impl CoreEnd {
         }
     }
 
-    /// Whether no request waits.
+    /// What happened to a session.
+    pub fn session_input(&mut self) -> Option<SessionInput> {
+        self.inputs.pop()
+    }
+
+    /// Tells a session something; later, if the ring is full.
+    pub fn tell(&mut self, output: SessionOutput) {
+        self.backlog.push_back(output);
+        self.flush();
+    }
+
+    /// Sends what the ring had no room for.
+    pub fn flush(&mut self) {
+        if self.backlog.is_empty() {
+            return;
+        }
+        while let Some(output) = self.backlog.pop_front() {
+            if let Err(output) = self.outputs.push(output) {
+                if self.outputs.is_abandoned() {
+                    self.backlog.clear();
+                } else {
+                    self.backlog.push_front(output);
+                }
+                break;
+            }
+        }
+        self.web.ring();
+    }
+
+    /// What waits for room on the ring to the stage.
+    pub fn backlog(&self) -> usize {
+        self.backlog.len()
+    }
+
+    /// Whether there is nothing to take, and nothing left to send.
     pub fn is_empty(&self) -> bool {
-        self.requests.is_empty()
+        self.requests.is_empty() && self.inputs.is_empty() && self.backlog.is_empty()
+    }
+}
+
+impl Drop for CoreEnd {
+    fn drop(&mut self) {
+        // Whoever waits for this core is told by the rings, once these are looked at; they are dropped after this, so
+        // that the thread may look too early and looks again after a while.
+        self.web.ring();
     }
 }
 
 /// Where a thread's handlers ask the core.
 pub(crate) struct Desk {
     asking: Mutex<Asking>,
+    sessions: Mutex<Sessions>,
     core: Arc<Bell>,
 }
 
@@ -125,6 +181,7 @@ struct Asking {
 /// Where a thread hears what the core says.
 pub(crate) struct Hearing {
     answers: Consumer<WebAnswer>,
+    outputs: Consumer<SessionOutput>,
     bell: AsyncFd<BellFd>,
 }
 
@@ -143,7 +200,9 @@ impl WebLink {
         let bell = unsafe { AsyncFd::register_with_interest(BellFd(self.own), Interest::READABLE) };
         let bell = bell.map_err(io::Error::from)?;
         let asking = Asking { requests: self.requests, waiting: HashMap::new(), last: 0 };
-        Ok((Desk { asking: Mutex::new(asking), core: self.core }, Hearing { answers: self.answers, bell }))
+        let (asking, sessions) = (Mutex::new(asking), Mutex::new(Sessions::new(self.inputs)));
+        let hearing = Hearing { answers: self.answers, outputs: self.outputs, bell };
+        Ok((Desk { asking, sessions, core: self.core }, hearing))
     }
 }
 
@@ -197,37 +256,66 @@ impl Desk {
         self.lock().waiting.len()
     }
 
+    /// The sessions of this thread. Never held across an await.
+    pub(crate) fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        // Nothing panics while it is held; if it did, what it guards would still be whole.
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes the core.
+    pub(crate) fn ring(&self) {
+        self.core.ring();
+    }
+
     fn lock(&self) -> MutexGuard<'_, Asking> {
         // Nothing panics while it is held; if it did, what it guards would still be whole.
         self.asking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn gone() -> Refusal {
+pub(crate) fn gone() -> Refusal {
     unavailable("core_gone", "the node's core has ended; the node is going away")
 }
 
-fn unavailable(code: &'static str, message: impl Into<String>) -> Refusal {
+pub(crate) fn unavailable(code: &'static str, message: impl Into<String>) -> Refusal {
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, code, message).retry_after_ms(1_000)
 }
 
 impl Hearing {
-    /// Hands answers to those who wait for them; ends only if the bell cannot be waited for.
+    /// Hands answers and news to those who wait for them; ends only if the bell cannot be waited for.
     pub(crate) async fn run(mut self, desk: Arc<Desk>) -> io::Result<()> {
         loop {
-            while let Some(answer) = self.answers.pop() {
-                desk.answered(answer);
-            }
+            let settled = self.hear(&desk);
             let bell = Arc::clone(&self.bell.get_ref().0);
             bell.prepare();
-            if self.answers.is_empty() {
-                let mut ready = self.bell.readable().await?;
-                // Clears the bell. Nobody rings it again before the next `prepare`, so no ring is lost between the two.
-                bell.wait(Some(Duration::ZERO));
-                ready.clear_ready();
+            if self.answers.is_empty() && self.outputs.is_empty() {
+                // A core says nothing when it has made room, or has gone: those are looked for.
+                let patience = if settled { HEARING_LOOK } else { Duration::from_millis(RING_RETRY_MS) };
+                if let Ok(ready) = tokio::time::timeout(patience, self.bell.readable()).await {
+                    let mut ready = ready?;
+                    // Clears the bell. Nobody rings it again before the next `prepare`, so no ring is lost between the two.
+                    bell.wait(Some(Duration::ZERO));
+                    ready.clear_ready();
+                }
             }
             bell.awake();
         }
+    }
+
+    /// Takes what there is; says whether all that the stage had to say is on the ring.
+    fn hear(&mut self, desk: &Desk) -> bool {
+        while let Some(answer) = self.answers.pop() {
+            desk.answered(answer);
+        }
+        let mut sessions = desk.sessions();
+        // One lock for all of them: nobody else wants it, since the thread is busy with this.
+        while let Some(output) = self.outputs.pop() {
+            sessions.deliver(output);
+        }
+        if self.outputs.is_abandoned() && sessions.count() > 0 && self.outputs.is_empty() {
+            sessions.abandon();
+        }
+        sessions.flush()
     }
 }
 

@@ -58,7 +58,7 @@ async fn metrics(
 }
 
 /// The token that a request carries, if it carries one.
-fn bearer(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
+pub(crate) fn bearer(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
     let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
     let token = value.to_str().ok().and_then(|text| text.split_once(' ')).filter(|(scheme, _)| {
         // RFC 9110, section 11.1: schemes know no case.

@@ -10,11 +10,13 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::accept;
 use crate::config::{WebConfig, WebLimits};
+use crate::cors::Cors;
 use crate::counters::Counters;
 use crate::door;
 use crate::error::WebError;
 use crate::health::{Health, HealthCheck};
 use crate::link::{Desk, WebLink};
+use crate::v1::{ModelCard, ModelList};
 
 /// Threads of one web thread that read files and write long texts.
 const BLOCKING_THREADS_MAX: usize = WEB_SCRAPES_MAX;
@@ -27,10 +29,16 @@ pub(crate) struct Stage {
     pub(crate) counters: Arc<Counters>,
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) scrapes: Arc<Semaphore>,
+    pub(crate) cors: Cors,
     check: HealthCheck,
+    models: ModelList,
 }
 
 impl Stage {
+    pub(crate) fn models(&self) -> Vec<ModelCard> {
+        (self.models)()
+    }
+
     pub(crate) fn health(&self) -> Health {
         (self.check)()
     }
@@ -49,7 +57,12 @@ impl Web {
     ///
     /// # Errors
     /// [`WebError`]. Nothing is left running.
-    pub fn start(config: &WebConfig, links: Vec<WebLink>, check: HealthCheck) -> Result<Self, WebError> {
+    pub fn start(
+        config: &WebConfig,
+        links: Vec<WebLink>,
+        check: HealthCheck,
+        models: ModelList,
+    ) -> Result<Self, WebError> {
         let addr = config.addr;
         if !addr.ip().to_canonical().is_loopback() && !config.allow_plain {
             return Err(WebError::Plain { addr });
@@ -73,7 +86,9 @@ impl Web {
                 counters: Arc::clone(&counters),
                 connections: Arc::clone(&connections),
                 scrapes: Arc::clone(&scrapes),
+                cors: Cors::new(&config.cors),
                 check: Arc::clone(&check),
+                models: Arc::clone(&models),
                 stop: web.stop.subscribe(),
             };
             let (report, started) = std::sync::mpsc::sync_channel(1);
@@ -116,7 +131,9 @@ struct Thread {
     counters: Arc<Counters>,
     connections: Arc<Semaphore>,
     scrapes: Arc<Semaphore>,
+    cors: Cors,
     check: HealthCheck,
+    models: ModelList,
     stop: watch::Receiver<bool>,
 }
 
@@ -132,7 +149,7 @@ impl Thread {
             // The receiver waits for one report.
             Err(error) => return drop(report.send(Err(error))),
         };
-        let Self { listener, link, limits, counters, connections, scrapes, check, stop } = self;
+        let Self { listener, link, limits, counters, connections, scrapes, cors, check, models, stop } = self;
         runtime.block_on(async {
             let opened = tokio::net::TcpListener::from_std(listener).and_then(|l| Ok((l, link.open()?)));
             let (listener, (desk, hearing)) = match opened {
@@ -142,7 +159,7 @@ impl Thread {
             let desk = Arc::new(desk);
             let hears = tokio::spawn(hearing.run(Arc::clone(&desk)));
             drop(report.send(Ok(())));
-            let stage = Arc::new(Stage { limits, desk, counters, connections, scrapes, check });
+            let stage = Arc::new(Stage { limits, desk, counters, connections, scrapes, cors, check, models });
             accept::run(listener, door::router(Arc::clone(&stage)), stage, stop).await;
             hears.abort();
             if let Ok(Err(error)) = hears.await {

@@ -47,6 +47,10 @@ struct Node {
     core: Option<JoinHandle<()>>,
 }
 
+fn no_models() -> thalweg_web::ModelList {
+    Arc::new(Vec::new)
+}
+
 fn healthy() -> Health {
     Health {
         phase: Phase::Serving,
@@ -68,7 +72,7 @@ impl Node {
         let health = Arc::new(Mutex::new(healthy()));
         let shown = Arc::clone(&health);
         let check = Arc::new(move || shown.lock().expect("whole").clone());
-        let web = Web::start(&config, vec![web], check).expect("starts");
+        let web = Web::start(&config, vec![web], check, no_models()).expect("starts");
         let done = Arc::new(AtomicBool::new(false));
         let (own_bell, own_done) = (Arc::clone(&bell), Arc::clone(&done));
         let core = (script != Script::Gone).then(|| {
@@ -319,7 +323,7 @@ fn addresses_are_refused_with_what_to_do() {
         let bell = Bell::new().expect("a bell");
         let (web, _core) = link(&bell).expect("a link");
         let config = WebConfig { addr, allow_plain, ..WebConfig::default() };
-        Web::start(&config, vec![web], Arc::new(healthy))
+        Web::start(&config, vec![web], Arc::new(healthy), no_models())
     };
     let any: SocketAddr = ([0, 0, 0, 0], 0).into();
     let error = start(any, false).err().expect("refused");

@@ -14,8 +14,8 @@ use thalweg_protocol::limits::{CORES_MAX, LOG_BLOCK_BYTES, LOG_FILE_BYTES, LOG_R
 use thalweg_protocol::op::Durability;
 use thalweg_ring::{Bell, Consumer, Producer, ring};
 use thalweg_udp::{GroupConfig, Socket, Steering, bind_group};
-use thalweg_web::{CoreEnd, Web, WebError};
-use thalweg_worker::stage::{self, CoreLink, Stage, StageConfig};
+use thalweg_web::{CoreEnd, ModelCard, ModelClass, Web, WebError};
+use thalweg_worker::stage::{self, CoreLink, ModelInfo, Stage, StageConfig};
 
 use crate::certificate::{Certificate, State};
 use crate::config::{DiskShell, Layout, LogBackend, NodeConfig, cpus};
@@ -43,23 +43,38 @@ pub(super) fn open_certificate(config: &NodeConfig, data: &DataDir) -> Result<Ce
     Ok(certificate)
 }
 
-/// Starts the web stage, if HTTP is wanted. One thread, which asks core 0: what it does today does not fill one.
+/// Starts the web stage, if HTTP is wanted. Its threads are given to cores in turn.
 pub(super) fn start_web(
     config: &NodeConfig,
     outlook: &Arc<Outlook>,
     bells: &[Arc<Bell>],
 ) -> Result<(Option<Web>, Vec<CoreEnd>), StartError> {
-    let (Some(http), Some(bell)) = (&config.http, bells.first()) else { return Ok((None, Vec::new())) };
-    let (link, end) = thalweg_web::link(bell).map_err(system("make an eventfd"))?;
-    let outlook = Arc::clone(outlook);
-    match Web::start(&http.web, vec![link], Arc::new(move || outlook.health())) {
-        Ok(web) => Ok((Some(web), vec![end])),
+    let Some(http) = &config.http else { return Ok((None, Vec::new())) };
+    check("threads that serve HTTP", http.web.threads, 1, CORES_MAX)?;
+    let bells = bells.iter().cycle().take(http.web.threads);
+    let links: io::Result<Vec<_>> = bells.map(thalweg_web::link).collect();
+    let (links, ends) = links.map_err(system("make an eventfd"))?.into_iter().unzip();
+    let (health, models) = (Arc::clone(outlook), Arc::clone(outlook));
+    match Web::start(&http.web, links, Arc::new(move || health.health()), Arc::new(move || models.models())) {
+        Ok(web) => Ok((Some(web), ends)),
         Err(error @ WebError::Taken { .. }) if http.optional => {
             tracing::warn!(%error, "the node goes on without HTTP");
             Ok((None, Vec::new()))
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// What those are shown who ask over HTTP which models there are.
+pub(super) fn model_cards(stage: Option<&Stage>) -> Vec<ModelCard> {
+    let loaded_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let card = |info: &ModelInfo| ModelCard {
+        name: info.name.to_string(),
+        class: ModelClass::Chat,
+        context_tokens: info.context_tokens,
+        loaded_s,
+    };
+    stage.map_or_else(Vec::new, |stage| stage.models().iter().map(card).collect())
 }
 
 /// Starts what sends traces, if any are wanted; and gives each core its tracer.
@@ -74,7 +89,7 @@ pub(super) fn start_exporter(
     })
 }
 
-/// Gives the threads of the web stage to cores in turn.
+/// Gives each core its ends of the rings to the web stage, in the order in which [`start_web`] made them.
 pub(super) fn web_desks(ends: Vec<CoreEnd>, cores: usize) -> Vec<WebDesk> {
     let mut shares: Vec<Vec<_>> = (0..cores).map(|_| Vec::new()).collect();
     for (thread, end) in ends.into_iter().enumerate() {
