@@ -1,12 +1,15 @@
 //! GGUF files: opened, checked, and read tensor by tensor.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use candle_core::quantized::GgmlDType;
+use candle_core::Device;
 use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::{GgmlDType, QTensor};
+use half::f16;
 use memmap2::Mmap;
 
 use crate::kernel::pack::Format;
@@ -61,7 +64,7 @@ pub enum LoadError {
         architecture: String,
     },
     /// A tensor in a quantisation there are no kernels for.
-    #[error("tensor {tensor} of {path} is {format}; this build runs Q4_1 and Q8_0 (norms F32): quantise it again")]
+    #[error("tensor {tensor} of {path} is {format}; no kernels take that for weights: quantise it again, to Q4_K_M or Q8_0")]
     Quantisation {
         /// Which file.
         path: PathBuf,
@@ -201,21 +204,42 @@ impl Gguf {
         }
     }
 
-    /// The bytes of a tensor of exactly `outputs` × `inputs` in one of our formats.
-    pub fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Result<(Format, &[u8]), LoadError> {
+    /// The bytes of a tensor of exactly `outputs` × `inputs` in one of our formats. What comes in another format, or in one
+    /// of superblocks that do not fill a row, is turned into the nearest of ours: other quantisations into Q8_0, which keeps
+    /// them to a part in 127 of the largest of 32, and F32 into F16.
+    pub fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Result<(Format, Cow<'_, [u8]>), LoadError> {
         let (kind, dims, raw) = self.tensor(name)?;
-        let format = match kind {
-            GgmlDType::Q4_1 => Format::Q4_1,
-            GgmlDType::Q8_0 => Format::Q8_0,
-            other => {
-                let format = format!("{other:?}");
-                return Err(LoadError::Quantisation { path: self.path.clone(), tensor: name.into(), format });
-            }
-        };
         if dims != [outputs, inputs] {
             return Err(self.invalid(format!("tensor {name} has dimensions {dims:?}, not {outputs} × {inputs}")));
         }
-        Ok((format, raw))
+        let format = match kind {
+            GgmlDType::Q4_0 => Format::Q4_0,
+            GgmlDType::Q4_1 => Format::Q4_1,
+            GgmlDType::Q8_0 => Format::Q8_0,
+            GgmlDType::Q4K => Format::Q4K,
+            GgmlDType::Q6K => Format::Q6K,
+            GgmlDType::F16 => Format::F16,
+            GgmlDType::BF16 => Format::Bf16,
+            GgmlDType::F32 => {
+                let halves = raw.as_chunks::<4>().0.iter().map(|bytes| f16::from_f32(f32::from_le_bytes(*bytes)));
+                return Ok((Format::F16, halves.flat_map(f16::to_le_bytes).collect()));
+            }
+            GgmlDType::Q5_0 | GgmlDType::Q5_1 | GgmlDType::Q2K | GgmlDType::Q3K | GgmlDType::Q5K => {
+                let requantise = || {
+                    let tensor = self.content.tensor(&mut Cursor::new(&self.map[..]), name, &Device::Cpu)?;
+                    let floats = tensor.dequantize(&Device::Cpu)?;
+                    Ok(QTensor::quantize(&floats, GgmlDType::Q8_0)?.data()?.into_owned())
+                };
+                let raw = requantise().map_err(|e: candle_core::Error| self.invalid(format!("tensor {name}: {e}")))?;
+                return Ok((Format::Q8_0, raw.into()));
+            }
+            // These are for activations; no file has weights in them.
+            GgmlDType::Q8_1 | GgmlDType::Q8K => {
+                let format = format!("{kind:?}");
+                return Err(LoadError::Quantisation { path: self.path.clone(), tensor: name.into(), format });
+            }
+        };
+        Ok((format, raw.into()))
     }
 
     /// A tensor of exactly `len` F32.

@@ -1,10 +1,13 @@
-//! The seams: what the stage needs of a model, and what a model needs of a matrix.
-//!
-//! Another device or architecture comes in as another [`Model`]; another quantisation as another [`Linear`].
+//! The seams: what the stage needs of a model. Another device or architecture comes in as another [`Model`].
 
-use thalweg_scheduler::Row;
+use std::sync::Arc;
 
-use crate::kernel::Activations;
+use thalweg_scheduler::Step;
+
+use crate::gguf::{Gguf, LoadError};
+use crate::kernel::Kernels;
+use crate::llama;
+use crate::team::Team;
 
 /// What a model looks like from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,44 +20,32 @@ pub struct Shape {
     pub kv_bytes_per_token: usize,
 }
 
-/// Weights, shared by all threads that run them.
+/// Weights, shared by all that run them.
 pub trait Model: Send + Sync {
     /// What it looks like.
     fn shape(&self) -> Shape;
 
-    /// A runner with KV memory for up to `slots` sequences and steps of up to `rows` rows.
-    fn runner(self: std::sync::Arc<Self>, slots: usize, rows: usize) -> Box<dyn Runner>;
+    /// A runner with `blocks` blocks of KV memory, of [`KV_BLOCK_TOKENS`](thalweg_protocol::limits::KV_BLOCK_TOKENS) tokens
+    /// each, for steps of up to `rows` rows, whose work `team` shares. The thread that runs steps leads the team. Panics if
+    /// the system has no addresses left for that memory; it takes room as it is written.
+    fn runner(self: Arc<Self>, blocks: usize, rows: usize, team: Arc<Team>) -> Box<dyn Runner>;
 }
 
-/// One thread's use of a model: its KV memory and its scratch memory.
+/// One leader's use of a model: its KV memory and its scratch memory.
 pub trait Runner: Send {
-    /// Gives `slot` fresh KV memory for up to `tokens` tokens. What it held before is gone.
-    fn reserve(&mut self, slot: usize, tokens: usize);
-
-    /// Gives the KV memory of `slot` back.
-    fn release(&mut self, slot: usize);
-
-    /// Runs one step. Rows of a sequence stand together, in order of positions; every earlier position of the sequence
-    /// was computed before or stands before in the same step. May panic if the model cannot do it; what the slots hold of
-    /// other sequences is not touched then.
-    fn step(&mut self, rows: &[Row]);
+    /// Copies what the step wants copied, then computes its rows. May panic if the model cannot do it; blocks that the
+    /// step does not write are not touched then.
+    fn step(&mut self, step: &Step);
 
     /// The logits of the last step, `vocabulary` floats for each row that wanted them, in order of the rows. They may be
     /// not finite if the weights are broken; the caller looks.
     fn logits(&self) -> &[f32];
 }
 
-/// A matrix that activations are multiplied by.
-pub trait Linear: Send + Sync {
-    /// Width of what goes in.
-    fn inputs(&self) -> usize;
-
-    /// Width of what comes out.
-    fn outputs(&self) -> usize;
-
-    /// `out[row][column + o] = Σ_k x[row][k] · w[o][k]`, where rows of `out` have `stride` floats.
-    fn forward(&self, x: &Activations, out: &mut [f32], stride: usize, column: usize);
-
-    /// Writes row `output` of the matrix to `row`: an embedding is looked up so.
-    fn row(&self, output: usize, row: &mut [f32]);
+/// Reads and packs the weights of a file of any architecture there is a forward pass for.
+pub fn load(file: &Gguf, kernels: Kernels) -> Result<Arc<dyn Model>, LoadError> {
+    match file.text("general.architecture")? {
+        llama::ARCHITECTURE => Ok(Arc::new(llama::load(file, kernels)?)),
+        other => Err(LoadError::Architecture { path: file.path().into(), architecture: other.to_owned() }),
+    }
 }

@@ -1,29 +1,31 @@
-//! Attention of a few query vectors over the keys and values of one sequence.
+//! Attention of a few query vectors over the keys and values of one sequence, block by block.
 //!
-//! Positions are walked in blocks of [`POSITIONS`] that start at multiples of it, with a running softmax. Each query's
-//! arithmetic depends on its own position only, so prefill in chunks of any size and decoding give equal bits.
+//! Blocks hold [`POSITIONS`] positions and are walked in order, with a running softmax. Each query's arithmetic depends on
+//! its own position only, so prefill in chunks of any size and decoding give equal bits. Many queries convert the halves of
+//! a block once for all of them; few convert as they read. The numbers are the same.
 
+use super::canvas::{Arena, KEYS, Side};
 use super::{Kernels, vector};
 
-/// Positions of a block.
-pub const POSITIONS: usize = 64;
-/// Positions whose keys are interleaved, so that a register holds one element of eight keys.
-const KEYS: usize = 8;
+pub use super::canvas::POSITIONS;
 
-/// Where one head of one layer of one sequence keeps its keys and values, as halves.
-///
-/// Keys: `[position / 8][element][position % 8]`; values: `[position][element]`.
+/// Queries from which on it pays to convert a block's keys and values first.
+const MANY: usize = 12;
+
+/// Where one head of one layer of one sequence finds its keys and values.
 #[derive(Clone, Copy)]
 pub struct Head<'a> {
-    /// Elements of a key, a value and a query; a multiple of 8.
-    pub width: usize,
-    /// Interleaved keys, of a multiple of [`POSITIONS`] positions.
-    pub keys: &'a [u16],
-    /// Values of as many positions.
-    pub values: &'a [u16],
+    /// The KV memory.
+    pub arena: &'a Arena,
+    /// The sequence's blocks, in order of positions.
+    pub table: &'a [u32],
+    /// Which layer.
+    pub layer: usize,
+    /// Which of its kv heads.
+    pub head: usize,
 }
 
-/// A query vector in, its attended value out.
+/// Query vectors in, their attended values out.
 #[derive(Debug, Default)]
 pub struct Queries {
     /// `[query][element]`, scaled by 1/√width already.
@@ -33,48 +35,80 @@ pub struct Queries {
     /// `[query][element]`: the result.
     pub outputs: Vec<f32>,
     scores: Vec<f32>,
+    keys: Vec<f32>,
     values: Vec<f32>,
     largest: Vec<f32>,
     sums: Vec<f32>,
+    rescales: Vec<f32>,
 }
 
-/// Puts `key` (halves) at `position` of interleaved keys.
-pub fn put_key(keys: &mut [u16], position: usize, key: &[u16]) {
-    let block = &mut keys[position / KEYS * KEYS * key.len()..][..KEYS * key.len()];
-    for (slot, &element) in block[position % KEYS..].iter_mut().step_by(KEYS).zip(key) {
-        *slot = element;
-    }
+/// Keys or values of a block.
+#[derive(Clone, Copy)]
+enum Numbers<'a> {
+    Halves(&'a [u16]),
+    Floats(&'a [f32]),
 }
 
 /// Attends with all `queries` over `head` and leaves the results in `queries.outputs`.
-pub fn attend(kernels: Kernels, head: Head<'_>, queries: &mut Queries) {
-    let Queries { vectors, visible, outputs, scores, values, largest, sums } = queries;
-    let (width, count) = (head.width, visible.len());
-    assert!(width.is_multiple_of(8) && vectors.len() == count * width, "queries have the width of the head");
+///
+/// # Safety
+/// Nobody writes the visible positions of this head meanwhile. Other positions of its last block may be written: what is
+/// read of them is not used.
+pub unsafe fn attend(kernels: Kernels, head: Head<'_>, queries: &mut Queries) {
+    let Queries { vectors, visible, outputs, scores, keys, values, largest, sums, rescales } = queries;
+    let (width, count) = (head.arena.width(), visible.len());
+    assert!(vectors.len() == count * width, "queries have the width of the head");
     let last = visible.iter().copied().max().unwrap_or(0);
-    let capacity = last.next_multiple_of(POSITIONS) * width;
-    assert!(head.keys.len() >= capacity && head.values.len() >= capacity, "visible positions exist");
+    let table = &head.table[..last.div_ceil(POSITIONS)];
     outputs.clear();
     outputs.resize(count * width, 0.0);
     largest.clear();
     largest.resize(count, f32::NEG_INFINITY);
     sums.clear();
     sums.resize(count, 0.0);
+    rescales.resize(count, 0.0);
     scores.resize(count * POSITIONS, 0.0);
-    values.resize(POSITIONS * width, 0.0);
-    for start in (0..last).step_by(POSITIONS) {
-        score(kernels, &head.keys[start * width..][..POSITIONS * width], width, vectors, scores);
+    let many = kernels.has_avx2() && count >= MANY;
+    if many {
+        keys.resize(POSITIONS * width, 0.0);
+        values.resize(POSITIONS * width, 0.0);
+    }
+    for (n, &block) in table.iter().enumerate() {
+        let start = n * POSITIONS;
         let filled = (last - start).min(POSITIONS);
-        vector::to_floats(kernels, &head.values[start * width..][..filled * width], values);
-        for query in 0..count {
-            let seen = visible[query].saturating_sub(start).min(POSITIONS);
-            if seen == 0 {
-                continue;
+        // SAFETY: nobody writes the positions that are used, by the contract.
+        let (block_keys, block_values) = unsafe {
+            (
+                head.arena.read(block, head.layer, Side::Keys, head.head),
+                head.arena.read(block, head.layer, Side::Values, head.head),
+            )
+        };
+        let (block_keys, block_values) = match many {
+            true => {
+                vector::to_floats(kernels, &block_keys[..filled.next_multiple_of(2 * KEYS) * width], keys);
+                vector::to_floats(kernels, &block_values[..filled * width], values);
+                (Numbers::Floats(keys), Numbers::Floats(values))
             }
-            let weights = &mut scores[query * POSITIONS..][..seen];
-            let mut rescale = 0.0;
-            vector::soften(kernels, weights, &mut largest[query], &mut sums[query], &mut rescale);
-            accumulate(kernels, weights, values, rescale, &mut outputs[query * width..][..width]);
+            false => (Numbers::Halves(block_keys), Numbers::Halves(block_values)),
+        };
+        let first = visible.iter().position(|&seen| seen > start).unwrap_or(count);
+        score(kernels, block_keys, width, filled, &vectors[first * width..], &mut scores[first * POSITIONS..]);
+        let seen = |query: usize| visible[query].saturating_sub(start).min(POSITIONS);
+        for query in (first..count).filter(|&query| seen(query) > 0) {
+            let weights = &mut scores[query * POSITIONS..][..seen(query)];
+            let (largest, sum) = (&mut largest[query], &mut sums[query]);
+            vector::soften(kernels, weights, largest, sum, &mut rescales[query]);
+        }
+        let mut query = first;
+        while query < count {
+            // Queries that see equally much of the block go together.
+            let run = (query..count).take_while(|&other| seen(other) == seen(query)).take(4).count();
+            let run = if run == 4 { 2 } else { run };
+            if seen(query) > 0 {
+                let weights = Weights { all: &scores[query * POSITIONS..], rescales: &rescales[query..][..run] };
+                accumulate(kernels, weights, seen(query), block_values, &mut outputs[query * width..][..run * width]);
+            }
+            query += run;
         }
     }
     for (output, &sum) in outputs.chunks_exact_mut(width).zip(sums.iter()) {
@@ -83,29 +117,33 @@ pub fn attend(kernels: Kernels, head: Head<'_>, queries: &mut Queries) {
     }
 }
 
-/// `scores[query][position] = vectors[query] · keys[position]` for one block.
-fn score(kernels: Kernels, keys: &[u16], width: usize, vectors: &[f32], scores: &mut [f32]) {
+/// `scores[query][position] = vectors[query] · keys[position]` for the first `filled` positions of a block.
+fn score(kernels: Kernels, keys: Numbers<'_>, width: usize, filled: usize, vectors: &[f32], scores: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if kernels.has_avx2() {
         let count = vectors.len() / width;
-        assert!(keys.len() >= POSITIONS * width && scores.len() >= count * POSITIONS);
+        assert!(scores.len() >= count * POSITIONS);
+        let pairs = filled.div_ceil(2 * KEYS);
         let mut query = 0;
         while query < count {
             let (vectors, scores) = (&vectors[query * width..], &mut scores[query * POSITIONS..]);
             // SAFETY: `kernels` proves AVX2, FMA and F16C; the slices hold as many queries as the number says.
             query += unsafe {
                 match count - query {
-                    1 => wide::score::<1>(keys, width, vectors, scores),
-                    2 => wide::score::<2>(keys, width, vectors, scores),
-                    3 => wide::score::<3>(keys, width, vectors, scores),
-                    _ => wide::score::<4>(keys, width, vectors, scores),
+                    1 => wide::score::<1>(keys, width, pairs, vectors, scores),
+                    2 => wide::score::<2>(keys, width, pairs, vectors, scores),
+                    3 => wide::score::<3>(keys, width, pairs, vectors, scores),
+                    4 => wide::score::<4>(keys, width, pairs, vectors, scores),
+                    5 => wide::score::<5>(keys, width, pairs, vectors, scores),
+                    _ => wide::score::<6>(keys, width, pairs, vectors, scores),
                 }
             };
         }
         return;
     }
+    let Numbers::Halves(keys) = keys else { unreachable!("only AVX2 converts blocks") };
     for (vector, scores) in vectors.chunks_exact(width).zip(scores.chunks_exact_mut(POSITIONS)) {
-        for (position, score) in scores.iter_mut().enumerate() {
+        for (position, score) in scores[..filled].iter_mut().enumerate() {
             let keys = keys[position / KEYS * KEYS * width + position % KEYS..].iter().step_by(KEYS);
             *score =
                 vector.iter().zip(keys).fold(0.0, |sum, (&q, &k)| q.mul_add(half::f16::from_bits(k).to_f32(), sum));
@@ -113,58 +151,118 @@ fn score(kernels: Kernels, keys: &[u16], width: usize, vectors: &[f32], scores: 
     }
 }
 
-/// `output = output · rescale + Σ weights[p] · values[p]`.
-fn accumulate(kernels: Kernels, weights: &[f32], values: &[f32], rescale: f32, output: &mut [f32]) {
+/// Weights of a few queries over a block.
+#[derive(Clone, Copy)]
+struct Weights<'a> {
+    /// `[query][POSITIONS]`
+    all: &'a [f32],
+    /// What was accumulated before is multiplied by this.
+    rescales: &'a [f32],
+}
+
+/// `outputs[q] = outputs[q] · rescale[q] + Σ weights[q][p] · values[p]` over the first `seen` positions; up to 3 queries.
+fn accumulate(kernels: Kernels, weights: Weights<'_>, seen: usize, values: Numbers<'_>, outputs: &mut [f32]) {
+    let count = weights.rescales.len();
+    let width = outputs.len() / count;
     #[cfg(target_arch = "x86_64")]
     if kernels.has_avx2() {
-        let width = output.len();
-        assert!(values.len() >= weights.len() * width);
         let mut element = 0;
         while element < width {
-            // SAFETY: `kernels` proves AVX2 and FMA; the elements lie inside of `width`.
+            let left = width - element;
+            // SAFETY: `kernels` proves AVX2, FMA and F16C; the elements lie inside of `width`, a multiple of 8.
             element += unsafe {
-                if element + 64 <= width {
-                    wide::accumulate::<8>(weights, values, rescale, output, element)
-                } else {
-                    wide::accumulate::<1>(weights, values, rescale, output, element)
+                match (count, left) {
+                    (1, 64..) => wide::accumulate::<1, 8>(weights, seen, values, outputs, element),
+                    (1, 32..) => wide::accumulate::<1, 4>(weights, seen, values, outputs, element),
+                    (1, _) => wide::accumulate::<1, 1>(weights, seen, values, outputs, element),
+                    (2, 32..) => wide::accumulate::<2, 4>(weights, seen, values, outputs, element),
+                    (2, _) => wide::accumulate::<2, 1>(weights, seen, values, outputs, element),
+                    (_, 32..) => wide::accumulate::<3, 4>(weights, seen, values, outputs, element),
+                    _ => wide::accumulate::<3, 1>(weights, seen, values, outputs, element),
                 }
             };
         }
         return;
     }
-    let width = output.len();
-    for (element, out) in output.iter_mut().enumerate() {
-        let column = values[element..].iter().step_by(width);
-        *out = weights.iter().zip(column).fold(*out * rescale, |sum, (&w, &v)| w.mul_add(v, sum));
+    let Numbers::Halves(values) = values else { unreachable!("only AVX2 converts blocks") };
+    for (query, output) in outputs.chunks_exact_mut(width).enumerate() {
+        let (weights, rescale) = (&weights.all[query * POSITIONS..][..seen], weights.rescales[query]);
+        for (element, out) in output.iter_mut().enumerate() {
+            let column = values[element..].iter().step_by(width).map(|&v| half::f16::from_bits(v).to_f32());
+            *out = weights.iter().zip(column).fold(*out * rescale, |sum, (&w, v)| w.mul_add(v, sum));
+        }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod wide {
-    use super::{KEYS, POSITIONS};
+    use super::{KEYS, Numbers, POSITIONS, Weights};
     use std::arch::x86_64::*;
 
-    /// `Q` queries; gives back `Q`.
+    /// Eight numbers.
+    trait Eight: Copy {
+        /// # Safety
+        /// The processor has AVX2 and F16C; eight numbers lie there.
+        unsafe fn load(from: *const Self) -> __m256;
+    }
+
+    impl Eight for u16 {
+        #[inline(always)]
+        unsafe fn load(from: *const u16) -> __m256 {
+            // SAFETY: the caller's promise.
+            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+        }
+    }
+
+    impl Eight for f32 {
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> __m256 {
+            // SAFETY: the caller's promise.
+            unsafe { _mm256_loadu_ps(from) }
+        }
+    }
+
+    /// `Q` queries over `pairs` pairs of eight positions; gives back `Q`.
     ///
     /// # Safety
-    /// The processor has AVX2, FMA and F16C; `vectors` and `scores` hold `Q` queries, `keys` a block.
+    /// The processor has AVX2, FMA and F16C.
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) unsafe fn score<const Q: usize>(
-        keys: &[u16],
+        keys: Numbers<'_>,
         width: usize,
+        pairs: usize,
         vectors: &[f32],
         scores: &mut [f32],
     ) -> usize {
-        assert!(keys.len() >= POSITIONS * width && vectors.len() >= Q * width && scores.len() >= Q * POSITIONS);
-        for pair in 0..POSITIONS / (2 * KEYS) {
+        // SAFETY: the features are those of this function.
+        unsafe {
+            match keys {
+                Numbers::Halves(keys) => score_of::<u16, Q>(keys, width, pairs, vectors, scores),
+                Numbers::Floats(keys) => score_of::<f32, Q>(keys, width, pairs, vectors, scores),
+            }
+        }
+        Q
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn score_of<T: Eight, const Q: usize>(
+        keys: &[T],
+        width: usize,
+        pairs: usize,
+        vectors: &[f32],
+        scores: &mut [f32],
+    ) {
+        assert!(keys.len() >= pairs * 2 * KEYS * width && pairs * 2 * KEYS <= POSITIONS, "keys of all positions");
+        assert!(vectors.len() >= Q * width && scores.len() >= Q * POSITIONS, "as many queries");
+        for pair in 0..pairs {
             // SAFETY: the two rows of keys, the queries and the scores lie inside of the slices, checked above.
             unsafe {
                 let first = keys.as_ptr().add(pair * 2 * KEYS * width);
                 let second = first.add(KEYS * width);
                 let mut sums = [[_mm256_setzero_ps(); 2]; Q];
                 for element in 0..width {
-                    let a = _mm256_cvtph_ps(_mm_loadu_si128(first.add(element * KEYS).cast()));
-                    let b = _mm256_cvtph_ps(_mm_loadu_si128(second.add(element * KEYS).cast()));
+                    let (a, b) = (T::load(first.add(element * KEYS)), T::load(second.add(element * KEYS)));
                     for (query, sums) in sums.iter_mut().enumerate() {
                         let q = _mm256_set1_ps(*vectors.as_ptr().add(query * width + element));
                         sums[0] = _mm256_fmadd_ps(q, a, sums[0]);
@@ -178,40 +276,68 @@ mod wide {
                 }
             }
         }
-        Q
     }
 
-    /// `N` registers of elements from `element`; gives back how many elements that were.
+    /// `Q` queries, `N` registers of elements from `element`; gives back how many elements that were.
     ///
     /// # Safety
-    /// The processor has AVX2 and FMA; `element + 8 N` lies inside of `output`, `values` holds a row per weight.
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn accumulate<const N: usize>(
-        weights: &[f32],
-        values: &[f32],
-        rescale: f32,
-        output: &mut [f32],
+    /// The processor has AVX2, FMA and F16C.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) unsafe fn accumulate<const Q: usize, const N: usize>(
+        weights: Weights<'_>,
+        seen: usize,
+        values: Numbers<'_>,
+        outputs: &mut [f32],
         element: usize,
     ) -> usize {
-        let width = output.len();
-        assert!(element + 8 * N <= width && values.len() >= weights.len() * width);
-        // SAFETY: all accesses lie inside of the slices, checked above.
+        // SAFETY: the features are those of this function.
         unsafe {
-            let out = output.as_mut_ptr().add(element);
-            let rescale = _mm256_set1_ps(rescale);
-            let mut sums: [__m256; N] =
-                std::array::from_fn(|n| _mm256_mul_ps(_mm256_loadu_ps(out.add(n * 8)), rescale));
-            for (position, &weight) in weights.iter().enumerate() {
-                let row = values.as_ptr().add(position * width + element);
-                let weight = _mm256_set1_ps(weight);
-                for (n, sum) in sums.iter_mut().enumerate() {
-                    *sum = _mm256_fmadd_ps(weight, _mm256_loadu_ps(row.add(n * 8)), *sum);
-                }
-            }
-            for (n, &sum) in sums.iter().enumerate() {
-                _mm256_storeu_ps(out.add(n * 8), sum);
+            match values {
+                Numbers::Halves(values) => accumulate_of::<u16, Q, N>(weights, seen, values, outputs, element),
+                Numbers::Floats(values) => accumulate_of::<f32, Q, N>(weights, seen, values, outputs, element),
             }
         }
         8 * N
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn accumulate_of<T: Eight, const Q: usize, const N: usize>(
+        weights: Weights<'_>,
+        seen: usize,
+        values: &[T],
+        outputs: &mut [f32],
+        element: usize,
+    ) {
+        let width = outputs.len() / Q;
+        assert!(element + 8 * N <= width && values.len() >= seen * width && seen <= POSITIONS, "values of all positions");
+        assert!(weights.all.len() >= Q * POSITIONS && weights.rescales.len() >= Q, "as many queries");
+        // SAFETY: all accesses lie inside of the slices, checked above.
+        unsafe {
+            let out = outputs.as_mut_ptr().add(element);
+            let mut sums = [[_mm256_setzero_ps(); N]; Q];
+            for (q, sums) in sums.iter_mut().enumerate() {
+                let rescale = _mm256_set1_ps(*weights.rescales.as_ptr().add(q));
+                for (n, sum) in sums.iter_mut().enumerate() {
+                    *sum = _mm256_mul_ps(_mm256_loadu_ps(out.add(q * width + n * 8)), rescale);
+                }
+            }
+            for position in 0..seen {
+                let row = values.as_ptr().add(position * width + element);
+                let weight: [__m256; Q] =
+                    std::array::from_fn(|q| _mm256_set1_ps(*weights.all.as_ptr().add(q * POSITIONS + position)));
+                for n in 0..N {
+                    let value = T::load(row.add(n * 8));
+                    for q in 0..Q {
+                        sums[q][n] = _mm256_fmadd_ps(weight[q], value, sums[q][n]);
+                    }
+                }
+            }
+            for (q, sums) in sums.iter().enumerate() {
+                for (n, &sum) in sums.iter().enumerate() {
+                    _mm256_storeu_ps(out.add(q * width + n * 8), sum);
+                }
+            }
+        }
     }
 }

@@ -10,14 +10,19 @@
 pub mod attention;
 mod avx2;
 mod avx512;
+pub mod canvas;
+pub mod encoder;
 pub mod pack;
 mod scalar;
 pub mod vector;
+pub mod wide;
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
-use self::pack::{Format, Packed};
+use self::canvas::{Canvas, Output};
+use self::pack::Packed;
 
 /// Elements that share a scale, in weights and in activations.
 pub const BLOCK: usize = 32;
@@ -134,42 +139,53 @@ impl Kernels {
     ///
     /// `out` has rows of `stride` floats. Panics if the shapes disagree or the weights were packed for another width.
     pub fn multiply(self, weights: &Packed, x: &Activations, out: &mut [f32], stride: usize, column: usize) {
+        // SAFETY: `out` is borrowed by this call alone, and so cannot be where the activations are.
+        unsafe { self.multiply_groups(weights, x, 0..weights.groups(), Output::new(out, stride, column)) }
+    }
+
+    /// The same for a range of groups of outputs ([`Packed::groups`]): a member's part of a product.
+    ///
+    /// # Safety
+    /// Until this returns, nobody else reads or writes the columns of these groups, and nobody writes the activations.
+    pub unsafe fn multiply_groups(self, weights: &Packed, x: &Activations, groups: Range<usize>, out: Output<'_>) {
         assert_eq!(weights.inputs(), x.width(), "weights and activations agree in k");
-        assert!(column + weights.outputs() <= stride, "the columns lie inside of a row");
-        assert!(x.rows() * stride <= out.len(), "the output holds all rows");
+        assert!(out.holds(x.rows(), weights.outputs()), "the output holds all rows and columns");
+        assert!(groups.end <= weights.groups(), "the groups exist");
         assert_eq!(weights.lanes(), self.isa.lanes(), "weights are packed for this instruction set");
-        match (self.isa, weights.format()) {
-            (Isa::Scalar, _) => scalar::multiply(weights, x, out, stride, column),
-            // SAFETY: `self` proves that the processor has AVX2 and FMA; the shapes were checked above.
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, Format::Q4_1) => unsafe { avx2::multiply_q4_1(weights, x, out, stride, column) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, Format::Q8_0) => unsafe { avx2::multiply_q8_0(weights, x, out, stride, column) },
-            // SAFETY: `self` proves that the processor has AVX512 F, BW, VL and VNNI; the shapes were checked above.
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, _) => unsafe { avx512::multiply(weights, x, out, stride, column) },
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => unreachable!("only the scalar kernels exist on this architecture"),
+        // SAFETY: `self` proves that the processor has the features; the shapes were checked; the rest is the caller's
+        // promise.
+        unsafe {
+            match self.isa {
+                Isa::Scalar => scalar::multiply(weights, x, groups, out),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => avx2::multiply(weights, x, groups, out),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => avx512::multiply(weights, x, groups, out),
+                #[cfg(not(target_arch = "x86_64"))]
+                _ => unreachable!("only the scalar kernels exist on this architecture"),
+            }
         }
     }
 }
 
-/// Rows of activations, quantised to 8 bits per block of [`BLOCK`].
+/// Rows of activations, as floats and quantised to 8 bits per block of [`BLOCK`].
 ///
-/// Element `k` of a row stands for `scale[k / 32] · quant[k]` with `quant` in -127..=127.
-#[derive(Debug, Default)]
+/// Element `k` of a row stands for `scale[k / 32] · quant[k]` with `quant` in -127..=127 where it meets weights that are
+/// quantised, and for itself where it meets floats.
+#[derive(Default)]
 pub struct Activations {
     width: usize,
     rows: usize,
     /// `[row][k]`
-    pub(crate) quants: Vec<i8>,
+    pub(crate) values: Canvas<f32>,
+    /// `[row][k]`
+    pub(crate) quants: Canvas<i8>,
     /// `[row][block]`
-    pub(crate) scales: Vec<f32>,
+    pub(crate) scales: Canvas<f32>,
     /// `[row][block]`: the sum of the block's quants.
-    pub(crate) totals: Vec<i32>,
+    pub(crate) totals: Canvas<i32>,
     /// `[row][block]`: scale × total.
-    pub(crate) sums: Vec<f32>,
+    pub(crate) sums: Canvas<f32>,
 }
 
 impl Activations {
@@ -178,24 +194,42 @@ impl Activations {
         assert!(width.is_multiple_of(BLOCK), "{width} is a multiple of {BLOCK}");
         (self.rows, self.width) = (rows, width);
         let blocks = rows * width / BLOCK;
-        self.quants.resize(rows * width, 0);
-        self.scales.resize(blocks, 0.0);
-        self.totals.resize(blocks, 0);
-        self.sums.resize(blocks, 0.0);
+        self.values.grow(rows * width);
+        self.quants.grow(rows * width);
+        self.scales.grow(blocks);
+        self.totals.grow(blocks);
+        self.sums.grow(blocks);
     }
 
     /// Quantises `values` into row `row`.
     pub fn set_row(&mut self, kernels: Kernels, row: usize, values: &[f32]) {
         assert_eq!(values.len(), self.width, "a row has the width it was reset to");
-        let (elements, blocks) = (self.width, self.width / BLOCK);
-        vector::quantise(
-            kernels,
-            values,
-            &mut self.quants[row * elements..][..elements],
-            &mut self.scales[row * blocks..][..blocks],
-            &mut self.totals[row * blocks..][..blocks],
-            &mut self.sums[row * blocks..][..blocks],
-        );
+        // SAFETY: nobody else has it, by `&mut self`.
+        unsafe { self.put(kernels, row, 0, values) }
+    }
+
+    /// Quantises `values` into blocks of row `row`, from block `first` on.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes these blocks meanwhile.
+    pub unsafe fn put(&self, kernels: Kernels, row: usize, first: usize, values: &[f32]) {
+        let count = values.len() / BLOCK;
+        assert!(values.len().is_multiple_of(BLOCK), "whole blocks");
+        assert!(row < self.rows && first + count <= self.width / BLOCK, "the blocks lie inside of the row");
+        let start = row * (self.width / BLOCK) + first;
+        let (blocks, elements) = (start..start + count, start * BLOCK..(start + count) * BLOCK);
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.values.write(elements.clone()).copy_from_slice(values);
+            vector::quantise(
+                kernels,
+                values,
+                self.quants.write(elements),
+                self.scales.write(blocks.clone()),
+                self.totals.write(blocks.clone()),
+                self.sums.write(blocks),
+            );
+        }
     }
 
     /// Rows there are.
