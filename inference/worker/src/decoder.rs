@@ -191,8 +191,7 @@ impl Decoder {
     pub fn load(file: &Gguf, kernels: Kernels, architecture: &str, style: Style) -> Result<Self, LoadError> {
         let d = Dimensions::read(file, architecture)?;
         let pairs = d.head_width / 2;
-        let mut frequencies: Vec<f32> =
-            (0..pairs).map(|n| d.rope_base.powf(-(n as f32) / pairs as f32)).collect();
+        let mut frequencies: Vec<f32> = (0..pairs).map(|n| d.rope_base.powf(-(n as f32) / pairs as f32)).collect();
         // Llama 3 stretches the slow ones.
         if file.has("rope_freqs.weight") {
             let factors = file.floats("rope_freqs.weight", pairs)?;

@@ -64,7 +64,9 @@ pub enum LoadError {
         architecture: String,
     },
     /// A tensor in a quantisation there are no kernels for.
-    #[error("tensor {tensor} of {path} is {format}; no kernels take that for weights: quantise it again, to Q4_K_M or Q8_0")]
+    #[error(
+        "tensor {tensor} of {path} is {format}; no kernels take that for weights: quantise it again, to Q4_K_M or Q8_0"
+    )]
     Quantisation {
         /// Which file.
         path: PathBuf,

@@ -310,7 +310,10 @@ mod wide {
         element: usize,
     ) {
         let width = outputs.len() / Q;
-        assert!(element + 8 * N <= width && values.len() >= seen * width && seen <= POSITIONS, "values of all positions");
+        assert!(
+            element + 8 * N <= width && values.len() >= seen * width && seen <= POSITIONS,
+            "values of all positions"
+        );
         assert!(weights.all.len() >= Q * POSITIONS && weights.rescales.len() >= Q, "as many queries");
         // SAFETY: all accesses lie inside of the slices, checked above.
         unsafe {

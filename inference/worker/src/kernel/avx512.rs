@@ -308,7 +308,13 @@ impl Tile<'_> {
     }
 
     #[inline(always)]
-    unsafe fn nibbles<W: Wide, const R: usize>(&self, group: usize, row: usize, block: usize, sums: &mut [W::Floats; R]) {
+    unsafe fn nibbles<W: Wide, const R: usize>(
+        &self,
+        group: usize,
+        row: usize,
+        block: usize,
+        sums: &mut [W::Floats; R],
+    ) {
         let blocks = self.weights.inputs() / BLOCK;
         // SAFETY: a group has 256 bytes of quants per block; the rest is the caller's promise.
         unsafe {
@@ -394,7 +400,13 @@ impl Tile<'_> {
     }
 
     #[inline(always)]
-    unsafe fn floats<W: Wide, const R: usize>(&self, group: usize, row: usize, block: usize, sums: &mut [W::Floats; R]) {
+    unsafe fn floats<W: Wide, const R: usize>(
+        &self,
+        group: usize,
+        row: usize,
+        block: usize,
+        sums: &mut [W::Floats; R],
+    ) {
         let inputs = self.weights.inputs();
         // SAFETY: a group has 16 halves per input; the rest is the caller's promise.
         unsafe {

@@ -29,8 +29,7 @@ const SUPER: usize = 256;
 
 impl Format {
     /// All there are.
-    pub const ALL: [Self; 7] =
-        [Self::Q4_0, Self::Q4_1, Self::Q8_0, Self::Q4K, Self::Q6K, Self::F16, Self::Bf16];
+    pub const ALL: [Self; 7] = [Self::Q4_0, Self::Q4_1, Self::Q8_0, Self::Q4K, Self::Q6K, Self::F16, Self::Bf16];
 
     /// Weights of a row come in multiples of this.
     pub fn unit(self) -> usize {
@@ -216,9 +215,7 @@ impl Packed {
                 let byte = quants[within / 8 * self.lanes * 4 + lane * 4 + within % 4];
                 i32::from(if within % 8 < 4 { byte & 15 } else { byte >> 4 })
             }
-            Format::Q8_0 | Format::Q6K => {
-                i32::from(quants[within / 4 * self.lanes * 4 + lane * 4 + within % 4] as i8)
-            }
+            Format::Q8_0 | Format::Q6K => i32::from(quants[within / 4 * self.lanes * 4 + lane * 4 + within % 4] as i8),
             Format::F16 | Format::Bf16 => unreachable!("floats have no quants"),
         }
     }

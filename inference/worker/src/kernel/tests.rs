@@ -54,7 +54,9 @@ fn extreme(format: Format, outputs: usize, inputs: usize) -> Vec<u8> {
             Format::Q4_1 => [half(0.5).to_vec(), half(-3.0).to_vec(), vec![[255, 0, 240, 15][n % 4]; 16]].concat(),
             Format::Q8_0 => [half(0.5).to_vec(), vec![[128, 127, 129, 0][n % 4]; 32]].concat(),
             Format::Q4K => [half(0.5).to_vec(), half(-0.25).to_vec(), vec![[255, 0, 240, 15][n % 4]; 140]].concat(),
-            Format::Q6K => [vec![[255, 0, 240, 15][n % 4]; 192], vec![[128, 127][n % 2]; 16], half(0.5).to_vec()].concat(),
+            Format::Q6K => {
+                [vec![[255, 0, 240, 15][n % 4]; 192], vec![[128, 127][n % 2]; 16], half(0.5).to_vec()].concat()
+            }
             Format::F16 => (0..BLOCK).flat_map(|k| half([60_000.0, -1e-7, 0.0, -3.5][k % 4])).collect(),
             Format::Bf16 => {
                 let upper = |value: f32| half::bf16::from_f32(value).to_bits().to_le_bytes();
@@ -84,8 +86,9 @@ fn scalar_products_agree_with_candle() {
         let x = activations(scalar(), 3, inputs);
         // The activations as the kernels see them, so that only the arithmetic is compared.
         // SAFETY: nobody writes them.
-        let (values, quants, scales) =
-            unsafe { (x.values.read(0..3 * inputs), x.quants.read(0..3 * inputs), x.scales.read(0..3 * inputs / BLOCK)) };
+        let (values, quants, scales) = unsafe {
+            (x.values.read(0..3 * inputs), x.quants.read(0..3 * inputs), x.scales.read(0..3 * inputs / BLOCK))
+        };
         let quantised = (0..3 * inputs).map(|k| f32::from(quants[k]) * scales[k / BLOCK]).collect();
         let seen: Vec<f32> = if format.is_float() { values.to_vec() } else { quantised };
         let seen = Tensor::from_vec(seen, (3, inputs), &Device::Cpu).expect("a matrix");
@@ -248,8 +251,8 @@ fn a_copied_block_is_the_same_as_far_as_it_was_copied() {
     let number = |layer: usize, head: usize, position: usize, n: usize| {
         (layer * 10_000 + head * 5_000 + position * 50 + n) as u16
     };
-    for (layer, head, position) in (0..layers * heads * POSITIONS)
-        .map(|n| (n / POSITIONS / heads, n / POSITIONS % heads, n % POSITIONS))
+    for (layer, head, position) in
+        (0..layers * heads * POSITIONS).map(|n| (n / POSITIONS / heads, n / POSITIONS % heads, n % POSITIONS))
     {
         let key: Vec<u16> = (0..width).map(|n| number(layer, head, position, n)).collect();
         let value: Vec<u16> = key.iter().map(|half| half + 1).collect();
@@ -267,10 +270,12 @@ fn a_copied_block_is_the_same_as_far_as_it_was_copied() {
                 let (from, got) = unsafe { (arena.read(0, layer, side, head), arena.read(to, layer, side, head)) };
                 let whole = tokens / 8 * 8 * width;
                 assert_eq!(got[..whole], from[..whole], "{tokens} tokens, {side:?}");
-                let keys = (0..tokens).all(|p| (0..width).all(|e| {
-                    let at = p / 8 * 8 * width + e * 8 + p % 8;
-                    side == super::canvas::Side::Values || got[at] == from[at]
-                }));
+                let keys = (0..tokens).all(|p| {
+                    (0..width).all(|e| {
+                        let at = p / 8 * 8 * width + e * 8 + p % 8;
+                        side == super::canvas::Side::Values || got[at] == from[at]
+                    })
+                });
                 let values = side == super::canvas::Side::Keys || got[..tokens * width] == from[..tokens * width];
                 assert!(keys && values, "{tokens} tokens, {side:?}");
             }
