@@ -32,6 +32,8 @@ pub struct NodeConfig {
     pub cores: Option<usize>,
     /// Threads that run models; by default a quarter of the CPUs, at least one, none without a model.
     pub inference_threads: Option<usize>,
+    /// Memory for keys and values of generations, in bytes; by default a quarter of `memory_budget_bytes`.
+    pub kv_bytes: Option<u64>,
     /// Models, default first.
     pub models: Vec<ModelSource>,
     /// How long an idle core looks for work before it parks, in microseconds; by default [`SPIN_US`] if every stage has a
@@ -99,6 +101,7 @@ impl Default for NodeConfig {
             http: None,
             cores: None,
             inference_threads: None,
+            kv_bytes: None,
             models: Vec::new(),
             spin_us: None,
             backend: Backend::default(),

@@ -233,7 +233,10 @@ pub(super) fn start_stage(
     let models = config.models.clone();
     let (threads, pin) = (layout.inference_threads, layout.inference.clone());
     check("inference threads", threads, 1, CORES_MAX)?;
-    let (stage, links) = stage::start(StageConfig { models, threads, pin, ring_slots: RING_SLOTS }, bells)?;
+    // A quarter of the node's memory; what a running generation has is never taken, so this is the bound of their number.
+    let budget = config.memory_budget_bytes.unwrap_or_else(crate::memory::default_budget);
+    let kv_bytes = Some(config.kv_bytes.unwrap_or(budget / 4));
+    let (stage, links) = stage::start(StageConfig { models, threads, pin, ring_slots: RING_SLOTS, kv_bytes }, bells)?;
     Ok((Some(stage), links.into_iter().map(Some).collect()))
 }
 

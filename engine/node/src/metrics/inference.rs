@@ -14,6 +14,13 @@ const COUNTERS: &[Row] = &[
     ("thalweg_model_tokens", "Tokens that a model drew.", |m| m.counters.tokens),
     ("thalweg_model_parks", "Times a generation ran out of credit.", |m| m.counters.parks),
     ("thalweg_model_evictions", "Times a parked generation lost its KV memory to one that waited.", |m| m.counters.evictions),
+    ("thalweg_model_preemptions", "Times a generation that could run made room for a tenant that had less.", |m| m.counters.preemptions),
+    ("thalweg_model_prefix_lookups", "Times the beginning of a generation was looked up among what was computed before.", |m| m.counters.prefix_lookups),
+    ("thalweg_model_prefix_tokens", "Tokens those generations had to have computed, found or not.", |m| m.counters.prefix_tokens),
+    ("thalweg_model_prefix_hit_tokens", "Tokens that were found and not computed again; part of the prefix tokens.", |m| m.counters.prefix_hit_tokens),
+    ("thalweg_model_kv_blocks_copied", "Blocks of which the beginning was copied for a generation.", |m| m.counters.blocks_copied),
+    ("thalweg_model_kv_blocks_dropped", "Blocks whose content could have been found again and made room for other.", |m| m.counters.blocks_dropped),
+    ("thalweg_model_kv_blocks_leaked", "Blocks held although no generation was there: each is a defect.", |m| m.counters.blocks_leaked),
     ("thalweg_model_generations_submitted", "Generations that a model accepted.", |m| m.counters.submitted),
     ("thalweg_model_generations_resumed", "Generations accepted that go on after an interruption; part of those submitted.", |m| m.counters.resumed),
     ("thalweg_model_generations_finished", "Generations that ended.", |m| m.counters.finished),
@@ -22,9 +29,13 @@ const COUNTERS: &[Row] = &[
 
 #[rustfmt::skip]
 const GAUGES: &[Row] = &[
-    ("thalweg_model_kv_slots", "Generations that can hold KV memory of a model at once.", |m| m.slots),
-    ("thalweg_model_kv_slots_used", "Generations that hold KV memory of a model.", |m| m.counters.slots_used),
-    ("thalweg_model_kv_used_bytes", "KV memory of a model held by generations.", |m| m.counters.slots_used * m.slot_bytes),
+    ("thalweg_model_kv_blocks", "Blocks of KV memory that a model has.", |m| m.counters.blocks_total),
+    ("thalweg_model_kv_blocks_used", "Blocks of KV memory that generations hold.", |m| m.counters.blocks_used),
+    ("thalweg_model_kv_blocks_cached", "Blocks that nobody holds and that can be found again by what lies in them.", |m| m.counters.blocks_cached),
+    ("thalweg_model_kv_blocks_shared", "Blocks that several generations hold; part of those used.", |m| m.counters.blocks_shared),
+    ("thalweg_model_kv_blocks_promised", "Blocks that generations do not hold yet and will get.", |m| m.counters.blocks_promised),
+    ("thalweg_model_kv_used_bytes", "KV memory of a model held by generations.", |m| m.counters.blocks_used * m.block_bytes),
+    ("thalweg_model_kv_total_bytes", "KV memory that a model has.", |m| m.counters.blocks_total * m.block_bytes),
 ];
 
 /// Writes it all out.
@@ -42,7 +53,9 @@ pub(super) fn expose(report: &StageReport, into: &mut Exposition) {
     into.counter("thalweg_inference_without_credit", "Tokens computed for nobody's credit: each is a defect.")
         .add(&[], stats.rows_while_parked + stats.tokens_while_parked);
     into.counter("thalweg_inference_refused", "Generations refused, by why.")
-        .add(&[("reason", "busy")], stats.refused_busy)
+        .add(&[("reason", "busy")], stats.refused_busy.saturating_sub(stats.refused_tenant))
+        .add(&[("reason", "tenant")], stats.refused_tenant)
+        .add(&[("reason", "deadline")], stats.expired)
         .add(&[("reason", "long")], stats.refused_long)
         .add(&[("reason", "model")], stats.refused_model)
         .add(&[("reason", "invalid")], stats.refused_invalid);

@@ -1,10 +1,11 @@
-//! The inference stage: threads that run models, joined to the cores by rings.
+//! The inference stage: a thread that runs models, joined to the cores by rings.
 //!
-//! Each thread has a scheduler, KV memory and scratch memory of its own for each model, over shared weights; nothing else
-//! is shared. A core talks to all threads through its [`CoreLink`]: commands go to the thread that has least to do,
-//! events come back in order per generation. Every ring is bounded. If a core does not take its events, its generations
-//! stop (their KV stays) until it does: nothing is lost and nothing piles up.
+//! The thread leads a [team](crate::team) that shares the work of each step. It has a scheduler, KV memory and scratch
+//! memory for each model. A core talks to it through its [`CoreLink`]: commands go in, events come back in order per
+//! generation. Every ring is bounded. If a core does not take its events, its generations stop (their KV stays) until it
+//! does: nothing is lost and nothing piles up.
 
+pub mod embed;
 mod link;
 mod runtime;
 mod stats;
@@ -23,15 +24,17 @@ use std::time::Instant;
 use bytes::Bytes;
 use thalweg_protocol::generation::{ChatMessage, FinishReason, Priority, Sampling, TokenDetail, Usage};
 use thalweg_protocol::ids::{GenerationId, Name};
+use thalweg_protocol::limits::KV_BLOCK_TOKENS;
 use thalweg_protocol::reject::Reject;
 use thalweg_ring::{Bell, ring};
 
 use crate::gguf::{Gguf, LoadError};
 use crate::kernel::Kernels;
-use crate::llama::Llama;
-use crate::model::Model;
+use crate::model::{self, Model};
+use crate::team::{Team, pin_to};
 use crate::tokenizer::Vocabulary;
 
+pub use embed::{Embed, Embeddings, LoadedEncoder};
 pub use link::CoreLink;
 pub use stats::{ModelStats, StageReport, StageStats, Summary};
 pub use times::Times;
@@ -50,13 +53,19 @@ pub struct ModelSource {
 pub struct StageConfig {
     /// Models to load; the first answers requests that name none. None: every request is refused.
     pub models: Vec<ModelSource>,
-    /// Inference threads, at least 1.
+    /// Inference threads, at least 1: the size of the team that shares each step, with its leader.
     pub threads: usize,
-    /// The CPU of each thread; threads beyond its end are not pinned.
+    /// The CPU of each thread, the leader's first; threads beyond its end are not pinned.
     pub pin: Vec<usize>,
-    /// Slots of each ring between a core and a thread, for example [`thalweg_protocol::limits::RING_SLOTS`].
+    /// Slots of each ring between a core and the leader, for example [`thalweg_protocol::limits::RING_SLOTS`].
     pub ring_slots: usize,
+    /// Bytes of KV memory, which the models share equally; by default [`KV_BYTES`]. It is taken from the system as it is used
+    /// for the first time, and kept.
+    pub kv_bytes: Option<u64>,
 }
+
+/// KV memory of a stage if nobody says otherwise, in bytes.
+pub const KV_BYTES: u64 = 1 << 30;
 
 /// Why a stage does not start.
 #[derive(Debug, thiserror::Error)]
@@ -82,17 +91,30 @@ pub enum StageError {
     },
 }
 
+/// What a model is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelKind {
+    /// It answers conversations.
+    Chat,
+    /// It turns texts into vectors.
+    Embedding,
+}
+
 /// A model that is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelInfo {
     /// The name requests give.
     pub name: Name,
-    /// Longest conversation and answer together, in tokens.
+    /// What it is for.
+    pub kind: ModelKind,
+    /// Longest conversation and answer together, or longest text to embed, in tokens.
     pub context_tokens: u32,
     /// Tokens it knows.
     pub vocabulary: u32,
     /// Bytes of KV memory per token of a running generation.
     pub kv_bytes_per_token: usize,
+    /// Numbers of a vector, of a model that makes embeddings; else 0.
+    pub dimensions: u32,
     /// How long it took to load, in milliseconds.
     pub load_ms: u64,
 }
@@ -114,18 +136,46 @@ impl LoadedModel {
         let start = Instant::now();
         let kernels = Kernels::choose()?;
         let file = Gguf::open(&source.path)?;
-        let model = Llama::load(&file, kernels)?;
+        let model = model::load(&file, kernels)?;
         let vocabulary = Vocabulary::load(&file)?;
         let shape = model.shape();
         let info = ModelInfo {
             name: source.name.clone(),
+            kind: ModelKind::Chat,
             context_tokens: shape.context_tokens as u32,
             vocabulary: shape.vocabulary as u32,
             kv_bytes_per_token: shape.kv_bytes_per_token,
+            dimensions: 0,
             load_ms: start.elapsed().as_millis() as u64,
         };
         tracing::info!(model = %info.name, kernels = %kernels.isa(), load_ms = info.load_ms, "model loaded");
-        Ok(Self { info, model: Arc::new(model), vocabulary: Arc::new(vocabulary) })
+        Ok(Self { info, model, vocabulary: Arc::new(vocabulary) })
+    }
+}
+
+/// Models in memory: what [`start_loaded`] serves.
+#[derive(Clone, Default)]
+pub struct Loaded {
+    /// Those that answer conversations; the first answers requests that name none.
+    pub models: Vec<LoadedModel>,
+    /// Those that make embeddings; likewise.
+    pub encoders: Vec<LoadedEncoder>,
+}
+
+impl Loaded {
+    /// Reads one more model: a sentence encoder from a file of safetensors, a language model from any other (GGUF).
+    pub fn add(&mut self, source: &ModelSource) -> Result<(), LoadError> {
+        match source.path.extension().is_some_and(|extension| extension == "safetensors") {
+            true => self.encoders.push(LoadedEncoder::load(source)?),
+            false => self.models.push(LoadedModel::load(source)?),
+        }
+        Ok(())
+    }
+}
+
+impl From<Vec<LoadedModel>> for Loaded {
+    fn from(models: Vec<LoadedModel>) -> Self {
+        Self { models, encoders: Vec::new() }
     }
 }
 
@@ -147,6 +197,8 @@ pub enum Command {
         /// Which generation.
         generation: GenerationId,
     },
+    /// Texts to embed. Answered by [`Event::Embedded`], once.
+    Embed(Box<Embed>),
 }
 
 /// A new generation, or one that was interrupted and goes on.
@@ -224,6 +276,13 @@ pub enum Event {
         /// What failed, if something did; else empty.
         message: String,
     },
+    /// Texts were embedded, or not.
+    Embedded {
+        /// Which job.
+        job: u64,
+        /// The vectors, or why there are none.
+        result: Result<Embeddings, Reject>,
+    },
     /// The generation was not accepted.
     Refused {
         /// Which generation.
@@ -236,94 +295,116 @@ pub enum Event {
 /// The running stage. Dropping it shuts it down.
 pub struct Stage {
     models: Vec<ModelInfo>,
-    shared: Vec<Arc<thread::Shared>>,
-    threads: Vec<JoinHandle<()>>,
+    shared: Arc<thread::Shared>,
+    leader: Option<JoinHandle<()>>,
 }
 
-/// Loads the models and starts the threads, which ring `bells[i]` whenever an event for core `i` was put on its ring.
+/// Loads the models and starts the threads; the leader rings `bells[i]` whenever an event for core `i` was put on its ring.
 /// Gives one link per core.
 pub fn start(config: StageConfig, bells: &[Arc<Bell>]) -> Result<(Stage, Vec<CoreLink>), StageError> {
-    let load = |source: &ModelSource| {
-        LoadedModel::load(source).map_err(|error| StageError::Load { name: source.name.clone(), source: error })
-    };
-    let models = config.models.iter().map(load).collect::<Result<Vec<_>, _>>()?;
-    start_loaded(models, config.threads, &config.pin, config.ring_slots, bells)
+    let mut loaded = Loaded::default();
+    for source in &config.models {
+        loaded.add(source).map_err(|error| StageError::Load { name: source.name.clone(), source: error })?;
+    }
+    start_loaded(loaded, config.threads, &config.pin, config.ring_slots, config.kv_bytes, bells)
 }
 
 /// The same with models that are in memory already; see [`StageConfig`] for the numbers.
 pub fn start_loaded(
-    models: Vec<LoadedModel>,
+    loaded: impl Into<Loaded>,
     threads: usize,
     pin: &[usize],
     ring_slots: usize,
+    kv_bytes: Option<u64>,
     bells: &[Arc<Bell>],
 ) -> Result<(Stage, Vec<CoreLink>), StageError> {
     if threads == 0 || ring_slots == 0 {
         return Err(StageError::Config(format!("{threads} threads, {ring_slots} ring slots; give at least 1 of each")));
     }
-    for (n, model) in models.iter().enumerate() {
-        if models[..n].iter().any(|other| other.info.name == model.info.name) {
-            return Err(StageError::Config(format!("two models are named {}; rename one", model.info.name)));
-        }
+    let Loaded { mut models, encoders } = loaded.into();
+    let all: Vec<&Name> = models.iter().map(|m| &m.info.name).chain(encoders.iter().map(|e| &e.info.name)).collect();
+    if let Some((_, name)) = all.iter().enumerate().find(|(n, name)| all[..*n].contains(name)) {
+        return Err(StageError::Config(format!("two models are named {name}; rename one")));
     }
-    let infos = models.iter().map(|model| model.info.clone()).collect();
-    let mut stage = Stage { models: infos, shared: Vec::new(), threads: Vec::new() };
-    let mut ends: Vec<Vec<link::ThreadEnd>> = bells.iter().map(|_| Vec::new()).collect();
-    for number in 0..threads {
-        let system =
-            |what: &str, source| StageError::System { what: format!("{what} of inference thread {number}"), source };
-        let bell = Bell::new().map_err(|e| system("the bell", e))?;
-        let shared = Arc::new(thread::Shared::new(bell));
-        let mut ports = Vec::new();
-        for (bell, ends) in bells.iter().zip(&mut ends) {
-            let (commands, inbox) = ring(ring_slots);
-            let (outbox, events) = ring(ring_slots);
-            ports.push(thread::Port::new(inbox, outbox, Arc::clone(bell)));
-            ends.push(link::ThreadEnd { commands, events, shared: Arc::clone(&shared) });
-        }
-        let (pinned, models, for_thread) = (pin.get(number).copied(), models.clone(), Arc::clone(&shared));
-        let (report, started) = std::sync::mpsc::sync_channel(1);
-        let run = move || {
-            let _ = report.send(pinned.map_or(Ok(()), thread::pin));
-            thread::Thread::new(models, ports, for_thread).run();
-        };
-        let builder = std::thread::Builder::new().name(format!("thalweg-infer-{number}"));
-        stage.threads.push(builder.spawn(run).map_err(|e| system("the start", e))?);
-        stage.shared.push(shared);
-        if let Ok(Err(error)) = started.recv() {
-            return Err(system(&format!("pinning to CPU {}", pinned.unwrap_or_default()), error));
-        }
+    let bytes = kv_bytes.unwrap_or(KV_BYTES) / models.len().max(1) as u64;
+    let mut infos = Vec::new();
+    let mut blocks = Vec::new();
+    for model in &mut models {
+        blocks.push(blocks_of(&mut model.info, bytes)?);
+        infos.push(model.info.clone());
     }
-    let links = ends.into_iter().map(CoreLink::new).collect();
+    infos.extend(encoders.iter().map(|encoder| encoder.info.clone()));
+    let system = |what: &str, source| StageError::System { what: what.into(), source };
+    let team = Team::new(threads, pin).map_err(|e| system("the start of the inference threads", e))?;
+    let bell = Bell::new().map_err(|e| system("the bell of the inference thread", e))?;
+    let shared = Arc::new(thread::Shared::new(bell, encoders.first().map(|encoder| encoder.info.name.clone())));
+    let (mut ports, mut links) = (Vec::new(), Vec::new());
+    for bell in bells {
+        let (commands, inbox) = ring(ring_slots);
+        let (outbox, events) = ring(ring_slots);
+        ports.push(thread::Port::new(inbox, outbox, Arc::clone(bell)));
+        links.push(CoreLink::new(commands, events, Arc::clone(&shared)));
+    }
+    let (pinned, for_leader) = (pin.first().copied(), Arc::clone(&shared));
+    let (report, started) = std::sync::mpsc::sync_channel(1);
+    let models = models.into_iter().zip(blocks).collect();
+    let run = move || {
+        let _ = report.send(pinned.map_or(Ok(()), pin_to));
+        thread::Thread::new(models, embed::Embedder::new(encoders), Arc::new(team), ports, for_leader).run();
+    };
+    let builder = std::thread::Builder::new().name("thalweg-infer".into());
+    let leader = builder.spawn(run).map_err(|e| system("the start of the inference thread", e))?;
+    let stage = Stage { models: infos, shared, leader: Some(leader) };
+    if let Ok(Err(error)) = started.recv() {
+        return Err(system(&format!("pinning the inference thread to CPU {}", pinned.unwrap_or_default()), error));
+    }
     Ok((stage, links))
 }
 
+/// How many blocks of KV memory `bytes` are for a model. Its context becomes what they hold, if that is less.
+fn blocks_of(info: &mut ModelInfo, bytes: u64) -> Result<usize, StageError> {
+    let block_bytes = (info.kv_bytes_per_token.max(1) * KV_BLOCK_TOKENS) as u64;
+    // More than every running generation could fill is of use only to find beginnings again; numbers have an end.
+    let blocks = (bytes / block_bytes).min(u64::from(u32::MAX)) as usize;
+    if blocks == 0 {
+        return Err(StageError::Config(format!(
+            "{bytes} bytes of KV memory do not hold one block of {}, which has {block_bytes}; give it more",
+            info.name
+        )));
+    }
+    let tokens = blocks.saturating_mul(KV_BLOCK_TOKENS).min(u32::MAX as usize) as u32;
+    if tokens < info.context_tokens {
+        tracing::warn!(
+            model = %info.name, context_tokens = info.context_tokens, kv_tokens = tokens,
+            "KV memory holds less than the model's context: generations are shorter"
+        );
+        info.context_tokens = tokens;
+    }
+    Ok(blocks)
+}
+
 impl Stage {
-    /// The models that are served, the default first.
+    /// The models that are served: those that answer first, and of each kind the default first.
     pub fn models(&self) -> &[ModelInfo] {
         &self.models
     }
 
-    /// Counters and timings of all threads together, at most a quarter of a second old.
+    /// Counters and timings, at most a quarter of a second old.
     pub fn stats(&self) -> StageStats {
         self.report().stats
     }
 
     /// The same with what it was made from: times as histograms, counters by model.
     pub fn report(&self) -> StageReport {
-        StageReport::merge(self.shared.iter().map(|shared| shared.stats.latest()))
+        StageReport::new(&self.shared.stats.latest())
     }
 
     /// Ends all generations as cancelled, within one step, and waits for the threads.
     pub fn shutdown(&mut self) {
-        for shared in &self.shared {
-            shared.stop.store(true, Ordering::Release);
-            shared.bell.ring();
-        }
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("an inference thread ended by a panic");
-            }
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.bell.ring();
+        if self.leader.take().is_some_and(|leader| leader.join().is_err()) {
+            tracing::error!("the inference thread ended by a panic");
         }
     }
 }

@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use thalweg_protocol::generation::{FinishReason, Sampling, Usage};
-use thalweg_protocol::ids::GenerationId;
-use thalweg_protocol::limits::{PREFILL_CHUNK_TOKENS, SEQUENCES_RUNNING_MAX, SEQUENCES_WAITING_MAX};
+use thalweg_protocol::ids::{GenerationId, Name};
+use thalweg_protocol::limits::{KV_BLOCK_TOKENS, SEQUENCES_RUNNING_MAX, SEQUENCES_WAITING_MAX, USAGES_MAX};
 use thalweg_protocol::reject::{Reject, RejectCode};
 use thalweg_scheduler::{Config, End, Input, Outcome, Outlet, Output, Part, Sampled, Scheduler, SequenceId, Step};
 
@@ -17,6 +17,7 @@ use super::thread::Ports;
 use super::{Event, LoadedModel, Submit, Times};
 use crate::model::Runner;
 use crate::sampling::Sampler;
+use crate::team::Team;
 use crate::text::{Piece, Text};
 use crate::tokenizer::Vocabulary;
 
@@ -27,6 +28,8 @@ struct Live {
     sampling: Sampling,
     text: Text,
     prompt_tokens: u32,
+    /// Tokens of the prompt that had been computed before, for another.
+    cached_tokens: u32,
     /// Tokens of the answer at which it ends: the most that were asked for, or what the context leaves.
     tokens_max: u32,
     /// Tokens it had produced before it was submitted here.
@@ -60,7 +63,7 @@ impl Live {
     fn over(mut self, reason: FinishReason, ports: &mut Ports) {
         tell_times(self.times.take(), self.port, ports);
         let (prompt_tokens, completion_tokens) = (self.prompt_tokens, self.produced);
-        let usage = Usage { prompt_tokens, completion_tokens, cached_tokens: 0 };
+        let usage = Usage { prompt_tokens, completion_tokens, cached_tokens: self.cached_tokens };
         let (generation, message) = (self.generation, self.message);
         ports.emit(self.port, Event::Finished { generation, reason, usage, message });
     }
@@ -72,6 +75,10 @@ pub(super) struct Runtime {
     runner: Box<dyn Runner>,
     scheduler: Scheduler,
     config: Config,
+    team: Arc<Team>,
+    /// The numbers of tenants, by which they share the model. A number is never given again.
+    tenants: HashMap<Name, u64>,
+    tenants_ever: u64,
     live: HashMap<SequenceId, Live>,
     /// How many of them are traced and have had no row.
     traced_waiting: usize,
@@ -79,18 +86,21 @@ pub(super) struct Runtime {
 }
 
 impl Runtime {
-    /// `share`: how many models share this thread's limits.
-    pub(super) fn new(loaded: LoadedModel, share: usize) -> Self {
+    /// `blocks`: of KV memory there are for it; `share`: how many models share this thread's limits.
+    pub(super) fn new(loaded: LoadedModel, blocks: usize, team: Arc<Team>, share: usize) -> Self {
         let config = Config {
-            slots: (SEQUENCES_RUNNING_MAX / share).max(1),
+            running: (SEQUENCES_RUNNING_MAX / share).max(1),
             sequences: (SEQUENCES_WAITING_MAX / share).max(1),
-            ..Config::new(loaded.info.context_tokens as usize)
+            ..Config::new(loaded.info.context_tokens as usize, blocks)
         };
         Self {
-            runner: runner(&loaded, &config),
+            runner: runner(&loaded, &config, &team),
             scheduler: Scheduler::new(config),
             loaded,
             config,
+            team,
+            tenants: HashMap::new(),
+            tenants_ever: 0,
             live: HashMap::new(),
             traced_waiting: 0,
             sampler: Sampler::default(),
@@ -107,8 +117,7 @@ impl Runtime {
         let info = &self.loaded.info;
         ModelStats {
             name: info.name.clone(),
-            slots: self.config.slots as u64,
-            slot_bytes: u64::from(info.context_tokens) * info.kv_bytes_per_token as u64,
+            block_bytes: (KV_BLOCK_TOKENS * info.kv_bytes_per_token) as u64,
             counters: self.scheduler.counters(),
         }
     }
@@ -152,6 +161,7 @@ impl Runtime {
             port,
             text: Text::new(&submit.sampling.stop),
             prompt_tokens,
+            cached_tokens: 0,
             tokens_max: max_tokens.min((self.config.context_tokens as u32).saturating_sub(prompt_tokens)),
             resumed_after,
             produced: resumed_after,
@@ -173,8 +183,12 @@ impl Runtime {
         self.traced_waiting += usize::from(traced);
         self.live.insert(id, live);
         let outlet = Outlet(port as u16);
-        let (produced, credit) = (submit.produced, submit.credit);
-        let submit = thalweg_scheduler::Submit { id, outlet, prompt, max_tokens, credit, traced };
+        let tenant = self.tenant(submit.tenant);
+        let deadline = Duration::from_millis(submit.deadline_ms.into()).saturating_sub(submit.submitted.elapsed());
+        let deadline_us = (submit.deadline_ms > 0).then(|| now_us + deadline.as_micros() as u64);
+        let (produced, credit, priority) = (submit.produced, submit.credit, submit.priority);
+        let submit =
+            thalweg_scheduler::Submit { id, outlet, tenant, priority, deadline_us, prompt, max_tokens, credit, traced };
         self.scheduler.handle(
             now_us,
             match produced.is_empty() {
@@ -183,6 +197,18 @@ impl Runtime {
             },
         );
         self.drain(ports, stats);
+    }
+
+    /// The number of a tenant. If there are too many they are all given new ones: what was computed for them is not found
+    /// again then.
+    fn tenant(&mut self, name: Name) -> u64 {
+        if self.tenants.len() >= USAGES_MAX && !self.tenants.contains_key(&name) {
+            self.tenants.clear();
+        }
+        let next = self.tenants_ever;
+        let number = *self.tenants.entry(name).or_insert(next);
+        self.tenants_ever += u64::from(number == next);
+        number
     }
 
     /// Whether a generation can have produced what it is said to have.
@@ -248,7 +274,7 @@ impl Runtime {
             live.over(FinishReason::Failed, ports);
         }
         self.traced_waiting = 0;
-        self.runner = runner(&self.loaded, &self.config);
+        self.runner = runner(&self.loaded, &self.config, &self.team);
         self.scheduler = Scheduler::new(self.config);
     }
 
@@ -294,7 +320,7 @@ impl Runtime {
         let Self { runner, live, sampler, loaded, .. } = self;
         let vocabulary = &*loaded.vocabulary;
         let mut sampled = Vec::with_capacity(step.parts.len());
-        match catch_unwind(AssertUnwindSafe(|| runner.step(&step.rows))) {
+        match catch_unwind(AssertUnwindSafe(|| runner.step(step))) {
             Ok(()) => {
                 let mut rows = runner.logits().chunks_exact(vocabulary.len().max(1));
                 for part in step.parts.iter().filter(|part| part.wants_logits) {
@@ -307,9 +333,9 @@ impl Runtime {
             Err(_) => {
                 stats.panics += 1;
                 for part in &step.parts {
-                    let rows = &step.rows[part.first..part.first + part.count];
+                    let alone = step.alone(part);
                     let live = live.get_mut(&part.id).expect("who is planned is held");
-                    match catch_unwind(AssertUnwindSafe(|| runner.step(rows))) {
+                    match catch_unwind(AssertUnwindSafe(|| runner.step(&alone))) {
                         Ok(()) if part.wants_logits => {
                             sampled.push(draw(live, part, Some(runner.logits()), vocabulary, sampler, stats));
                         }
@@ -329,12 +355,12 @@ impl Runtime {
     fn drain(&mut self, ports: &mut Ports, stats: &mut ThreadStats) {
         while let Some(output) = self.scheduler.poll() {
             match output {
-                Output::Admitted { id, slot, tokens, waited_us } => {
-                    self.runner.reserve(slot as usize, tokens);
+                Output::Admitted { id, waited_us, cached } => {
                     if let Some(live) = self.live.get_mut(&id).filter(|_| waited_us.is_some()) {
                         let at = Instant::now();
                         stats.queue_wait.record(at.saturating_duration_since(live.submitted));
                         live.scheduled = Some(at);
+                        live.cached_tokens = cached.min(live.prompt_tokens);
                         if let Some(times) = &mut live.times {
                             times.admitted = Some(at);
                         }
@@ -343,7 +369,6 @@ impl Runtime {
                         ports.emit(live.port, Event::Scheduled { generation, model, prompt_tokens, at });
                     }
                 }
-                Output::Released { slot } => self.runner.release(slot as usize),
                 Output::Token { id, index, token } => {
                     let live = self.live.get_mut(&id).expect("who produces is held");
                     live.produced = index + 1;
@@ -359,9 +384,15 @@ impl Runtime {
                 }
                 Output::Finished { id, end, produced } => self.finished(id, end, produced, ports, stats),
                 Output::Busy { id, retry_after_ms } => {
-                    let text = format!("{} generations wait or run already; try again later", self.config.sequences);
+                    let (held, most) = (self.scheduler.len(), self.config.waiting_tenant);
+                    let text =
+                        format!("{held} generations wait or run already, of a tenant at most {most} wait: try later");
                     let reject = Reject::new(RejectCode::Busy, text).retry_after_ms(retry_after_ms);
                     self.refused(id, reject, ports);
+                }
+                Output::Expired { id, retry_after_ms } => {
+                    let text = "the generation did not begin by its deadline; give it more time, or try later";
+                    self.refused(id, Reject::new(RejectCode::Busy, text).retry_after_ms(retry_after_ms), ports);
                 }
                 Output::TooLong { id } => {
                     let tokens = self.live.get(&id).map_or(0, |live| live.prompt_tokens);
@@ -395,8 +426,8 @@ impl Runtime {
     }
 }
 
-fn runner(loaded: &LoadedModel, config: &Config) -> Box<dyn Runner> {
-    Arc::clone(&loaded.model).runner(config.slots, SEQUENCES_RUNNING_MAX + PREFILL_CHUNK_TOKENS)
+fn runner(loaded: &LoadedModel, config: &Config, team: &Arc<Team>) -> Box<dyn Runner> {
+    Arc::clone(&loaded.model).runner(config.blocks, config.prefill_tokens, Arc::clone(team))
 }
 
 /// Gives out what is remembered of a generation that is traced, right before its end.

@@ -61,9 +61,11 @@ pub struct Summary {
     pub max_us: u64,
 }
 
-/// What one thread measured since it started.
+/// What the thread measured since it started.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ThreadStats {
+    /// The size of its team.
+    pub(super) threads: u64,
     /// Of all models together.
     pub(super) counters: Counters,
     /// Of each model.
@@ -76,11 +78,18 @@ pub(super) struct ThreadStats {
     pub(super) outlets_blocked: u64,
     pub(super) commands_queued: u64,
     pub(super) events_held: u64,
+    pub(super) embed_waiting: u64,
+    pub(super) embed_jobs: u64,
+    pub(super) embed_texts: u64,
+    pub(super) embed_tokens: u64,
+    pub(super) embed_refused: u64,
     pub(super) queue_wait: Times,
     pub(super) tokenise: Times,
     pub(super) prefill: Times,
     pub(super) step: Times,
     pub(super) sample_to_ring: Times,
+    pub(super) embed: Times,
+    pub(super) embed_slice: Times,
 }
 
 /// The newest stats of a thread. The lock is held for the exchange of a pointer only, a few times a second.
@@ -100,16 +109,14 @@ impl Published {
     }
 }
 
-/// What became of one model, over all threads.
+/// What became of one model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelStats {
     /// Which model.
     pub name: Name,
-    /// Generations that can hold KV memory at once.
-    pub slots: u64,
-    /// Bytes of KV memory of one of them.
-    pub slot_bytes: u64,
-    /// What its schedulers counted, added up.
+    /// Bytes of one block of KV memory.
+    pub block_bytes: u64,
+    /// What its scheduler counted.
     pub counters: Counters,
 }
 
@@ -121,7 +128,7 @@ pub struct StageReport {
     /// By model, the default first.
     pub models: Vec<ModelStats>,
     /// Times in microseconds by the name they have in [`StageStats`].
-    pub times: [(&'static str, Histogram<u64>); 5],
+    pub times: [(&'static str, Histogram<u64>); 7],
 }
 
 /// Counters and timings of a stage since its start, and how things stand.
@@ -141,8 +148,28 @@ pub struct StageStats {
     pub running: u64,
     /// Generations whose readers give no credit, or whose core does not take its events.
     pub parked: u64,
-    /// KV slots in use.
-    pub slots_used: u64,
+    /// Blocks of KV memory there are.
+    pub blocks_total: u64,
+    /// Blocks of KV memory that generations hold.
+    pub blocks_used: u64,
+    /// Blocks that nobody holds and that can be found again by what lies in them.
+    pub blocks_cached: u64,
+    /// Blocks that several generations hold; part of `blocks_used`.
+    pub blocks_shared: u64,
+    /// Blocks that generations do not hold yet and will get when they need them.
+    pub blocks_promised: u64,
+    /// Blocks of which the beginning was copied for a generation.
+    pub blocks_copied: u64,
+    /// Blocks whose content could have been found again and made room for other.
+    pub blocks_dropped: u64,
+    /// Blocks that were held although no generation was there: always 0.
+    pub blocks_leaked: u64,
+    /// Times the beginning of a generation was looked up among what was computed before.
+    pub prefix_lookups: u64,
+    /// Tokens that those generations had to have computed, found or not.
+    pub prefix_tokens: u64,
+    /// Tokens that were found and not computed again; part of `prefix_tokens`.
+    pub prefix_hit_tokens: u64,
     /// Steps run.
     pub steps: u64,
     /// Tokens computed.
@@ -163,6 +190,8 @@ pub struct StageStats {
     pub parks: u64,
     /// Times a parked generation's KV was given to another.
     pub evictions: u64,
+    /// Times a generation that could run made room for a tenant that had less.
+    pub preemptions: u64,
     /// Generations accepted.
     pub submitted: u64,
     /// Generations accepted that go on after tokens they had produced before; part of `submitted`.
@@ -179,6 +208,10 @@ pub struct StageStats {
     pub panics: u64,
     /// Generations refused because too many were there.
     pub refused_busy: u64,
+    /// Generations refused because too many of their tenant waited; part of `refused_busy`.
+    pub refused_tenant: u64,
+    /// Generations refused because they had not begun by their deadline.
+    pub expired: u64,
     /// Generations refused because their prompt fills the context.
     pub refused_long: u64,
     /// Generations refused because there is no such model.
@@ -186,6 +219,16 @@ pub struct StageStats {
     /// Generations refused because their messages cannot be templated or tokenised, or their tokens are not
     /// ones they can have produced.
     pub refused_invalid: u64,
+    /// Requests for embeddings that wait or are computed.
+    pub embed_waiting: u64,
+    /// Requests for embeddings accepted.
+    pub embed_jobs: u64,
+    /// Texts embedded.
+    pub embed_texts: u64,
+    /// Tokens of the texts of requests that were answered.
+    pub embed_tokens: u64,
+    /// Requests for embeddings refused, or ended without vectors.
+    pub embed_refused: u64,
     /// From the request's arrival to its first step.
     pub queue_wait: Summary,
     /// Templating and tokenising one conversation.
@@ -196,68 +239,65 @@ pub struct StageStats {
     pub step: Summary,
     /// From a token drawn to its event on the core's ring.
     pub sample_to_ring: Summary,
+    /// From a request for embeddings to its answer.
+    pub embed: Summary,
+    /// How long a step was held back by texts to embed, or what came on the rings was.
+    pub embed_slice: Summary,
 }
 
-/// That of a stage without threads.
+/// That of a stage that does nothing.
 impl Default for StageReport {
     fn default() -> Self {
-        Self::merge(std::iter::empty())
+        Self::new(&ThreadStats::default())
     }
 }
 
 impl StageReport {
-    pub(super) fn merge(threads: impl Iterator<Item = Arc<ThreadStats>>) -> Self {
-        let mut all = StageStats::default();
-        let mut sum = ThreadStats::default();
-        for one in threads {
-            all.threads += 1;
-            all.add(&one);
-            for (into, from) in [
-                (&mut sum.queue_wait, &one.queue_wait),
-                (&mut sum.tokenise, &one.tokenise),
-                (&mut sum.prefill, &one.prefill),
-                (&mut sum.step, &one.step),
-                (&mut sum.sample_to_ring, &one.sample_to_ring),
-            ] {
-                into.0.add(&from.0).expect("all have the same bounds");
-            }
-            for model in &one.models {
-                match sum.models.iter_mut().find(|other| other.name == model.name) {
-                    Some(other) => {
-                        other.slots += model.slots;
-                        super::thread::add_counters(&mut other.counters, &model.counters);
-                    }
-                    None => sum.models.push(model.clone()),
-                }
-            }
-        }
-        all.queue_wait = sum.queue_wait.summary();
-        all.tokenise = sum.tokenise.summary();
-        all.prefill = sum.prefill.summary();
-        all.step = sum.step.summary();
-        all.sample_to_ring = sum.sample_to_ring.summary();
+    pub(super) fn new(of: &ThreadStats) -> Self {
+        let mut stats = StageStats::default();
+        stats.set(of);
+        stats.queue_wait = of.queue_wait.summary();
+        stats.tokenise = of.tokenise.summary();
+        stats.prefill = of.prefill.summary();
+        stats.step = of.step.summary();
+        stats.sample_to_ring = of.sample_to_ring.summary();
+        stats.embed = of.embed.summary();
+        stats.embed_slice = of.embed_slice.summary();
         let times = [
-            ("queue_wait", sum.queue_wait.0),
-            ("tokenise", sum.tokenise.0),
-            ("prefill", sum.prefill.0),
-            ("step", sum.step.0),
-            ("sample_to_ring", sum.sample_to_ring.0),
+            ("queue_wait", of.queue_wait.0.clone()),
+            ("tokenise", of.tokenise.0.clone()),
+            ("prefill", of.prefill.0.clone()),
+            ("step", of.step.0.clone()),
+            ("sample_to_ring", of.sample_to_ring.0.clone()),
+            ("embed", of.embed.0.clone()),
+            ("embed_slice", of.embed_slice.0.clone()),
         ];
-        Self { stats: all, models: sum.models, times }
+        Self { stats, models: of.models.clone(), times }
     }
 }
 
 impl StageStats {
-    fn add(&mut self, one: &ThreadStats) {
+    fn set(&mut self, one: &ThreadStats) {
         let c = &one.counters;
         for (into, from) in [
+            (&mut self.threads, one.threads),
             (&mut self.commands_queued, one.commands_queued),
             (&mut self.events_held, one.events_held),
             (&mut self.outlets_blocked, one.outlets_blocked),
             (&mut self.waiting, c.waiting),
             (&mut self.running, c.running),
             (&mut self.parked, c.parked),
-            (&mut self.slots_used, c.slots_used),
+            (&mut self.blocks_total, c.blocks_total),
+            (&mut self.blocks_used, c.blocks_used),
+            (&mut self.blocks_cached, c.blocks_cached),
+            (&mut self.blocks_shared, c.blocks_shared),
+            (&mut self.blocks_promised, c.blocks_promised),
+            (&mut self.blocks_copied, c.blocks_copied),
+            (&mut self.blocks_dropped, c.blocks_dropped),
+            (&mut self.blocks_leaked, c.blocks_leaked),
+            (&mut self.prefix_lookups, c.prefix_lookups),
+            (&mut self.prefix_tokens, c.prefix_tokens),
+            (&mut self.prefix_hit_tokens, c.prefix_hit_tokens),
             (&mut self.steps, c.steps),
             (&mut self.rows, c.rows),
             (&mut self.decode_rows, c.decode_rows),
@@ -268,6 +308,7 @@ impl StageStats {
             (&mut self.tokens_while_parked, c.tokens_without_credit),
             (&mut self.parks, c.parks),
             (&mut self.evictions, c.evictions),
+            (&mut self.preemptions, c.preemptions),
             (&mut self.submitted, c.submitted),
             (&mut self.resumed, c.resumed),
             (&mut self.resumed_over, one.resumed_over),
@@ -276,11 +317,18 @@ impl StageStats {
             (&mut self.failed, one.failed),
             (&mut self.panics, one.panics),
             (&mut self.refused_busy, c.refused_busy),
+            (&mut self.refused_tenant, c.refused_tenant),
+            (&mut self.expired, c.expired),
             (&mut self.refused_long, c.refused_long),
             (&mut self.refused_model, one.refused_model),
             (&mut self.refused_invalid, one.refused_invalid),
+            (&mut self.embed_waiting, one.embed_waiting),
+            (&mut self.embed_jobs, one.embed_jobs),
+            (&mut self.embed_texts, one.embed_texts),
+            (&mut self.embed_tokens, one.embed_tokens),
+            (&mut self.embed_refused, one.embed_refused),
         ] {
-            *into += from;
+            *into = from;
         }
     }
 }

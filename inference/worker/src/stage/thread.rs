@@ -3,18 +3,20 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use thalweg_protocol::ids::GenerationId;
+use thalweg_protocol::ids::{GenerationId, Name};
 use thalweg_protocol::limits::{INTAKE_SLICE_US, TURN_INPUTS_MAX};
 use thalweg_protocol::reject::{Reject, RejectCode};
 use thalweg_ring::{Bell, Consumer, Producer};
 use thalweg_scheduler::{Counters, Input, Outlet, SequenceId};
 
+use super::embed::Embedder;
 use super::runtime::{Runtime, tell_times};
 use super::stats::{Published, ThreadStats};
 use super::{Command, Event, LoadedModel, Submit, Times};
+use crate::team::Team;
 
 /// Longest sleep of a thread with nothing to do: how long a dropped link goes unnoticed.
 const SLEEP_MAX: Duration = Duration::from_millis(250);
@@ -27,14 +29,14 @@ const STATS_AGE: Duration = Duration::from_millis(200);
 pub(super) struct Shared {
     pub(super) bell: Arc<Bell>,
     pub(super) stop: AtomicBool,
-    /// Generations sent and not ended.
-    pub(super) load: AtomicUsize,
+    /// The model that embeds texts of requests that name none.
+    pub(super) embeds: Option<Name>,
     pub(super) stats: Published,
 }
 
 impl Shared {
-    pub(super) fn new(bell: Arc<Bell>) -> Self {
-        Self { bell, stop: AtomicBool::new(false), load: AtomicUsize::new(0), stats: Published::default() }
+    pub(super) fn new(bell: Arc<Bell>, embeds: Option<Name>) -> Self {
+        Self { bell, stop: AtomicBool::new(false), embeds, stats: Published::default() }
     }
 }
 
@@ -70,15 +72,15 @@ impl Port {
 /// The ports to all cores.
 pub(super) struct Ports {
     ports: Vec<Port>,
-    shared: Arc<Shared>,
 }
 
 impl Ports {
+    pub(super) fn new(ports: Vec<Port>) -> Self {
+        Self { ports }
+    }
+
     /// Puts an event on a core's ring, or holds it until there is room.
     pub(super) fn emit(&mut self, port: usize, event: Event) {
-        if matches!(event, Event::Finished { .. } | Event::Refused { .. }) {
-            self.shared.load.fetch_sub(1, Ordering::Relaxed);
-        }
         let port = &mut self.ports[port];
         if port.gone {
             return;
@@ -100,9 +102,10 @@ impl Ports {
     }
 }
 
-/// One inference thread.
+/// The inference thread: it leads the team that computes.
 pub(super) struct Thread {
     runtimes: Vec<Runtime>,
+    embedder: Embedder,
     ports: Ports,
     shared: Arc<Shared>,
     stats: ThreadStats,
@@ -113,14 +116,25 @@ pub(super) struct Thread {
 }
 
 impl Thread {
-    pub(super) fn new(models: Vec<LoadedModel>, ports: Vec<Port>, shared: Arc<Shared>) -> Self {
+    /// `models`: each with its blocks of KV memory.
+    pub(super) fn new(
+        models: Vec<(LoadedModel, usize)>,
+        embedder: Embedder,
+        team: Arc<Team>,
+        ports: Vec<Port>,
+        shared: Arc<Shared>,
+    ) -> Self {
         let share = models.len();
         let now = Instant::now();
         Self {
-            runtimes: models.into_iter().map(|model| Runtime::new(model, share)).collect(),
-            ports: Ports { ports, shared: Arc::clone(&shared) },
+            runtimes: models
+                .into_iter()
+                .map(|(model, blocks)| Runtime::new(model, blocks, Arc::clone(&team), share))
+                .collect(),
+            embedder,
+            ports: Ports::new(ports),
             shared,
-            stats: ThreadStats::default(),
+            stats: ThreadStats { threads: team.count() as u64, ..ThreadStats::default() },
             started: now,
             published: now,
             turn: 0,
@@ -146,6 +160,8 @@ impl Thread {
         for runtime in &mut self.runtimes {
             runtime.cancel_all(now_us, None, &mut self.ports, &mut self.stats);
         }
+        let reject = Reject::new(RejectCode::Draining, "the inference stage ends; ask again later");
+        self.embedder.refuse_all(&reject, &mut self.ports, &mut self.stats);
         self.ports.ports.iter_mut().for_each(Port::flush);
         self.ports.ring();
         self.publish();
@@ -160,13 +176,15 @@ impl Thread {
         self.settle_ports();
         let mut worked = self.take_in();
         let started = self.started;
+        let mut stepped = false;
         for runtime in &mut self.runtimes {
             let now_us = || started.elapsed().as_micros() as u64;
-            worked |= runtime.step(now_us, &mut self.ports, &mut self.stats);
+            stepped |= runtime.step(now_us, &mut self.ports, &mut self.stats);
             // At once, before the next model's step.
             self.ports.ring();
         }
-        worked
+        worked |= stepped;
+        worked | self.embedder.work(stepped, &mut self.ports, &mut self.stats)
     }
 
     /// Flushes held events, blocks and unblocks outlets, and notices cores that went away.
@@ -194,6 +212,7 @@ impl Thread {
                 port.gone = true;
                 port.held.clear();
                 while port.commands.pop().is_some() {}
+                self.embedder.forget(n);
                 for runtime in &mut self.runtimes {
                     runtime.cancel_all(now_us, Some(n), &mut self.ports, &mut self.stats);
                 }
@@ -225,6 +244,10 @@ impl Thread {
         let now_us = self.now_us();
         let (generation, input) = match command {
             Command::Submit(submit) => return self.submit(now_us, port, *submit),
+            Command::Embed(embed) => {
+                let others: Vec<&Name> = self.runtimes.iter().map(|runtime| &runtime.loaded().info.name).collect();
+                return self.embedder.submit(port, *embed, &others, &mut self.ports, &mut self.stats);
+            }
             Command::Credit { generation, until } => {
                 (generation, Input::Credit { id: SequenceId(generation.0), until })
             }
@@ -273,6 +296,8 @@ impl Thread {
             let message = "the inference thread failed; the node's log says more";
             runtime.fail_all(message, &mut self.ports, &mut self.stats);
         }
+        let reject = Reject::new(RejectCode::Internal, "the inference thread failed; the node's log says more");
+        self.embedder.refuse_all(&reject, &mut self.ports, &mut self.stats);
         self.ports.ports.iter_mut().for_each(|port| port.blocked = false);
     }
 
@@ -298,6 +323,7 @@ impl Thread {
             add_counters(&mut counters, &model.counters);
         }
         self.stats.counters = counters;
+        self.stats.embed_waiting = self.embedder.len() as u64;
         self.stats.commands_queued = self.ports.ports.iter().map(|port| port.commands.len() as u64).sum();
         self.stats.events_held = self.ports.ports.iter().map(|port| port.held.len() as u64).sum();
         self.shared.stats.publish(&self.stats);
@@ -306,7 +332,7 @@ impl Thread {
 }
 
 /// Adds what another scheduler counted.
-pub(super) fn add_counters(sum: &mut Counters, other: &Counters) {
+fn add_counters(sum: &mut Counters, other: &Counters) {
     let mut other = *other;
     for pick in FIELDS {
         *pick(sum) += *pick(&mut other);
@@ -314,7 +340,7 @@ pub(super) fn add_counters(sum: &mut Counters, other: &Counters) {
 }
 
 /// Every counter, to add those of several models.
-const FIELDS: [fn(&mut Counters) -> &mut u64; 20] = [
+const FIELDS: [fn(&mut Counters) -> &mut u64; 33] = [
     |c| &mut c.steps,
     |c| &mut c.rows,
     |c| &mut c.decode_rows,
@@ -326,34 +352,26 @@ const FIELDS: [fn(&mut Counters) -> &mut u64; 20] = [
     |c| &mut c.submitted,
     |c| &mut c.resumed,
     |c| &mut c.refused_busy,
+    |c| &mut c.refused_tenant,
     |c| &mut c.refused_long,
+    |c| &mut c.expired,
     |c| &mut c.finished,
     |c| &mut c.cancelled,
     |c| &mut c.parks,
     |c| &mut c.evictions,
+    |c| &mut c.preemptions,
+    |c| &mut c.prefix_lookups,
+    |c| &mut c.prefix_tokens,
+    |c| &mut c.prefix_hit_tokens,
+    |c| &mut c.blocks_copied,
+    |c| &mut c.blocks_dropped,
+    |c| &mut c.blocks_leaked,
     |c| &mut c.waiting,
     |c| &mut c.running,
     |c| &mut c.parked,
-    |c| &mut c.slots_used,
+    |c| &mut c.blocks_total,
+    |c| &mut c.blocks_used,
+    |c| &mut c.blocks_cached,
+    |c| &mut c.blocks_shared,
+    |c| &mut c.blocks_promised,
 ];
-
-/// Pins the calling thread to `cpu`.
-pub(super) fn pin(cpu: usize) -> std::io::Result<()> {
-    #[cfg(target_os = "linux")]
-    {
-        if cpu >= libc::CPU_SETSIZE as usize {
-            return Err(std::io::Error::other("there is no such CPU"));
-        }
-        // SAFETY: a zeroed cpu_set_t is an empty set; `cpu` lies inside of it; the call reads the set it is given.
-        let failed = unsafe {
-            let mut set: libc::cpu_set_t = std::mem::zeroed();
-            libc::CPU_SET(cpu, &mut set);
-            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set)
-        };
-        if failed != 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-    }
-    let _ = cpu;
-    Ok(())
-}

@@ -63,6 +63,7 @@ pub(crate) fn check(all: &Effective) -> Result<Checked, Vec<Problem>> {
         http,
         cores: count("node.cores"),
         inference_threads: count("node.inference_threads"),
+        kv_bytes: all.bytes("memory.kv"),
         spin_us: all.time("node.spin").map(|spin| spin.as_micros() as u64),
         partitions: all.count("node.partitions").map_or(defaults.partitions, |count| count as u16),
         backend: match all.text("quic.backend").as_deref() {
