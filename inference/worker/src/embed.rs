@@ -89,7 +89,10 @@ impl TextEncoder {
                 return Err(TextError::TooLong);
             }
             if part.len() == text.len() {
-                return Ok(encoding.get_ids().to_vec());
+                return match encoding.get_ids() {
+                    [] => Err(TextError::Tokenizer("there is nothing in it that the model knows".into())),
+                    tokens => Ok(tokens.to_vec()),
+                };
             }
             bytes *= 2;
         }

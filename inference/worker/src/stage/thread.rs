@@ -274,14 +274,17 @@ impl Thread {
             return runtime.submit(now_us, port, submit, &mut self.ports, &mut self.stats);
         }
         let have: Vec<&str> = self.runtimes.iter().map(|r| r.loaded().info.name.as_str()).collect();
+        let embeds = submit.model.as_ref().is_some_and(|name| self.embedder.has(name));
+        let code = if embeds { RejectCode::EmbeddingsUnsupported } else { RejectCode::ModelUnknown };
         let text = match (&submit.model, have.is_empty()) {
+            (Some(name), _) if embeds => format!("{name} makes embeddings and nothing else; there are: [{}]", have.join(", ")),
             (_, true) => "this node serves no model; start it with one".to_owned(),
             (Some(name), false) => format!("there is no model {name}; there are: {}", have.join(", ")),
             (None, false) => "name a model".to_owned(),
         };
         self.stats.refused_model += 1;
         tell_times(submit.traced.then(|| Times::new(generation, Instant::now())), port, &mut self.ports);
-        self.refuse(port, generation, Reject::new(RejectCode::ModelUnknown, text));
+        self.refuse(port, generation, Reject::new(code, text));
     }
 
     fn refuse(&mut self, port: usize, generation: GenerationId, reject: Reject) {
