@@ -16,7 +16,7 @@ use thalweg_shard::{Config, Input, Link, Shard};
 
 use crate::faults::Fault;
 use crate::node::{Core, Node};
-use crate::stage::{Life, Stage};
+use crate::stage::{Life, Room, Stage};
 use crate::storage::Storage;
 use crate::world::{Crash, Event, Plant, Route, Trouble, World};
 
@@ -31,7 +31,8 @@ impl Node {
     /// A node that is not there.
     pub(crate) fn down() -> Self {
         let life = Life { epoch: 0, variant: 0 };
-        let (stage, storage) = (Stage::new(life, 1, 1, 0), Storage::default());
+        let room = Room { running: 1, sequences: 1, block_tokens: 16, spare_blocks: 0, park_keep_us: 0 };
+        let (stage, storage) = (Stage::new(life, room), Storage::default());
         Self { cores: Vec::new(), stage, stage_busy: false, storage, mesh_us: 0 }
     }
 }
@@ -213,8 +214,14 @@ impl World {
         self.faults.add(Fault::CoresChanged, u64::from(self.last_cores != count && self.crashes > 0));
         self.last_cores = count;
         let life = Life { epoch: self.epoch, variant: if self.repeatable { 0 } else { self.epoch } };
-        let (slots, sequences) = (self.rng.random_range(1..=4), self.rng.random_range(3..=12));
-        let stage = Stage::new(life, slots, sequences, self.below(5_000));
+        let room = Room {
+            running: self.rng.random_range(1..=4),
+            sequences: self.rng.random_range(3..=12),
+            block_tokens: [4, 8, 16][self.below(3) as usize],
+            spare_blocks: self.below(40) as usize,
+            park_keep_us: self.below(5_000),
+        };
+        let stage = Stage::new(life, room);
         let file_bytes = self.file_blocks() * BLOCK_BYTES as u64;
         let log_us = [5, 500, 10_000][self.below(3) as usize];
         let storage = Storage::new(shelf, free, file_bytes, log_us);

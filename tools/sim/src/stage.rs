@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use thalweg_protocol::generation::{FinishReason, Usage};
-use thalweg_protocol::ids::{CoreId, GenerationId};
+use thalweg_protocol::ids::{CoreId, GenerationId, Name};
 use thalweg_protocol::reject::{Reject, RejectCode};
 use thalweg_scheduler::{
     Config, Counters, End, Input, Outcome, Outlet, Output, Part, Sampled, Scheduler, SequenceId, Step, Submit,
@@ -18,6 +18,29 @@ struct Live {
     prompt: Vec<u32>,
     credit: u32,
     produced: u32,
+    /// All its tokens.
+    tokens: Vec<u32>,
+    /// What lies in memory after each of them: keys and values depend on the tenant and on all tokens up to there.
+    past: Vec<u64>,
+    tenant: u64,
+    cached: u32,
+}
+
+impl Live {
+    fn push(&mut self, token: u32) {
+        let before = self.past.last().copied().unwrap_or(self.tenant);
+        self.tokens.push(token);
+        self.past.push(hash(before, u64::from(token)));
+    }
+}
+
+fn hash(before: u64, next: u64) -> u64 {
+    (before.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17) ^ next).wrapping_add(0x94d0_49bb_1331_11eb)
+}
+
+/// The number of a tenant.
+fn number(tenant: &Name) -> u64 {
+    tenant.as_str().bytes().fold(1, |before, byte| hash(before, u64::from(byte)))
 }
 
 /// The model's view of the life of the node.
@@ -29,18 +52,30 @@ pub(crate) struct Life {
     pub(crate) variant: u64,
 }
 
-/// One slot's memory: whose it is, and the tokens computed in it.
-struct Memory {
-    id: SequenceId,
-    tokens: Vec<u32>,
-    capacity: usize,
+/// How much room a stage has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    /// Sequences in a step.
+    pub(crate) running: usize,
+    /// Sequences held at all.
+    pub(crate) sequences: usize,
+    /// Tokens of a block.
+    pub(crate) block_tokens: usize,
+    /// Blocks beyond those of one sequence that fills the context.
+    pub(crate) spare_blocks: usize,
+    pub(crate) park_keep_us: u64,
 }
+
+/// Longest sequence in tokens.
+const CONTEXT_TOKENS: usize = 256;
 
 /// An inference thread under the simulation's clock.
 pub(crate) struct Stage {
     scheduler: Scheduler,
     live: BTreeMap<SequenceId, Live>,
-    slots: BTreeMap<u32, Memory>,
+    /// What lies in each block at each offset.
+    memory: Vec<Vec<u64>>,
+    block_tokens: usize,
     running: Option<(Step, Vec<Sampled>)>,
     blocked: BTreeSet<Outlet>,
     life: Life,
@@ -53,12 +88,23 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    pub(crate) fn new(life: Life, slots: usize, sequences: usize, park_keep_us: u64) -> Self {
-        let config = Config { slots, sequences, prefill_tokens: 16, context_tokens: 256, park_keep_us };
+    pub(crate) fn new(life: Life, room: Room) -> Self {
+        let Room { running, sequences, block_tokens, spare_blocks, park_keep_us } = room;
+        let config = Config {
+            running,
+            sequences,
+            waiting_tenant: sequences,
+            blocks: CONTEXT_TOKENS.div_ceil(block_tokens) + spare_blocks,
+            block_tokens,
+            prefill_tokens: 16,
+            context_tokens: CONTEXT_TOKENS,
+            park_keep_us,
+        };
         Self {
             scheduler: Scheduler::new(config),
             live: BTreeMap::new(),
-            slots: BTreeMap::new(),
+            memory: vec![vec![0; block_tokens]; config.blocks],
+            block_tokens,
             running: None,
             blocked: BTreeSet::new(),
             life,
@@ -91,15 +137,28 @@ impl Stage {
                 prompt.push(1);
                 let (outlet, credit) = (Outlet(core.0), submit.credit);
                 let produced = submit.produced;
-                let live = Live { core, prompt: prompt.clone(), credit, produced: produced.len() as u32 };
+                let tenant = number(&submit.tenant);
+                let mut live = Live {
+                    core,
+                    prompt: prompt.clone(),
+                    credit,
+                    produced: produced.len() as u32,
+                    tokens: Vec::new(),
+                    past: Vec::new(),
+                    tenant,
+                    cached: 0,
+                };
+                prompt.iter().chain(&produced).for_each(|&token| live.push(token));
                 if self.live.insert(id, live).is_some() {
                     return self.violations.push(format!("{} was submitted twice", submit.generation));
                 }
                 if let Err(text) = said.begin(submit.generation, self.life.epoch, &prompt, &produced) {
                     self.violations.push(text);
                 }
-                let submit =
-                    Submit { id, outlet, prompt, max_tokens: submit.sampling.max_tokens, credit, traced: false };
+                let (max_tokens, priority) = (submit.sampling.max_tokens, submit.priority);
+                let deadline_us = (submit.deadline_ms > 0).then(|| now_us + u64::from(submit.deadline_ms) * 1_000);
+                let traced = false;
+                let submit = Submit { id, outlet, tenant, priority, deadline_us, prompt, max_tokens, credit, traced };
                 self.resumed += u64::from(!produced.is_empty());
                 if produced.is_empty() { Input::Submit(submit) } else { Input::Resume { submit, produced } }
             }
@@ -135,8 +194,11 @@ impl Stage {
             return false;
         }
         let mut sampled = Vec::new();
+        self.copy(&step);
+        step.parts.iter().for_each(|part| self.write(part, &step));
+        // All is written before anything is read, so that a block that two write shows.
         for part in &step.parts {
-            self.compute(part, &step, said);
+            self.read(part, &step);
             if part.wants_logits {
                 sampled.push(Sampled { id: part.id, outcome: self.draw(GenerationId(part.id.0), part.index) });
             }
@@ -153,45 +215,53 @@ impl Stage {
         }
     }
 
-    fn compute(&mut self, part: &Part, step: &Step, said: &mut Said) {
-        let generation = GenerationId(part.id.0);
-        let (Some(live), Some(memory)) = (self.live.get(&part.id), self.slots.get_mut(&part.slot)) else {
-            return self.violations.push(format!("{generation} got rows without being held in slot {}", part.slot));
-        };
-        if memory.id != part.id {
-            self.violations.push(format!("{generation} got rows in a slot of {:?}", memory.id));
+    fn copy(&mut self, step: &Step) {
+        for copy in &step.copies {
+            let tokens = self.memory[copy.from as usize][..copy.tokens as usize].to_vec();
+            self.memory[copy.to as usize][..tokens.len()].copy_from_slice(&tokens);
         }
+    }
+
+    /// Checks the rows of a part and writes them to memory.
+    fn write(&mut self, part: &Part, step: &Step) {
+        let generation = GenerationId(part.id.0);
+        let Some(live) = self.live.get(&part.id) else {
+            return self.violations.push(format!("{generation} got rows without being held"));
+        };
         if part.index >= live.credit {
             self.violations.push(format!("{generation} is parked at {} and got {} rows", live.credit, part.count));
         }
         if self.blocked.contains(&Outlet(live.core.0)) {
             self.violations.push(format!("{generation} got rows although core {} is blocked", live.core));
         }
-        for row in &step.rows[part.first..part.first + part.count] {
+        let (table, size) = (step.table(part), self.block_tokens);
+        for row in step.rows_of(part) {
             let at = row.position as usize;
-            let known = live.prompt.get(at).copied();
-            let of_answer = || said.current(generation)?.tokens.get(at - live.prompt.len()).copied();
-            let expected = known.or_else(of_answer);
-            if at != memory.tokens.len() || Some(row.token) != expected {
-                self.violations.push(format!("{generation}: row {row:?}, expected {expected:?}"));
+            if live.tokens.get(at) != Some(&row.token) {
+                return self.violations.push(format!("{generation}: row {row:?}, expected {:?}", live.tokens.get(at)));
             }
-            memory.tokens.push(row.token);
+            self.memory[table[at / size] as usize][at % size] = live.past[at];
         }
-        if memory.tokens.len() > memory.capacity {
-            self.violations.push(format!("{generation} has {} tokens of KV", memory.tokens.len()));
+    }
+
+    /// Looks whether memory holds what the last row of a part depends on.
+    fn read(&mut self, part: &Part, step: &Step) {
+        let Some(live) = self.live.get(&part.id) else { return };
+        let (table, size) = (step.table(part), self.block_tokens);
+        let last = (step.rows[part.first].position as usize + part.count).min(live.past.len());
+        if let Some(at) = (0..last).find(|&at| self.memory[table[at / size] as usize][at % size] != live.past[at]) {
+            let generation = GenerationId(part.id.0);
+            self.violations.push(format!("{generation}: what is in memory for token {at} is not its own past"));
         }
     }
 
     fn drain(&mut self, said: &mut Said) {
         while let Some(output) = self.scheduler.poll() {
             match output {
-                Output::Admitted { id, slot, tokens, .. } => {
-                    if self.slots.insert(slot, Memory { id, tokens: Vec::new(), capacity: tokens }).is_some() {
-                        self.violations.push(format!("slot {slot} was given to two sequences"));
+                Output::Admitted { id, waited_us, cached } => {
+                    if let Some(live) = self.live.get_mut(&id).filter(|_| waited_us.is_some()) {
+                        live.cached = cached.min(live.prompt.len() as u32);
                     }
-                }
-                Output::Released { slot } => {
-                    self.slots.remove(&slot);
                 }
                 Output::Token { id, index, token, .. } => {
                     let generation = GenerationId(id.0);
@@ -200,6 +270,7 @@ impl Stage {
                         self.violations.push(format!("{generation}: token {index} follows {}", live.produced));
                     }
                     live.produced = index + 1;
+                    live.push(token);
                     if let Some(version) = said.current(generation) {
                         version.push(token);
                     }
@@ -212,6 +283,10 @@ impl Stage {
                 Output::Finished { id, end, produced } => self.finished(id, end, produced),
                 Output::Busy { id, retry_after_ms } => {
                     let reject = Reject::new(RejectCode::Busy, "too much is waiting; come back later");
+                    self.refuse(id, reject.retry_after_ms(retry_after_ms), said);
+                }
+                Output::Expired { id, retry_after_ms } => {
+                    let reject = Reject::new(RejectCode::Busy, "it did not begin in time; give it more");
                     self.refuse(id, reject.retry_after_ms(retry_after_ms), said);
                 }
                 Output::TooLong { id } => {
@@ -236,7 +311,7 @@ impl Stage {
             End::Failed => (FinishReason::Failed, "the script says so"),
         };
         let prompt_tokens = live.prompt.len() as u32;
-        let usage = Usage { prompt_tokens, completion_tokens: produced, cached_tokens: 0 };
+        let usage = Usage { prompt_tokens, completion_tokens: produced, cached_tokens: live.cached };
         let (generation, message) = (GenerationId(id.0), message.to_owned());
         self.events.push((live.core, InferenceEvent::Finished { generation, reason, usage, message }));
     }
