@@ -41,8 +41,8 @@ use crate::vitals::{Sampler, Vitals};
 use crate::web::WebDesk;
 
 use parts::{
-    about, bind, check_config, control, local_claims, model_cards, open_certificate, open_gate, open_log, share_out,
-    start_exporter, start_gate, start_stage, start_storage, start_web, system, web_desks,
+    about, bind, check_config, control, local_claims, model_cards, models_that_answer, open_certificate, open_gate,
+    open_log, share_out, start_exporter, start_gate, start_stage, start_storage, start_web, system, web_desks,
 };
 
 /// A node that serves.
@@ -135,8 +135,9 @@ impl Node {
         background.storage = Some(storage);
         let (stage, links) = start_stage(&config, &layout, &bells)?;
         outlook.set_models(model_cards(stage.as_ref()));
-        let models: Vec<Name> = config.models.iter().map(|model| model.name.clone()).collect();
+        let models = models_that_answer(stage.as_ref());
         let model_names: Vec<_> = models.iter().map(Name::to_string).collect();
+        let all_models = stage.iter().flat_map(|stage| stage.models()).map(|info| info.name.to_string()).collect();
         let budget = config.memory_budget_bytes.unwrap_or_else(memory::default_budget);
         let sampler = Sampler::new(Arc::clone(&vitals), Arc::clone(&outlook), budget, &bells);
         let (clerk, clerk_links) = Clerk::start(stage, sampler, &bells).map_err(system("start a thread"))?;
@@ -177,7 +178,7 @@ impl Node {
                 return Err(error);
             }
         };
-        let (key_sha256, models) = (certificate.key_sha256, model_names);
+        let (key_sha256, models) = (certificate.key_sha256, all_models);
         let node =
             Self { data, addr, key_sha256, token, models, layout, shared, cores, background, exporter, reloader, web };
         node.announce(epoch, budget)
@@ -212,7 +213,7 @@ impl Node {
         self.web.as_ref().map(Web::addr)
     }
 
-    /// The models it runs, default first.
+    /// The models it runs: those that answer, default first, and those that make embeddings.
     pub fn models(&self) -> &[String] {
         &self.models
     }

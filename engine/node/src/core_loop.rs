@@ -22,6 +22,7 @@ use crate::clerk::ClerkLink;
 use crate::connection::Reception;
 use crate::disk::Alarm;
 use crate::drain::Drain;
+use crate::embed::Embeds;
 use crate::entrance::Entrance;
 use crate::inference::Inference;
 use crate::log::{CoreLog, LogNews};
@@ -82,6 +83,7 @@ pub(crate) struct Core {
     pub(crate) log: CoreLog,
     pub(crate) mesh: Mesh,
     pub(crate) inference: Inference,
+    pub(crate) embeds: Embeds,
     pub(crate) clerk: ClerkLink,
     pub(crate) sessions: Sessions,
     pub(crate) entrance: Entrance,
@@ -171,6 +173,7 @@ impl Core {
             id,
             clock: Clock { origin: shared.origin, now: Now::default() },
             inference: Inference::new(inference, shared.origin),
+            embeds: Embeds::default(),
             shared,
             socket,
             quic,
@@ -380,7 +383,9 @@ impl Core {
         work += self.gate_news(now);
         work += self.web_requests(now);
         let (shard, stats) = (&mut self.shard, &mut self.stats);
-        work + self.inference.receive(stats, |event| shard.handle(at, Input::Inference(event)))
+        work += self.inference.receive(stats, |event| shard.handle(at, Input::Inference(event)));
+        self.answer_embeds(now);
+        work
     }
 
     /// Takes in changed settings, and how short memory is.
@@ -539,6 +544,7 @@ impl Core {
         self.entrance.count(&mut stats);
         self.web.count(&mut stats);
         self.inference.count(&mut stats);
+        stats.gauges.insert("embeds_open", self.embeds.len() as u64);
         self.log.count(&mut stats);
         self.tracer.count(&mut stats);
         stats.gauges.extend(self.shard.gauges());

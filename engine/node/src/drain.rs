@@ -50,7 +50,7 @@ impl Core {
             return 0;
         }
         drain.next_step = now + STEP;
-        if !self.shard.is_idle() || self.mesh.backlog() > 0 {
+        if !self.shard.is_idle() || self.mesh.backlog() > 0 || self.embeds.len() > 0 {
             drain.idle_since = None;
         }
         // What is on its way over the mesh is not idle yet: the core must have been quiet for more than a step.

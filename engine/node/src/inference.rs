@@ -8,7 +8,7 @@ use thalweg_protocol::ids::{GenerationId, Name};
 use thalweg_protocol::limits::TURN_INPUTS_MAX;
 use thalweg_protocol::reject::{Reject, RejectCode};
 use thalweg_shard::{InferenceCommand, InferenceEvent};
-use thalweg_worker::stage::{Command, CoreLink, Event, Submit, Times};
+use thalweg_worker::stage::{Command, CoreLink, Embed, Embeddings, Event, Submit, Times};
 
 use crate::stats::{CoreStats, NodeStage};
 use crate::trace::GenerationRecord;
@@ -17,7 +17,7 @@ use crate::trace::GenerationRecord;
 pub(crate) struct Inference {
     link: Option<CoreLink>,
     /// Commands the ring had no room for, in order. Bounded by the generations of the core: each has at most one submit,
-    /// one cancel and one credit per report of its readers on the way.
+    /// one cancel and one credit per report of its readers on the way; and by the requests for embeddings it keeps.
     backlog: VecDeque<Command>,
     /// When generations were asked for that have no token yet.
     submitted: BTreeMap<GenerationId, Instant>,
@@ -31,6 +31,8 @@ pub(crate) struct Inference {
     traced: BTreeMap<GenerationId, Traced>,
     /// Those of them that ended in this turn, with their roots.
     told: Vec<(u64, Box<GenerationRecord>)>,
+    /// What became of texts to embed in this turn.
+    embedded: VecDeque<(u64, Result<Embeddings, Reject>)>,
     /// The moment the node's clocks count from.
     origin: Instant,
 }
@@ -56,6 +58,7 @@ impl Inference {
             refused: VecDeque::new(),
             traced: BTreeMap::new(),
             told: Vec::new(),
+            embedded: VecDeque::new(),
             origin,
         }
     }
@@ -99,6 +102,27 @@ impl Inference {
         }
     }
 
+    /// Whether there is a stage.
+    pub(crate) fn is_there(&self) -> bool {
+        self.link.is_some()
+    }
+
+    /// The model that embeds texts of requests that name none.
+    pub(crate) fn embedding_model(&self) -> Option<&Name> {
+        self.link.as_ref().and_then(CoreLink::embedding_model)
+    }
+
+    /// Sends texts to embed; [`next_embedded`](Self::next_embedded) says what became of them, once.
+    pub(crate) fn embed(&mut self, embed: Embed) {
+        self.backlog.push_back(Command::Embed(Box::new(embed)));
+        self.flush();
+    }
+
+    /// What became of texts to embed: the job, and its vectors or why there are none.
+    pub(crate) fn next_embedded(&mut self) -> Option<(u64, Result<Embeddings, Reject>)> {
+        self.embedded.pop_front()
+    }
+
     fn flush(&mut self) {
         let Some(link) = &mut self.link else { return };
         while let Some(command) = self.backlog.pop_front() {
@@ -136,6 +160,10 @@ impl Inference {
                         traced.received.get_or_insert_with(Instant::now);
                     }
                     InferenceEvent::Token { generation, index, id, text, detail }
+                }
+                Event::Embedded { job, result } => {
+                    self.embedded.push_back((job, result));
+                    continue;
                 }
                 Event::Traced(times) => {
                     if let Some(traced) = self.traced.get_mut(&times.generation) {

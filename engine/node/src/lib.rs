@@ -16,6 +16,7 @@ mod core_loop;
 pub mod disk;
 pub mod doctor;
 mod drain;
+mod embed;
 mod entrance;
 mod error;
 pub mod gate;

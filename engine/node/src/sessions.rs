@@ -247,6 +247,7 @@ impl Core {
                 }
                 Err(reject) => self.reply(now, link, request, &ServerOp::Reject(reject)),
             },
+            (Ok(ClientOp::Embed { model, texts }), Some(_)) => self.embed(now, link, request, model, texts),
             (Ok(op), Some(_)) => {
                 let at = self.now();
                 self.shard.handle(at, Input::Request { link: shard_link(link), request, op, trace });

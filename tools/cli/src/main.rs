@@ -80,6 +80,8 @@ enum Command {
     Chat(command::chat::Args),
     /// Ask a model; its answer is printed as it is written
     Ask(command::ask::Args),
+    /// Turn texts into vectors
+    Embed(command::embed::Args),
     /// Publish standard input, a message a line
     Pub(command::publish::Args),
     /// Print the messages of a channel
@@ -122,6 +124,7 @@ impl Command {
             Self::Serve(args) => command::serve::run(args),
             Self::Chat(args) => command::chat::run(args),
             Self::Ask(args) => command::ask::run(args),
+            Self::Embed(args) => command::embed::run(args),
             Self::Pub(args) => command::publish::run(args),
             Self::Sub(args) => command::subscribe::run(args),
             Self::History(args) => command::history::run(args),

@@ -20,6 +20,8 @@ const CHAOS_SECONDS: &str = "40";
 const CHAOS_ROUNDS: &str = "10000";
 /// The model that the demo, the tests and the chaos talk to.
 const MODEL: &str = "smollm2-135m";
+/// The model whose vectors tests compare with a reference.
+const EMBEDDING_MODEL: &str = "minilm-l6";
 /// Locked memory below which a core cannot make its rings, in KiB.
 const LOCKED_MEMORY_KIB_MIN: u64 = 1024;
 
@@ -242,6 +244,9 @@ fn clippy(root: &Path) -> Result<Outcome> {
 fn models(root: &Path) -> Result<Outcome> {
     let mut pull = command(root, built(root, "thalweg")?);
     pull.args(["models", "pull", MODEL]);
+    succeed(pull)?;
+    let mut pull = command(root, built(root, "thalweg")?);
+    pull.args(["models", "pull", EMBEDDING_MODEL]);
     succeed(pull)
 }
 

@@ -15,7 +15,7 @@ use thalweg_protocol::op::Durability;
 use thalweg_ring::{Bell, Consumer, Producer, ring};
 use thalweg_udp::{GroupConfig, Socket, Steering, bind_group};
 use thalweg_web::{CoreEnd, ModelCard, ModelClass, Web, WebError};
-use thalweg_worker::stage::{self, CoreLink, ModelInfo, Stage, StageConfig};
+use thalweg_worker::stage::{self, CoreLink, ModelInfo, ModelKind, Stage, StageConfig};
 
 use crate::certificate::{Certificate, State};
 use crate::config::{DiskShell, Layout, LogBackend, NodeConfig, cpus};
@@ -70,11 +70,20 @@ pub(super) fn model_cards(stage: Option<&Stage>) -> Vec<ModelCard> {
     let loaded_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
     let card = |info: &ModelInfo| ModelCard {
         name: info.name.to_string(),
-        class: ModelClass::Chat,
+        class: match info.kind {
+            ModelKind::Chat => ModelClass::Chat,
+            ModelKind::Embedding => ModelClass::Embedding,
+        },
         context_tokens: info.context_tokens,
         loaded_s,
     };
     stage.map_or_else(Vec::new, |stage| stage.models().iter().map(card).collect())
+}
+
+/// The models that answer, the default first: what clients are told of, and what may be asked.
+pub(super) fn models_that_answer(stage: Option<&Stage>) -> Vec<Name> {
+    let models = stage.iter().flat_map(|stage| stage.models());
+    models.filter(|info| info.kind == ModelKind::Chat).map(|info| info.name.clone()).collect()
 }
 
 /// Starts what sends traces, if any are wanted; and gives each core its tracer.

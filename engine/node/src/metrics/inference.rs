@@ -59,6 +59,14 @@ pub(super) fn expose(report: &StageReport, into: &mut Exposition) {
         .add(&[("reason", "long")], stats.refused_long)
         .add(&[("reason", "model")], stats.refused_model)
         .add(&[("reason", "invalid")], stats.refused_invalid);
+    into.gauge("thalweg_embeddings_waiting", "Requests for embeddings that wait or are computed.")
+        .add(&[], stats.embed_waiting);
+    into.counter("thalweg_embeddings_requests", "Requests for embeddings that were accepted, or not.")
+        .add(&[("accepted", "yes")], stats.embed_jobs)
+        .add(&[("accepted", "no")], stats.embed_refused);
+    into.counter("thalweg_embeddings_texts", "Texts that were embedded.").add(&[], stats.embed_texts);
+    into.counter("thalweg_embeddings_tokens", "Tokens of the texts of requests that were answered with vectors.")
+        .add(&[], stats.embed_tokens);
     for (name, help, of) in COUNTERS {
         let mut family = into.counter(name, help);
         for model in &report.models {

@@ -147,6 +147,7 @@ pub(super) const GAUGES: &[Row] = &[
     core("disk_reads", "thalweg_history_disk_reads_pending", "Reads of history from the disk under way or waiting."),
     core("web_backlog", "thalweg_web_backlog", "News of web sessions for which the rings to the web stage had no room."),
     core("mesh_backlog", "thalweg_mesh_backlog", "Messages to other cores for which their rings had no room."),
+    core("embeds_open", "thalweg_embeddings_open", "Requests for embeddings that are not answered."),
     core("inference_backlog", "thalweg_inference_backlog", "Commands to the inference stage for which its rings had no room."),
     core("log_pending_bytes", "thalweg_log_pending_bytes", "Bytes of the log gathered and not durable yet."),
     core("log_unarchived", "thalweg_log_unarchived_records", "Records that are in the write-ahead log only, not in a segment."),

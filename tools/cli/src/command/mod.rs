@@ -11,6 +11,7 @@ pub(crate) mod demo;
 pub(crate) mod dm;
 #[cfg(feature = "node")]
 pub(crate) mod doctor;
+pub(crate) mod embed;
 pub(crate) mod history;
 pub(crate) mod login;
 #[cfg(feature = "node")]

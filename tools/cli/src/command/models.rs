@@ -7,7 +7,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use crate::failure::{Failure, output};
-use crate::models::catalogue::{Class, catalogue, known};
+use crate::models::catalogue::{catalogue, known};
 use crate::models::{Source, Store};
 use crate::paths;
 
@@ -70,8 +70,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             })?;
             let installed = store.pull(model, &from.unwrap_or(Source::Any))?;
             eprintln!("{name} is in {} ({}, {})", installed.path.display(), size(model.bytes()), model.licence);
-            if model.class != Class::Chat {
-                eprintln!("This version runs chat models only; {name} waits for a later one.");
+            if !model.class.is_run() {
+                eprintln!("This version does not run {} models; {name} waits for a later one.", model.class.as_str());
             }
             Ok(())
         }

@@ -18,7 +18,6 @@ use crate::config::effective::{FlagValue, Override};
 use crate::config::source::Settings;
 use crate::config::{self, Inputs};
 use crate::failure::{During as _, Failure};
-use crate::models::catalogue::Class;
 use crate::models::{Store, check_gguf};
 use crate::{duration, logging, notify, paths, size};
 
@@ -248,17 +247,17 @@ fn models(wanted: Option<&[String]>, store: &Store) -> Result<Vec<ModelSource>, 
     Ok(models)
 }
 
-/// All chat models of the store; says what is passed over.
+/// All models of the store that can be run; says what is passed over.
 fn pulled(store: &Store) -> Result<Vec<ModelSource>, Failure> {
     let mut models = Vec::new();
     for installed in store.list()? {
         match installed {
-            Ok(installed) if installed.metadata.class == Class::Chat => {
+            Ok(installed) if installed.metadata.class.is_run() => {
                 models.push(ModelSource { name: name(&installed.metadata.name)?, path: installed.path });
             }
             Ok(installed) => {
                 let (name, class) = (&installed.metadata.name, installed.metadata.class.as_str());
-                tracing::info!(model = name, class, "not loaded: this version runs chat models only");
+                tracing::info!(model = name, class, "not loaded: this version does not run models of this class");
             }
             Err(failure) => tracing::warn!("not loaded: {}", failure.message),
         }
@@ -270,7 +269,9 @@ fn pulled(store: &Store) -> Result<Vec<ModelSource>, Failure> {
 fn model(given: &str, store: &Store) -> Result<ModelSource, Failure> {
     if given.contains('/') || given.ends_with(".gguf") {
         let path = Path::new(given);
-        check_gguf(path).during(format!("--model {given}"))?;
+        // Sentence encoders come as safetensors, with their tokenizer beside them.
+        let encoder = path.extension().is_some_and(|extension| extension == "safetensors");
+        if encoder { Ok(()) } else { check_gguf(path) }.during(format!("--model {given}"))?;
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let clean: String =
             stem.chars().map(|c| if c.is_alphanumeric() || "-._".contains(c) { c } else { '-' }).collect();
@@ -283,10 +284,10 @@ fn model(given: &str, store: &Store) -> Result<ModelSource, Failure> {
         };
         return Err(Failure::failed(text));
     };
-    if installed.metadata.class != Class::Chat {
+    if !installed.metadata.class.is_run() {
         let class = installed.metadata.class.as_str();
         return Err(Failure::failed(format!(
-            "--model {given}: it is a {class} model; this version runs chat models only"
+            "--model {given}: it is a {class} model; this version runs chat and embedding models"
         )));
     }
     Ok(ModelSource { name: name(given)?, path: installed.path })

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Class {
-    /// Answers conversations. The only class this version can run.
+    /// Answers conversations.
     Chat,
     /// Turns text into vectors.
     Embedding,
@@ -17,6 +17,11 @@ pub(crate) enum Class {
 }
 
 impl Class {
+    /// Whether this version can run models of this class.
+    pub(crate) fn is_run(self) -> bool {
+        self != Self::Speech
+    }
+
     /// The class as users spell it.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
