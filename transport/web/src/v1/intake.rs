@@ -41,6 +41,12 @@ fn too_large() -> Refusal {
 
 /// Reads JSON, and says by line, column and field where it is not what is expected.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+    let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
+    if first.is_some_and(|&first| first == b'[') {
+        // An array whose items happen to fit would pass for an object otherwise.
+        let text = "invalid type: the body is an array, expected an object";
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "parameter_invalid", text));
+    }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let invalid = |text: String| Refusal::new(StatusCode::BAD_REQUEST, "json_invalid", text);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {

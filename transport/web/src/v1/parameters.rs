@@ -27,7 +27,6 @@ impl OneOrMany {
 /// What a stream says beside the answer.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 pub(super) struct StreamOptions {
-    #[serde(default)]
     pub(super) include_usage: Option<bool>,
 }
 
