@@ -6,7 +6,9 @@
 //! tokens and tokens into text; [`stage`] runs it all on threads of its own, joined to the cores by rings.
 
 pub mod bert;
+pub mod constraint;
 pub mod decoder;
+pub mod drawing;
 pub mod embed;
 pub mod gguf;
 pub mod kernel;

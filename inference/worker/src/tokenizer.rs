@@ -9,6 +9,7 @@ use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::{byte_level::ByteLevel, digits::Digits, sequence::Sequence};
 use tokenizers::{AddedToken, Tokenizer};
 
+use crate::constraint::Grammars;
 use crate::gguf::{Gguf, LoadError};
 
 /// `tokenizer.ggml.token_type` of a token that steers and has no text.
@@ -38,6 +39,7 @@ pub struct Vocabulary {
     controls: Vec<String>,
     ends: Vec<u32>,
     begin: Option<u32>,
+    grammars: Grammars,
 }
 
 impl Vocabulary {
@@ -62,6 +64,7 @@ impl Vocabulary {
             true => Box::default(),
             false => text.chars().flat_map(|c| spelled(&letters, c)).collect(),
         });
+        let bytes: Vec<Box<[u8]>> = bytes.collect();
         let mut ends = vec![file.number("tokenizer.ggml.eos_token_id")? as u32];
         // Chat models end a turn with a token of its own, which need not be the one that ends a document.
         let turn_ends = ["<|im_end|>", "<|endoftext|>", "<|eot_id|>"];
@@ -78,11 +81,15 @@ impl Vocabulary {
         templates
             .add_template_owned("chat", file.text("tokenizer.chat_template")?.to_owned())
             .map_err(|e| file.invalid(format!("its chat template does not parse: {e:#}")))?;
+        let grammars = Grammars::new(&bytes, &ends);
+        let grammars =
+            grammars.map_err(|e| file.invalid(format!("its vocabulary does not do for constraints: {e}")))?;
         Ok(Self {
             tokenizer,
             plain,
             templates,
-            bytes: bytes.collect(),
+            grammars,
+            bytes,
             controls: texts.iter().zip(&is_control).filter(|(_, c)| **c).map(|(t, _)| (*t).to_owned()).collect(),
             ends,
             begin,
@@ -114,6 +121,23 @@ impl Vocabulary {
         }
         encode(&self.tokenizer, rest, &mut tokens)?;
         Ok(tokens)
+    }
+
+    /// The tokens of contents as they stand, one after the other, without a template; at least one.
+    pub fn raw(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, PromptError> {
+        let mut tokens: Vec<u32> = self.begin.into_iter().collect();
+        let text: String = messages.iter().map(|message| message.content.as_str()).collect();
+        encode(&self.plain, &text, &mut tokens)?;
+        if tokens.is_empty() {
+            // A text begins after the end of another, as in training.
+            tokens.extend(self.ends.first());
+        }
+        Ok(tokens)
+    }
+
+    /// What texts of these tokens can be made to follow.
+    pub fn grammars(&self) -> &Grammars {
+        &self.grammars
     }
 
     /// The tokens of plain text, without a template.

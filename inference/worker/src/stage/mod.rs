@@ -5,6 +5,7 @@
 //! generation. Every ring is bounded. If a core does not take its events, its generations stop (their KV stays) until it
 //! does: nothing is lost and nothing piles up.
 
+mod compiling;
 pub mod embed;
 mod link;
 mod runtime;
@@ -345,12 +346,15 @@ pub fn start_loaded(
         ports.push(thread::Port::new(inbox, outbox, Arc::clone(bell)));
         links.push(CoreLink::new(commands, events, Arc::clone(&shared)));
     }
+    let compiling = compiling::Compiling::start(&shared.bell);
+    let compiling = compiling.map_err(|e| system("the start of the threads that compile constraints", e))?;
     let (pinned, for_leader) = (pin.first().copied(), Arc::clone(&shared));
     let (report, started) = std::sync::mpsc::sync_channel(1);
     let models = models.into_iter().zip(blocks).collect();
     let run = move || {
         let _ = report.send(pinned.map_or(Ok(()), pin_to));
-        thread::Thread::new(models, embed::Embedder::new(encoders), Arc::new(team), ports, for_leader).run();
+        let embedder = embed::Embedder::new(encoders);
+        thread::Thread::new(models, embedder, compiling, Arc::new(team), ports, for_leader).run();
     };
     let builder = std::thread::Builder::new().name("thalweg-infer".into());
     let leader = builder.spawn(run).map_err(|e| system("the start of the inference thread", e))?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use thalweg_protocol::generation::{FinishReason, Sampling, Usage};
+use thalweg_protocol::generation::{Constraint, FinishReason, TokenDetail, Usage};
 use thalweg_protocol::ids::{GenerationId, Name};
 use thalweg_protocol::limits::{KV_BLOCK_TOKENS, SEQUENCES_RUNNING_MAX, SEQUENCES_WAITING_MAX, USAGES_MAX};
 use thalweg_protocol::reject::{Reject, RejectCode};
@@ -15,6 +15,8 @@ use thalweg_scheduler::{Config, End, Input, Outcome, Outlet, Output, Part, Sampl
 use super::stats::{ModelStats, ThreadStats};
 use super::thread::Ports;
 use super::{Event, LoadedModel, Submit, Times};
+use crate::constraint::{Follower, Lost};
+use crate::drawing::Drawing;
 use crate::model::Runner;
 use crate::sampling::Sampler;
 use crate::team::Team;
@@ -25,7 +27,7 @@ use crate::tokenizer::Vocabulary;
 struct Live {
     generation: GenerationId,
     port: usize,
-    sampling: Sampling,
+    drawing: Drawing,
     text: Text,
     prompt_tokens: u32,
     /// Tokens of the prompt that had been computed before, for another.
@@ -40,6 +42,8 @@ struct Live {
     scheduled: Option<Instant>,
     /// Text of the token drawn last, and when that was.
     drawn: (String, Instant),
+    /// How likely that token was, if that was asked for.
+    detail: Option<Box<TokenDetail>>,
     /// What failed.
     message: String,
     /// What is remembered of it, if it is traced.
@@ -47,10 +51,11 @@ struct Live {
 }
 
 impl Live {
-    /// Takes the text of the token at `index` in. Gives what can be sent of it, and whether the token ends the answer.
-    fn read(&mut self, token: u32, index: u32, vocabulary: &Vocabulary) -> (Piece, bool) {
+    /// Takes the text of the token at `index` in. `complete`: nothing can follow it. Gives what can be sent of it, and
+    /// whether the token ends the answer.
+    fn read(&mut self, token: u32, index: u32, complete: bool, vocabulary: &Vocabulary) -> (Piece, bool) {
         let is_end = vocabulary.is_end(token);
-        let is_last = index + 1 >= self.tokens_max;
+        let is_last = complete || index + 1 >= self.tokens_max;
         let piece = match (is_end, is_last) {
             (true, _) => self.text.finish(&[]),
             (false, true) => self.text.finish(vocabulary.bytes(token)),
@@ -142,11 +147,14 @@ impl Runtime {
         let start = Instant::now();
         let generation = submit.generation;
         let mut times = submit.traced.then(|| Times::new(generation, start));
-        let prompt = match self.check_produced(&submit).and_then(|()| self.tokenise(&submit, stats)) {
-            Ok(prompt) => prompt,
-            Err(text) => {
+        let invalid = |text| Reject::new(RejectCode::ParameterInvalid, text);
+        let prompt = self.check_produced(&submit).and_then(|()| self.tokenise(&submit, stats)).map_err(invalid);
+        let (prompt, follower) = match prompt.and_then(|prompt| Ok((prompt, self.follower(&submit)?))) {
+            Ok(found) => found,
+            Err(reject) => {
                 tell_times(times, port, ports);
-                return refuse_invalid(port, generation, text, ports, stats);
+                stats.refused_invalid += 1;
+                return ports.emit(port, Event::Refused { generation, reject });
             }
         };
         if let Some(times) = &mut times {
@@ -168,16 +176,22 @@ impl Runtime {
             submitted: submit.submitted,
             scheduled: None,
             drawn: (String::new(), start),
+            detail: None,
             message: String::new(),
             times,
-            sampling: submit.sampling,
+            drawing: Drawing::new(submit.sampling, &prompt, follower),
         };
         // A prompt that fills the context is the scheduler's to refuse.
-        if live.tokens_max > 0
-            && let Some(reason) = replay(&mut live, &submit.produced, &self.loaded.vocabulary)
-        {
-            stats.resumed_over += 1;
-            return live.over(reason, ports);
+        if live.tokens_max > 0 {
+            let replayed = replay(&mut live, &submit.produced, &self.loaded.vocabulary);
+            let over = replayed.unwrap_or_else(|lost| {
+                live.message = lost.to_string();
+                Some(FinishReason::Failed)
+            });
+            if let Some(reason) = over {
+                stats.resumed_over += 1;
+                return live.over(reason, ports);
+            }
         }
         let traced = live.times.is_some();
         self.traced_waiting += usize::from(traced);
@@ -230,12 +244,23 @@ impl Runtime {
         Ok(())
     }
 
+    /// What keeps an answer to its constraint, if it has one.
+    fn follower(&self, submit: &Submit) -> Result<Option<Follower>, Reject> {
+        match &submit.sampling.constraint {
+            Constraint::None => Ok(None),
+            constraint => self.loaded.vocabulary.grammars().compile(constraint).map(Some),
+        }
+    }
+
     /// The tokens of a conversation; at least one.
     fn tokenise(&self, submit: &Submit, stats: &mut ThreadStats) -> Result<Vec<u32>, String> {
         let start = Instant::now();
         let vocabulary = &*self.loaded.vocabulary;
         // The tokenizer is foreign code fed with foreign text.
-        let tokens = catch_unwind(AssertUnwindSafe(|| vocabulary.prompt(&submit.messages)));
+        let tokens = catch_unwind(AssertUnwindSafe(|| match submit.raw {
+            true => vocabulary.raw(&submit.messages),
+            false => vocabulary.prompt(&submit.messages),
+        }));
         stats.tokenise.record(start.elapsed());
         match tokens {
             Ok(Ok(prompt)) if !prompt.is_empty() => Ok(prompt),
@@ -373,7 +398,7 @@ impl Runtime {
                     let live = self.live.get_mut(&id).expect("who produces is held");
                     live.produced = index + 1;
                     let (text, at) = (Bytes::from(std::mem::take(&mut live.drawn.0)), live.drawn.1);
-                    let (generation, detail) = (live.generation, None);
+                    let (generation, detail) = (live.generation, live.detail.take());
                     ports.emit(live.port, Event::Token { generation, index, id: token, text, detail, at });
                     stats.sample_to_ring.record(at.elapsed());
                 }
@@ -437,22 +462,17 @@ pub(super) fn tell_times(times: Option<Box<Times>>, port: usize, ports: &mut Por
     }
 }
 
-fn refuse_invalid(port: usize, generation: GenerationId, text: String, ports: &mut Ports, stats: &mut ThreadStats) {
-    stats.refused_invalid += 1;
-    let reject = Reject::new(RejectCode::ParameterInvalid, text);
-    ports.emit(port, Event::Refused { generation, reject });
-}
-
 /// Brings a generation's text to where it was after `produced`: as if those tokens had just been drawn, but what comes out
 /// was given out then. Gives why the generation was over with one of them, if it was.
-fn replay(live: &mut Live, produced: &[u32], vocabulary: &Vocabulary) -> Option<FinishReason> {
+fn replay(live: &mut Live, produced: &[u32], vocabulary: &Vocabulary) -> Result<Option<FinishReason>, Lost> {
     for (index, &token) in (0..live.tokens_max).zip(produced) {
-        let (piece, is_end) = live.read(token, index, vocabulary);
-        if is_end || piece.stopped {
-            return Some(FinishReason::Stop);
+        let complete = live.drawing.replay(token)?;
+        let (piece, is_end) = live.read(token, index, complete, vocabulary);
+        if is_end || complete || piece.stopped {
+            return Ok(Some(FinishReason::Stop));
         }
     }
-    (live.resumed_after >= live.tokens_max).then_some(FinishReason::Length)
+    Ok((live.resumed_after >= live.tokens_max).then_some(FinishReason::Length))
 }
 
 /// Draws a sequence's next token and decides whether it is the last.
@@ -465,8 +485,8 @@ fn draw(
     stats: &mut ThreadStats,
 ) -> Sampled {
     let id = part.id;
-    let token = match sampler.draw(logits.unwrap_or(&[]), &live.sampling, part.index) {
-        Ok(token) => token,
+    let drawn = match live.drawing.draw(sampler, logits.unwrap_or(&[]), part.index, vocabulary) {
+        Ok(drawn) => drawn,
         Err(error) => {
             live.message = error.to_string();
             return Sampled { id, outcome: Outcome::Failed };
@@ -481,13 +501,15 @@ fn draw(
             times.first_token = Some(at);
         }
     }
-    let (piece, is_end) = live.read(token, part.index, vocabulary);
-    let outcome = match (is_end, piece.stopped) {
+    let token = drawn.token;
+    let (piece, is_end) = live.read(token, part.index, drawn.complete, vocabulary);
+    let outcome = match (is_end, piece.stopped || drawn.complete) {
         // Text that was held back goes out in the place of the token that ends the answer, which has no text itself.
         (true, _) if piece.text.is_empty() => Outcome::End,
         (true, _) | (_, true) => Outcome::Last(token),
         (false, false) => Outcome::Token(token),
     };
     live.drawn = (piece.text, at);
+    live.detail = drawn.detail;
     Sampled { id, outcome }
 }

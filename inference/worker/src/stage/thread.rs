@@ -12,6 +12,7 @@ use thalweg_protocol::reject::{Reject, RejectCode};
 use thalweg_ring::{Bell, Consumer, Producer};
 use thalweg_scheduler::{Counters, Input, Outlet, SequenceId};
 
+use super::compiling::{Compiling, Ready};
 use super::embed::Embedder;
 use super::runtime::{Runtime, tell_times};
 use super::stats::{Published, ThreadStats};
@@ -106,6 +107,7 @@ impl Ports {
 pub(super) struct Thread {
     runtimes: Vec<Runtime>,
     embedder: Embedder,
+    compiling: Compiling,
     ports: Ports,
     shared: Arc<Shared>,
     stats: ThreadStats,
@@ -120,6 +122,7 @@ impl Thread {
     pub(super) fn new(
         models: Vec<(LoadedModel, usize)>,
         embedder: Embedder,
+        compiling: Compiling,
         team: Arc<Team>,
         ports: Vec<Port>,
         shared: Arc<Shared>,
@@ -132,6 +135,7 @@ impl Thread {
                 .map(|(model, blocks)| Runtime::new(model, blocks, Arc::clone(&team), share))
                 .collect(),
             embedder,
+            compiling,
             ports: Ports::new(ports),
             shared,
             stats: ThreadStats { threads: team.count() as u64, ..ThreadStats::default() },
@@ -156,6 +160,7 @@ impl Thread {
                 self.publish();
             }
         }
+        self.compiling.cancel(|_, _| true, &mut self.ports);
         let now_us = self.now_us();
         for runtime in &mut self.runtimes {
             runtime.cancel_all(now_us, None, &mut self.ports, &mut self.stats);
@@ -174,7 +179,7 @@ impl Thread {
     /// Takes commands in, then runs a step of every model. False if there was nothing to do.
     fn turn(&mut self) -> bool {
         self.settle_ports();
-        let mut worked = self.take_in();
+        let mut worked = self.take_in() | self.take_compiled();
         let started = self.started;
         let mut stepped = false;
         for runtime in &mut self.runtimes {
@@ -213,6 +218,7 @@ impl Thread {
                 port.held.clear();
                 while port.commands.pop().is_some() {}
                 self.embedder.forget(n);
+                self.compiling.cancel(|_, port| port == n, &mut self.ports);
                 for runtime in &mut self.runtimes {
                     runtime.cancel_all(now_us, Some(n), &mut self.ports, &mut self.stats);
                 }
@@ -240,6 +246,25 @@ impl Thread {
         worked
     }
 
+    /// Hands on the generations whose constraints were compiled.
+    fn take_compiled(&mut self) -> bool {
+        let mut worked = false;
+        while let Some(ready) = self.compiling.ready() {
+            worked = true;
+            match ready {
+                Ready::Compiled(port, submit) => self.submit(self.now_us(), port, *submit),
+                Ready::Refused(port, submit, reject) => self.refuse_held(port, &submit, reject),
+            }
+        }
+        worked
+    }
+
+    fn refuse_held(&mut self, port: usize, submit: &Submit, reject: Reject) {
+        self.stats.refused_invalid += 1;
+        tell_times(submit.traced.then(|| Times::new(submit.generation, Instant::now())), port, &mut self.ports);
+        self.refuse(port, submit.generation, reject);
+    }
+
     fn command(&mut self, port: usize, command: Command) {
         let now_us = self.now_us();
         let (generation, input) = match command {
@@ -247,6 +272,10 @@ impl Thread {
             Command::Embed(embed) => {
                 let others: Vec<&Name> = self.runtimes.iter().map(|runtime| &runtime.loaded().info.name).collect();
                 return self.embedder.submit(port, *embed, &others, &mut self.ports, &mut self.stats);
+            }
+            Command::Credit { generation, until } if self.compiling.credit(generation, until) => return,
+            Command::Cancel { generation } if self.compiling.has(generation) => {
+                return self.compiling.cancel(|id, _| id == generation, &mut self.ports);
             }
             Command::Credit { generation, until } => {
                 (generation, Input::Credit { id: SequenceId(generation.0), until })
@@ -260,7 +289,7 @@ impl Thread {
 
     fn submit(&mut self, now_us: u64, port: usize, submit: Submit) {
         let generation = submit.generation;
-        if self.runtimes.iter().any(|runtime| runtime.has(generation)) {
+        if self.compiling.has(generation) || self.runtimes.iter().any(|runtime| runtime.has(generation)) {
             let text = format!("{generation} is running already; take another id");
             self.stats.refused_invalid += 1;
             // Nothing is told of its times: those would be taken for the other's.
@@ -271,13 +300,22 @@ impl Thread {
             Some(name) => self.runtimes.iter_mut().find(|runtime| runtime.loaded().info.name == *name),
         };
         if let Some(runtime) = found {
+            let (submit, refusal) = match self.compiling.hold(port, submit, runtime.loaded()) {
+                None => return,
+                Some(given_back) => given_back,
+            };
+            if let Some(reject) = refusal {
+                return self.refuse_held(port, &submit, reject);
+            }
             return runtime.submit(now_us, port, submit, &mut self.ports, &mut self.stats);
         }
         let have: Vec<&str> = self.runtimes.iter().map(|r| r.loaded().info.name.as_str()).collect();
         let embeds = submit.model.as_ref().is_some_and(|name| self.embedder.has(name));
         let code = if embeds { RejectCode::EmbeddingsUnsupported } else { RejectCode::ModelUnknown };
         let text = match (&submit.model, have.is_empty()) {
-            (Some(name), _) if embeds => format!("{name} makes embeddings and nothing else; there are: [{}]", have.join(", ")),
+            (Some(name), _) if embeds => {
+                format!("{name} makes embeddings and nothing else; there are: [{}]", have.join(", "))
+            }
             (_, true) => "this node serves no model; start it with one".to_owned(),
             (Some(name), false) => format!("there is no model {name}; there are: {}", have.join(", ")),
             (None, false) => "name a model".to_owned(),
@@ -309,7 +347,8 @@ impl Thread {
         bell.prepare();
         let has_commands = self.ports.ports.iter().any(|port| !port.commands.is_empty());
         let blocked = self.ports.ports.iter().any(|port| port.blocked);
-        if (blocked || !has_commands) && !self.shared.stop.load(Ordering::Acquire) {
+        let has_compiled = self.compiling.is_ready();
+        if (blocked || !(has_commands || has_compiled)) && !self.shared.stop.load(Ordering::Acquire) {
             let now_us = self.now_us();
             let wakes = self.runtimes.iter().filter_map(Runtime::wake_at_us);
             let wake = wakes.min().map_or(SLEEP_MAX, |at| Duration::from_micros(at.saturating_sub(now_us).max(100)));

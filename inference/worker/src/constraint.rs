@@ -1,0 +1,280 @@
+//! Texts that have to be something: JSON, of a schema, matched by an expression, of a grammar.
+//!
+//! A constraint is compiled once into a grammar, and each answer follows it with a parser of its own: before a token is
+//! drawn the parser says which tokens may come, after it the parser is moved on. Compiled grammars are kept, because the
+//! same schema comes with every request of a program.
+//!
+//! Compiling foreign text is bounded: in the grammar's size, in work, and in what is asked for ([`refuse_costly`]). It can
+//! still take a while, so that who must not wait looks into the memory ([`Grammars::known`]) and has somebody else
+//! [compile](Grammars::compile).
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::earley::SlicedBiasComputer;
+use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie};
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Map, Value, json};
+use thalweg_protocol::generation::Constraint;
+use thalweg_protocol::reject::{Reject, RejectCode};
+
+use crate::sampling::Allowed;
+
+/// Compiled constraints of one vocabulary that are kept, those used least recently go.
+const KEPT: usize = 32;
+/// Work on the first automaton of a grammar's lexer; 50 a microsecond.
+const COMPILE_FUEL: u64 = 400_000;
+/// Work on the lexer for one mask: as long as a small model's step.
+const MASK_FUEL: u64 = 100_000;
+/// Parser items for one mask.
+const MASK_ITEMS: usize = 30_000;
+/// Symbols of a grammar.
+const GRAMMAR_SYMBOLS: usize = 150_000;
+/// States of one grammar's lexer, each of about two kilobytes.
+const LEXER_STATES: usize = 20_000;
+/// Largest divisor of `multipleOf`, without its decimal point: the automaton has a state for each remainder.
+const DIVISOR_MAX: u64 = 10_000;
+/// Between two parts of JSON: nothing, a space, or a new line and some indentation. Without a bound a model that has lost
+/// its way writes spaces to the end.
+const WHITESPACE: &str = r" |\n[ ]{0,24}";
+
+/// A constraint that could not be followed to the end.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the answer cannot follow its {kind} any further: {reason}")]
+pub struct Lost {
+    kind: &'static str,
+    reason: String,
+}
+
+/// Compiles constraints for the tokens of one vocabulary. Shared by threads; the lock is held for look-ups alone.
+pub struct Grammars {
+    factory: ParserFactory,
+    /// What was compiled or refused, the one used last at the end.
+    known: Mutex<VecDeque<(Constraint, Result<Fresh, Reject>)>>,
+}
+
+/// A parser at the beginning of a text.
+type Fresh = Arc<Matcher>;
+
+impl fmt::Debug for Grammars {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Grammars").finish_non_exhaustive()
+    }
+}
+
+impl Grammars {
+    /// `bytes` of every token, none for those without text; `ends`: the tokens that end an answer, at least one.
+    ///
+    /// # Errors
+    /// Why these tokens cannot be used, for the log.
+    pub fn new(bytes: &[Box<[u8]>], ends: &[u32]) -> Result<Self, String> {
+        let Some(&end) = ends.first().filter(|_| ends.iter().all(|&end| (end as usize) < bytes.len())) else {
+            return Err("the vocabulary has no token that ends an answer".into());
+        };
+        let info = TokRxInfo::new(bytes.len() as u32, end);
+        // A token that begins with this byte would be taken for a special one; no text has it.
+        let word = |bytes: &[u8]| {
+            if bytes.first() == Some(&TokTrie::SPECIAL_TOKEN_MARKER) { Vec::new() } else { bytes.to_vec() }
+        };
+        let words: Vec<Vec<u8>> = bytes.iter().map(|bytes| word(bytes)).collect();
+        let trie = TokTrie::from(&info, &words).with_eos_tokens(ends);
+        let env: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+        let slices = SlicedBiasComputer::general_slices();
+        let factory = ParserFactory::new(&env, InferenceCapabilities::default(), &slices);
+        let mut factory = factory.map_err(|error| error.to_string())?;
+        factory.quiet();
+        let limits = factory.limits_mut();
+        limits.initial_lexer_fuel = COMPILE_FUEL;
+        limits.step_lexer_fuel = MASK_FUEL;
+        limits.step_max_items = MASK_ITEMS;
+        limits.max_lexer_states = LEXER_STATES;
+        limits.max_grammar_size = GRAMMAR_SYMBOLS;
+        limits.precompute_large_lexemes = false;
+        limits.verbose_errors = false;
+        Ok(Self { factory, known: Mutex::default() })
+    }
+
+    /// Whether a constraint was compiled, or refused.
+    pub fn is_known(&self, constraint: &Constraint) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().any(|(other, _)| other == constraint)
+    }
+
+    /// A parser of a constraint that was compiled, or why it was refused; none if it has to be compiled first.
+    pub fn known(&self, constraint: &Constraint) -> Option<Result<Follower, Reject>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = known.iter().position(|(other, _)| other == constraint)?;
+        let entry = known.remove(at)?;
+        let found = entry.1.clone();
+        known.push_back(entry);
+        drop(known);
+        Some(found.map(|fresh| Follower::new(&fresh, constraint)))
+    }
+
+    /// Compiles a constraint, or says why it cannot be followed, and keeps the result.
+    ///
+    /// # Errors
+    /// `constraint_invalid`, which says where and why.
+    pub fn compile(&self, constraint: &Constraint) -> Result<Follower, Reject> {
+        if let Some(known) = self.known(constraint) {
+            return known;
+        }
+        // Foreign code fed with foreign text.
+        let result = catch_unwind(AssertUnwindSafe(|| self.compile_fresh(constraint)));
+        let result = result.unwrap_or_else(|_| Err("the compiler of constraints failed at it".into()));
+        let refusal = |reason: String| {
+            let text = format!("{}: {}", constraint.as_str(), reason.lines().next().unwrap_or_default());
+            Reject::new(RejectCode::ConstraintInvalid, text)
+        };
+        let result = result.map(Arc::new).map_err(refusal);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() == KEPT {
+            known.pop_front();
+        }
+        known.push_back((constraint.clone(), result.clone()));
+        drop(known);
+        result.map(|fresh| Follower::new(&fresh, constraint))
+    }
+
+    fn compile_fresh(&self, constraint: &Constraint) -> Result<Matcher, String> {
+        let grammar = grammar(constraint)?;
+        let parser = self.factory.create_parser(grammar);
+        let matcher = Matcher::new(parser);
+        if let Some(error) = matcher.get_error() {
+            return Err(error);
+        }
+        // A grammar that allows no text at all often shows only when the first token is looked for.
+        let mut probe = matcher.deep_clone();
+        match probe.compute_mask_or_eos() {
+            Ok(mask) if mask.num_set() > 0 => Ok(matcher),
+            Ok(_) => Err("no text satisfies it".into()),
+            Err(error) => Err(explain(&probe, &error.to_string())),
+        }
+    }
+}
+
+/// What went wrong with a parser, in words.
+fn explain(matcher: &Matcher, error: &str) -> String {
+    use llguidance::api::StopReason;
+    match matcher.stop_reason() {
+        StopReason::LexerTooComplex | StopReason::ParserTooComplex => {
+            "it is too complex to be followed token by token; make it smaller or less ambiguous".into()
+        }
+        _ if error.contains("NoExtension") => "no text satisfies it".into(),
+        _ => error.lines().next().unwrap_or_default().into(),
+    }
+}
+
+fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, String> {
+    Ok(match constraint {
+        Constraint::None => TopLevelGrammar::from_regex(r"(?s:.*)"),
+        Constraint::Json => TopLevelGrammar::from_json_schema(json!({ "type": "object", "x-guidance": spacing() })),
+        Constraint::JsonSchema(text) => {
+            let schema: Value = serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))?;
+            refuse_costly(&schema, &mut String::from("#"))?;
+            TopLevelGrammar::from_json_schema(spaced(schema)?)
+        }
+        Constraint::Regex(text) => TopLevelGrammar::from_regex(text),
+        Constraint::Lark(text) if text.contains("%json") => {
+            return Err("a grammar cannot hold a JSON Schema; give the schema as json_schema".into());
+        }
+        Constraint::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
+    })
+}
+
+fn spacing() -> Value {
+    json!({ "whitespace_pattern": WHITESPACE })
+}
+
+/// The schema with our bound on white space, which is not the asker's to change.
+fn spaced(schema: Value) -> Result<Value, String> {
+    match schema {
+        Value::Object(mut fields) => {
+            fields.insert("x-guidance".into(), spacing());
+            Ok(Value::Object(fields))
+        }
+        Value::Bool(true) => Ok(Value::Object(Map::from_iter([("x-guidance".to_owned(), spacing())]))),
+        Value::Bool(false) => Err("it is false, which no text satisfies".into()),
+        other => Err(format!("it is {other}; a schema is an object or a boolean")),
+    }
+}
+
+/// Refuses what the compiler would take for ever for, naming where it stands. `path`: a JSON Pointer to `schema`.
+fn refuse_costly(schema: &Value, path: &mut String) -> Result<(), String> {
+    let length = path.len();
+    let mut inside = |name: &str, value: &Value| {
+        path.push('/');
+        path.push_str(&name.replace('~', "~0").replace('/', "~1"));
+        let result = refuse_costly(value, path);
+        path.truncate(length);
+        result
+    };
+    match schema {
+        Value::Object(fields) => {
+            fields.iter().try_for_each(|(name, value)| inside(name, value))?;
+            match fields.get("multipleOf") {
+                Some(Value::Number(divisor)) if digits_of(&divisor.to_string()).is_none_or(|d| d > DIVISOR_MAX) => {
+                    Err(format!("{path}/multipleOf is {divisor}; its digits are at most {DIVISOR_MAX}"))
+                }
+                _ => Ok(()),
+            }
+        }
+        Value::Array(values) => values.iter().enumerate().try_for_each(|(at, value)| inside(&at.to_string(), value)),
+        _ => Ok(()),
+    }
+}
+
+/// The digits of a number in decimal, without its point and its sign; none if there are too many, or an exponent.
+fn digits_of(number: &str) -> Option<u64> {
+    let digits: String = number.chars().filter(|c| !matches!(c, '.' | '-')).collect();
+    digits.parse().ok()
+}
+
+/// One answer that follows a constraint.
+pub struct Follower {
+    matcher: Matcher,
+    mask: SimpleVob,
+    kind: &'static str,
+}
+
+impl fmt::Debug for Follower {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Follower").field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+impl Follower {
+    fn new(fresh: &Matcher, constraint: &Constraint) -> Self {
+        Self { matcher: fresh.deep_clone(), mask: SimpleVob::default(), kind: constraint.as_str() }
+    }
+
+    /// The tokens that may come next.
+    ///
+    /// # Errors
+    /// [`Lost`] if that would take too long to find out.
+    pub fn allowed(&mut self) -> Result<Allowed<'_>, Lost> {
+        match self.matcher.compute_mask_or_eos() {
+            Ok(mask) => self.mask = mask,
+            Err(error) => return Err(self.lost(&error.to_string())),
+        }
+        Ok(Allowed(self.mask.as_slice()))
+    }
+
+    /// The answer grew by a token. Gives whether the constraint is satisfied and nothing can follow.
+    ///
+    /// # Errors
+    /// [`Lost`] if the token may not come here.
+    pub fn push(&mut self, token: u32) -> Result<bool, Lost> {
+        match self.matcher.consume_token(token) {
+            Ok(()) => Ok(self.matcher.is_stopped()),
+            Err(error) => Err(self.lost(&error.to_string())),
+        }
+    }
+
+    fn lost(&self, error: &str) -> Lost {
+        Lost { kind: self.kind, reason: explain(&self.matcher, error) }
+    }
+}
