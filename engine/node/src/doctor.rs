@@ -3,6 +3,7 @@
 mod setup;
 
 use std::fs::{self, OpenOptions};
+use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use thalweg_protocol::limits::{LOG_BLOCK_BYTES, LOG_FILE_BYTES, WEB_CONNECTIONS_MAX};
 
 use crate::config::{CertificateFiles, cpus};
+use crate::identity::{DataDir, IdentityError};
 
 /// Locked memory that one core needs, in bytes: two executors and a ring fit in 1 MiB, not in half of it.
 const LOCKED_BYTES_PER_CORE: u64 = 1 << 20;
@@ -68,6 +70,7 @@ pub struct DoctorOptions {
 
 /// Looks at everything a node needs. Changes nothing but a file it makes in the data directory and removes again.
 pub fn checks(options: &DoctorOptions) -> Vec<Check> {
+    let runs = is_in_use(&options.data);
     vec![
         io_uring(),
         locked_memory(),
@@ -77,8 +80,8 @@ pub fn checks(options: &DoctorOptions) -> Vec<Check> {
         cpu_features(),
         setup::memory(options.memory_budget_bytes),
         setup::clock(),
-        port(options.quic),
-        setup::http(options.http),
+        port(options.quic, runs),
+        setup::http(options.http, runs),
         setup::certificate(options.certificate.as_ref()),
         data_directory(&options.data),
         log_disk(&options.data),
@@ -192,14 +195,25 @@ fn cpu_features() -> Check {
     check(name, Outcome::Warn, format!("{} CPUs", cpus().len()), "models will be slow: fast kernels are for x86-64")
 }
 
-fn port(addr: SocketAddr) -> Check {
+/// Whether a node runs with a data directory.
+fn is_in_use(data: &Path) -> bool {
+    data.is_dir() && matches!(DataDir::open(data), Err(IdentityError::InUse { .. }))
+}
+
+/// What is to be said of an address that cannot be had, while a node `runs` with the same settings.
+fn taken(name: &'static str, addr: SocketAddr, runs: bool, error: &io::Error, flag: &str) -> Check {
+    if runs && error.kind() == io::ErrorKind::AddrInUse {
+        return check(name, Outcome::Pass, format!("{addr} is taken, and the node of this data directory runs"), "");
+    }
+    let remedy = format!("stop the program that has it (a running node?), or choose another with {flag} ADDR");
+    check(name, Outcome::Warn, format!("{addr}: {error}"), remedy)
+}
+
+fn port(addr: SocketAddr, runs: bool) -> Check {
     let name = "QUIC address";
     match UdpSocket::bind(addr) {
         Ok(_) => check(name, Outcome::Pass, format!("{addr} is free"), ""),
-        Err(error) => {
-            let remedy = "stop the program that has it (a running node?), or choose another with --quic ADDR";
-            check(name, Outcome::Warn, format!("{addr}: {error}"), remedy)
-        }
+        Err(error) => taken(name, addr, runs, &error, "--quic"),
     }
 }
 
@@ -317,6 +331,7 @@ mod tests {
         assert!(all.iter().all(|check| (check.outcome == Outcome::Pass) == check.remedy.is_none()), "{all:#?}");
         let outcome = |name| all.iter().find(|check| check.name == name).map(|check| check.outcome);
         assert_eq!(outcome("QUIC address"), Some(Outcome::Warn));
+        assert_eq!(port(quic, true).outcome, Outcome::Pass, "its node has it");
         assert_eq!(outcome("data directory"), Some(Outcome::Pass));
         assert!(matches!(outcome("disk of the log"), Some(Outcome::Pass | Outcome::Warn)), "{all:#?}");
         assert_eq!(log_disk(Path::new("/proc/nowhere")).outcome, Outcome::Fail);

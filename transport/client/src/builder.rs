@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use thalweg_protocol::ids::SessionId;
-use thalweg_protocol::limits::{IDLE_TIMEOUT_MS, IN_FLIGHT_MAX, KEEP_ALIVE_MS, NAME_BYTES_MAX, PASSWORD_BYTES_MAX, TOKEN_BYTES_MAX};
+use thalweg_protocol::limits::{
+    IDLE_TIMEOUT_MS, IN_FLIGHT_MAX, KEEP_ALIVE_MS, NAME_BYTES_MAX, PASSWORD_BYTES_MAX, TOKEN_BYTES_MAX,
+};
 use thalweg_protocol::trace::TraceContext;
 use tokio::sync::{Notify, watch};
 

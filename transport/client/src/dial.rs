@@ -276,6 +276,9 @@ fn is_restarted(data: &Path, epoch: u64) -> bool {
     local::discover(data).is_ok_and(|node| node.epoch != 0 && node.epoch != epoch)
 }
 
+/// QUIC's codes for what TLS has against a certificate: 0x100 and the alert.
+const CERTIFICATE_ALERTS: std::ops::RangeInclusive<u64> = 0x12a..=0x131;
+
 /// What a lost or refused connection means to who waits for it.
 pub(crate) fn loss(server: &str, error: &ConnectionError) -> ClientError {
     match error {
@@ -283,6 +286,10 @@ pub(crate) fn loss(server: &str, error: &ConnectionError) -> ClientError {
             let number = u16::try_from(close.error_code.into_inner()).unwrap_or(0);
             let reason = String::from_utf8_lossy(&close.reason).into_owned();
             ClientError::Refused(Reject::new(RejectCode::from_number(number), reason))
+        }
+        // We refused it: a TLS alert about a certificate (RFC 8446, 42 to 49) that is not the node's.
+        ConnectionError::TransportError(error) if CERTIFICATE_ALERTS.contains(&u64::from(error.code)) => {
+            ClientError::Certificate { server: server.to_owned(), reason: error.reason.clone() }
         }
         other => ClientError::Unreachable { server: server.to_owned(), reason: other.to_string() },
     }

@@ -38,6 +38,14 @@ pub enum ClientError {
         /// What was expected instead, and what to do.
         reason: String,
     },
+    /// The node's certificate was not issued by an authority that is trusted, is for another name, or has run out.
+    #[error("the certificate of {server} is not accepted: {reason}")]
+    Certificate {
+        /// The address as it was given.
+        server: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The node understood the request and said no.
     #[error("the node refused: {0}")]
     Refused(Reject),
@@ -133,7 +141,7 @@ impl ClientError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Unreachable { .. } | Self::Timeout { .. } => 3,
-            Self::Untrusted { .. } | Self::Refused(_) | Self::SignedOut(_) => 4,
+            Self::Untrusted { .. } | Self::Certificate { .. } | Self::Refused(_) | Self::SignedOut(_) => 4,
             Self::Ended(_) | Self::Lost { .. } | Self::SessionExpired(_) => 5,
             Self::Protocol(_) | Self::Invalid { .. } | Self::File { .. } | Self::NoToken(_) | Self::Closed => 1,
         }

@@ -65,15 +65,12 @@ pub(super) fn memory(budget: Option<u64>) -> Check {
 }
 
 /// Whether HTTP can be served.
-pub(super) fn http(addr: Option<SocketAddr>) -> Check {
+pub(super) fn http(addr: Option<SocketAddr>, runs: bool) -> Check {
     let name = "HTTP address";
     let Some(addr) = addr else { return check(name, Outcome::Pass, "off: no /health and no /metrics", "") };
     match TcpListener::bind(addr) {
         Ok(_) => check(name, Outcome::Pass, format!("{addr} is free"), ""),
-        Err(error) => {
-            let remedy = "stop the program that has it (a running node?), or choose another with --http ADDR";
-            check(name, Outcome::Warn, format!("{addr}: {error}"), remedy)
-        }
+        Err(error) => super::taken(name, addr, runs, &error, "--http"),
     }
 }
 
