@@ -219,7 +219,8 @@ impl Blocks {
         let mut saved = 0;
         while seat.known == seat.table.len() {
             let start = seat.known * self.block_tokens;
-            let Some(next) = tokens.get(start..start + self.block_tokens).filter(|next| start + next.len() < tokens.len())
+            let Some(next) =
+                tokens.get(start..start + self.block_tokens).filter(|next| start + next.len() < tokens.len())
             else {
                 break;
             };

@@ -87,7 +87,10 @@ mod tests {
                 got[tenant as usize] += wishes[tenant as usize];
             }
             let bound = 10 + wishes.iter().max().expect("some");
-            assert!(got.iter().max().expect("some") - got.iter().min().expect("some") <= 2 * bound, "{wishes:?} {got:?}");
+            assert!(
+                got.iter().max().expect("some") - got.iter().min().expect("some") <= 2 * bound,
+                "{wishes:?} {got:?}"
+            );
         };
         check(&[1, 1]);
         check(&[1, 100]);
