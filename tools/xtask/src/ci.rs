@@ -1,5 +1,6 @@
 //! Everything the build machine runs, in order, in one profile, with a table of what each step took.
 
+mod clients;
 mod demo;
 mod outcome;
 
@@ -59,6 +60,7 @@ const STEPS: &[Step] = &[
     Step { name: "clippy",     needs: Needs::Build,   in_quick: true,  run: clippy },
     Step { name: "models",     needs: Needs::Build,   in_quick: true,  run: models },
     Step { name: "tests",      needs: Needs::Build,   in_quick: true,  run: tests },
+    Step { name: "clients",    needs: Needs::Build,   in_quick: true,  run: clients },
     Step { name: "simulation", needs: Needs::Build,   in_quick: false, run: simulation },
     Step { name: "chaos",      needs: Needs::Build,   in_quick: false, run: chaos },
     Step { name: "demo",       needs: Needs::Build,   in_quick: false, run: demo },
@@ -248,6 +250,11 @@ fn models(root: &Path) -> Result<Outcome> {
     let mut pull = command(root, built(root, "thalweg")?);
     pull.args(["models", "pull", EMBEDDING_MODEL]);
     succeed(pull)
+}
+
+fn clients(root: &Path) -> Result<Outcome> {
+    let commands = |program: &Path| command(root, program);
+    clients::run(root, &target(root), &built(root, "thalweg")?, &commands, [MODEL, EMBEDDING_MODEL])
 }
 
 /// Runs all tests, documentation's examples too. Output passes through as it comes and is counted on its way.
