@@ -626,3 +626,6 @@ impl Pass<'_> {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;
