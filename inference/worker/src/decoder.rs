@@ -214,6 +214,16 @@ impl Decoder {
         })
     }
 
+    /// All that activations are multiplied by.
+    fn matrices(&self) -> impl Iterator<Item = &Packed> {
+        let output = self.output.as_ref().unwrap_or(&self.embedding);
+        let of_layers = self.layers.iter().flat_map(|layer| {
+            let Layer { query, key, value, attention_output, gate, up, down, .. } = layer;
+            [query, key, value, attention_output, gate, up, down]
+        });
+        of_layers.chain([output])
+    }
+
     /// Its sizes.
     pub fn dimensions(&self) -> &Dimensions {
         &self.dimensions
@@ -240,6 +250,10 @@ impl Model for Decoder {
         let d = &self.dimensions;
         let arena = Arena::new(blocks, d.layers, d.kv_heads, d.head_width);
         let mut memory = Memory::new(arena.expect("the system has addresses for the KV memory"));
+        let quants_only = !self.matrices().any(|matrix| matrix.format().is_float());
+        for rows in [&mut memory.normed, &mut memory.attended, &mut memory.hidden, &mut memory.drawn] {
+            rows.quants_only(quants_only);
+        }
         memory.reset(d, rows, 0);
         memory.locals.grow(team.count());
         Box::new(DecoderRunner { model: self, team, memory, tiles: Vec::new(), wanted: Vec::new() })

@@ -69,6 +69,11 @@ impl Answer {
         }
     }
 
+    /// Whether nothing of an answer came since the last one ended.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.part == Part::Head && self.raw.is_empty()
+    }
+
     /// The connection ended.
     pub(super) fn close(&mut self, events: &mut Vec<Event>) -> Result<(), String> {
         match self.part {

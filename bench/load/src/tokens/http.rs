@@ -40,6 +40,8 @@ struct Line {
     answer: Answer,
     /// What the answer said about its tokens.
     tokens: Option<u32>,
+    /// Whether the connection carried an answer before this one.
+    reused: bool,
 }
 
 struct Http<'a> {
@@ -129,7 +131,15 @@ impl Http<'_> {
         let Some(stream) = line.stream.as_mut() else { return Ok(()) };
         let mut events = Vec::new();
         let wrong = |reason: String| LoadError::Protocol(format!("over HTTP: {reason}"));
-        match stream.read(room) {
+        let result = stream.read(room);
+        match result {
+            // A server may close a connection that it had kept, and learn of our request too late: it is asked again, and
+            // what that takes counts.
+            Ok(0) | Err(_) if closed(&result) && line.reused && line.answer.is_untouched() => {
+                let out = std::mem::take(&mut line.out);
+                *line = Line { out, ..Line::open(self.server)? };
+                return line.flush(self.server);
+            }
             Ok(0) => {
                 line.answer.close(&mut events).map_err(|reason| LoadError::Lost { server: self.server, reason })?;
                 line.stream = None;
@@ -150,8 +160,10 @@ impl Http<'_> {
                 Event::End(keep) => {
                     let tokens = self.lines[asker].tokens.unwrap_or_else(|| self.book.got(asker));
                     self.book.ended(asker, tokens);
+                    let line = &mut self.lines[asker];
+                    line.reused = true;
                     if !keep {
-                        self.lines[asker].stream = None;
+                        line.stream = None;
                     }
                     if self.book.has_more() {
                         self.ask(asker)?;
@@ -172,7 +184,7 @@ impl Line {
         let unreachable = |error: io::Error| LoadError::Unreachable { server, reason: error.to_string() };
         let stream = TcpStream::connect_timeout(&server, CONNECT_LIMIT).map_err(unreachable)?;
         stream.set_nodelay(true).and_then(|()| stream.set_nonblocking(true)).map_err(unreachable)?;
-        Ok(Self { stream: Some(stream), out: Vec::new(), sent: 0, answer: Answer::new(), tokens: None })
+        Ok(Self { stream: Some(stream), out: Vec::new(), sent: 0, answer: Answer::new(), tokens: None, reused: false })
     }
 
     /// Sends what the kernel takes of the request.
@@ -186,6 +198,14 @@ impl Line {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether a read says that there is no connection any more.
+fn closed(result: &io::Result<usize>) -> bool {
+    match result {
+        Ok(count) => *count == 0,
+        Err(error) => matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe),
     }
 }
 
@@ -324,6 +344,28 @@ mod tests {
         assert_eq!((rows[0].count, rows[1].extra["tokens"].clone()), (2, 6.into()));
         assert_eq!(rows[1].extra["tokens_per_piece"], 1.5);
         assert_eq!(rows[0].extra["answers_shorter_than_asked"], 0);
+    }
+
+    /// As llama.cpp's does after every stream.
+    #[test]
+    fn a_server_that_closes_what_it_promised_to_keep_is_asked_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let server = std::thread::spawn(move || {
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().expect("a client");
+                let mut seen = Vec::new();
+                while !seen.ends_with(b"}") {
+                    let mut room = [0; 4_096];
+                    let count = stream.read(&mut room).expect("bytes");
+                    seen.extend_from_slice(&room[..count]);
+                }
+                stream.write_all(GOOD.as_bytes()).expect("the client reads");
+            }
+        });
+        let rows = measure("--asks 2 --model m --raw", address).expect("rows");
+        server.join().expect("the server ends");
+        assert_eq!((rows[0].count, rows[1].extra["tokens"].clone()), (2, 6.into()));
     }
 
     #[test]

@@ -196,8 +196,9 @@ mod tests {
         }
         assert!(matches!(clock().outcome, Outcome::Pass | Outcome::Warn));
         let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        assert_eq!(http(taken.local_addr().ok()).outcome, Outcome::Warn);
-        assert_eq!(http(None).outcome, Outcome::Pass);
+        assert_eq!(http(taken.local_addr().ok(), false).outcome, Outcome::Warn);
+        assert_eq!(http(taken.local_addr().ok(), true).outcome, Outcome::Pass);
+        assert_eq!(http(None, false).outcome, Outcome::Pass);
     }
 
     #[test]

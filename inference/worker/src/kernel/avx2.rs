@@ -275,11 +275,15 @@ unsafe fn store<const R: usize, const G: usize>(tile: &Tile<'_>, group: usize, r
         let first = (group + g) * LANES;
         let count = LANES.min(tile.weights.outputs() - first);
         for (r, &sum) in sums.iter().enumerate() {
-            let mut all = [0.0_f32; LANES];
-            // SAFETY: `all` has room for eight floats; the place is the caller's promise.
+            // SAFETY: the place is the caller's promise; `all` has room for eight floats.
             unsafe {
-                _mm256_storeu_ps(all.as_mut_ptr(), sum);
-                tile.out.put(row + r, first, &all[..count]);
+                if count == LANES {
+                    _mm256_storeu_ps(tile.out.at(row + r, first), sum);
+                } else {
+                    let mut all = [0.0_f32; LANES];
+                    _mm256_storeu_ps(all.as_mut_ptr(), sum);
+                    tile.out.put(row + r, first, &all[..count]);
+                }
             }
         }
     }

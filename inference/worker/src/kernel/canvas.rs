@@ -110,6 +110,17 @@ impl<'a> Output<'a> {
         self.column + columns <= self.stride && rows * self.stride <= self.len
     }
 
+    /// Where `column` of `row` lies.
+    ///
+    /// # Safety
+    /// `holds` said yes to the place.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) unsafe fn at(&self, row: usize, column: usize) -> *mut f32 {
+        // SAFETY: the place lies inside, by the caller's promise.
+        unsafe { self.floats.add(row * self.stride + self.column + column) }
+    }
+
     /// Writes `values` at `column` of `row`.
     ///
     /// # Safety

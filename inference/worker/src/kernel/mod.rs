@@ -151,6 +151,7 @@ impl Kernels {
         assert_eq!(weights.inputs(), x.width(), "weights and activations agree in k");
         assert!(out.holds(x.rows(), weights.outputs()), "the output holds all rows and columns");
         assert!(groups.end <= weights.groups(), "the groups exist");
+        assert!(!(weights.format().is_float() && x.quants_only), "weights that are floats meet activations that are");
         assert_eq!(weights.lanes(), self.isa.lanes(), "weights are packed for this instruction set");
         // SAFETY: `self` proves that the processor has the features; the shapes were checked; the rest is the caller's
         // promise.
@@ -176,6 +177,8 @@ impl Kernels {
 pub struct Activations {
     width: usize,
     rows: usize,
+    /// Whether `values` are left out, because only weights that are quantised come.
+    quants_only: bool,
     /// `[row][k]`
     pub(crate) values: Canvas<f32>,
     /// `[row][k]`
@@ -194,11 +197,18 @@ impl Activations {
         assert!(width.is_multiple_of(BLOCK), "{width} is a multiple of {BLOCK}");
         (self.rows, self.width) = (rows, width);
         let blocks = rows * width / BLOCK;
-        self.values.grow(rows * width);
+        if !self.quants_only {
+            self.values.grow(rows * width);
+        }
         self.quants.grow(rows * width);
         self.scales.grow(blocks);
         self.totals.grow(blocks);
         self.sums.grow(blocks);
+    }
+
+    /// Whether rows are kept quantised only, from the next reset on: not for weights that are floats.
+    pub fn quants_only(&mut self, only: bool) {
+        self.quants_only = only;
     }
 
     /// Quantises `values` into row `row`.
@@ -220,7 +230,9 @@ impl Activations {
         let (blocks, elements) = (start..start + count, start * BLOCK..(start + count) * BLOCK);
         // SAFETY: the caller's promise.
         unsafe {
-            self.values.write(elements.clone()).copy_from_slice(values);
+            if !self.quants_only {
+                self.values.write(elements.clone()).copy_from_slice(values);
+            }
             vector::quantise(
                 kernels,
                 values,

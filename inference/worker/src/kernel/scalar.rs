@@ -24,18 +24,19 @@ pub(super) unsafe fn multiply(weights: &Packed, x: &Activations, groups: Range<u
 fn dot(weights: &Packed, output: usize, x: &Activations, row: usize) -> f32 {
     let (group, lane) = (output / weights.lanes(), output % weights.lanes());
     let (inputs, blocks) = (weights.inputs(), weights.inputs() / BLOCK);
-    // SAFETY: products are computed while nobody writes the activations, by the contract of `multiply_groups`.
-    let (quants, scales, sums, values) = unsafe {
+    if weights.format().is_float() {
+        // SAFETY: products are computed while nobody writes the activations, by the contract of `multiply_groups`.
+        let values = unsafe { x.values.read(row * inputs..(row + 1) * inputs) };
+        return values.iter().enumerate().fold(0.0, |sum, (k, &x)| weights.float(group, lane, k).mul_add(x, sum));
+    }
+    // SAFETY: as above.
+    let (quants, scales, sums) = unsafe {
         (
             x.quants.read(row * inputs..(row + 1) * inputs),
             x.scales.read(row * blocks..(row + 1) * blocks),
             x.sums.read(row * blocks..(row + 1) * blocks),
-            x.values.read(row * inputs..(row + 1) * inputs),
         )
     };
-    if weights.format().is_float() {
-        return values.iter().enumerate().fold(0.0, |sum, (k, &x)| weights.float(group, lane, k).mul_add(x, sum));
-    }
     let mut sum = 0.0_f32;
     for block in 0..blocks {
         let halves = weights.half_scales(group, lane, block);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use thalweg_protocol::generation::Role;
 use thalweg_protocol::reject::RejectCode;
-use thalweg_scheduler::Row;
+use thalweg_scheduler::Step;
 
 use super::*;
 use crate::model::{Runner, Shape};
@@ -56,9 +56,14 @@ impl Seen {
 
 impl Bench {
     fn new(model: LoadedModel, ring_slots: usize) -> Self {
+        Self::with(model, 1, ring_slots, None)
+    }
+
+    fn with(model: LoadedModel, threads: usize, ring_slots: usize, kv_bytes: Option<u64>) -> Self {
         let bell = Bell::new().expect("an eventfd");
+        let bells = [Arc::clone(&bell)];
         let (stage, links) =
-            start_loaded(vec![model], 1, &[], ring_slots, &[Arc::clone(&bell)]).expect("the stage starts");
+            start_loaded(vec![model], threads, &[], ring_slots, kv_bytes, &bells).expect("the stage starts");
         let link = links.into_iter().next().expect("one link per bell");
         Self { stage, link, bell, seen: BTreeMap::new() }
     }
@@ -109,6 +114,7 @@ impl Bench {
             Event::Refused { generation, reject } => {
                 self.seen.entry(generation.0).or_default().refused = Some(reject);
             }
+            Event::Embedded { job, .. } => unreachable!("nobody asked for vectors, job {job}"),
         }
         true
     }
@@ -253,9 +259,9 @@ impl Model for Faulty {
     fn shape(&self) -> Shape {
         self.inner.shape()
     }
-    fn runner(self: Arc<Self>, slots: usize, rows: usize) -> Box<dyn Runner> {
+    fn runner(self: Arc<Self>, blocks: usize, rows: usize, team: Arc<Team>) -> Box<dyn Runner> {
         Box::new(FaultyRunner {
-            inner: Arc::clone(&self.inner).runner(slots, rows),
+            inner: Arc::clone(&self.inner).runner(blocks, rows, team),
             panics_at: self.panics_at,
             broken_at: self.broken_at,
             steps: Arc::clone(&self.steps),
@@ -266,21 +272,13 @@ impl Model for Faulty {
 }
 
 impl Runner for FaultyRunner {
-    fn reserve(&mut self, slot: usize, tokens: usize) {
-        self.inner.reserve(slot, tokens);
-    }
-    fn release(&mut self, slot: usize) {
-        self.inner.release(slot);
-    }
-    fn step(&mut self, rows: &[Row]) {
+    fn step(&mut self, step: &Step) {
         self.steps.fetch_add(1, Ordering::Relaxed);
-        assert!(rows.iter().all(|row| row.token != self.panics_at), "scripted");
-        self.inner.step(rows);
+        assert!(step.rows.iter().all(|row| row.token != self.panics_at), "scripted");
+        self.inner.step(step);
         self.logits = self.inner.logits().to_vec();
-        let sequences = rows.chunk_by(|a, b| a.slot == b.slot);
-        let wanting = sequences.filter(|rows| rows.last().is_some_and(|row| row.wants_logits));
-        for (n, rows) in wanting.enumerate() {
-            if rows.iter().any(|row| row.token == self.broken_at) {
+        for (n, part) in step.parts.iter().filter(|part| part.wants_logits).enumerate() {
+            if step.rows_of(part).iter().any(|row| row.token == self.broken_at) {
                 self.logits[n * self.vocabulary..][..self.vocabulary].fill(f32::NAN);
             }
         }
@@ -313,6 +311,67 @@ fn a_panic_or_a_broken_number_ends_one_generation_only() {
     assert_eq!(bench.seen[&4].text(), bench.seen[&1].text(), "the thread goes on");
     let stats = bench.stats();
     assert_eq!((stats.failed, stats.panics), (2, 1));
+}
+
+/// A common beginning is computed once; what is found says the same as what is computed, also after memory was short.
+#[test]
+fn what_was_computed_before_is_found_and_says_the_same() {
+    let long =
+        format!("{} What color is the sky?", "You are a kind and patient teacher of small children. ".repeat(20));
+    let mut bench = Bench::with(loaded(), 2, 4096, None);
+    bench.submit(1, &long, 100, |_| {});
+    bench.until_ended([1]);
+    bench.submit(2, &long, 100, |_| {});
+    bench.submit(3, &format!("{long} Say why."), 100, |_| {});
+    bench.submit(4, &long, 100, |s| s.tenant = name("other"));
+    bench.until_ended(2..5);
+    let usage = |bench: &Bench, id: u64| bench.seen[&id].finished.clone().expect("finished").1;
+    let prompt = usage(&bench, 1).prompt_tokens;
+    assert_eq!([1, 2, 4].map(|id| usage(&bench, id).cached_tokens), [0, prompt - 1, 0], "tenants share nothing");
+    assert!(usage(&bench, 3).cached_tokens >= prompt * 3 / 4);
+    assert_eq!([2, 4].map(|id| bench.seen[&id].text()), [1, 1].map(|id| bench.seen[&id].text()));
+    let alone = bench.seen[&3].text();
+    let stats = bench.stats();
+    assert_eq!((stats.blocks_used, stats.blocks_promised, stats.blocks_leaked), (0, 0, 0));
+    assert!(stats.prefix_hit_tokens > 0 && stats.blocks_copied > 0 && stats.blocks_cached > 0 && stats.threads == 2);
+
+    // Memory for 640 tokens: one of these at a time, and nothing of the others is left.
+    let info = loaded().info;
+    let mut bench = Bench::with(loaded(), 1, 4096, Some(10 * 64 * info.kv_bytes_per_token as u64));
+    assert_eq!(bench.stage.models()[0].context_tokens, 640);
+    for id in 1..7 {
+        let text = if id % 2 == 0 { format!("{long} Say why.") } else { format!("{id} {long}") };
+        bench.submit(id, &text, if id == 3 { 4 } else { 100 }, |_| {});
+    }
+    bench.until_ended([1, 2, 4, 5, 6]);
+    assert!(bench.link.send(Command::Credit { generation: GenerationId(3), until: 100 }).is_ok());
+    bench.until_ended([3]);
+    assert_eq!([2, 4, 6].map(|id| bench.seen[&id].text()), [(); 3].map(|()| alone.clone()));
+    let stats = bench.stats();
+    assert_eq!((stats.evictions, stats.blocks_used, stats.blocks_leaked), (1, 0, 0));
+    assert!(stats.blocks_dropped > 0 && stats.recomputed_rows > 0, "{stats:?}");
+}
+
+#[test]
+fn who_does_not_begin_in_time_and_memory_for_nothing_are_refused() {
+    let mut bench = Bench::with(loaded(), 1, 4096, None);
+    bench.submit(1, "Tell me a long story.", 9_000, |s| s.sampling.max_tokens = 8_000);
+    bench.submit(2, "hi", 9, |s| s.sampling.max_tokens = 8_000);
+    bench.until(|seen| seen.values().all(|seen| seen.scheduled));
+    // Memory is for four such and more, so that places are what is short.
+    (3..40).for_each(|id| bench.submit(id, "Say something.", 9_000, |s| s.sampling.max_tokens = 2_000));
+    bench.submit(50, "hi", 9, |s| s.deadline_ms = 1);
+    bench.until_ended([50]);
+    let reject = bench.seen[&50].refused.clone().expect("refused");
+    assert!(reject.code == RejectCode::Busy && reject.message.contains("deadline"), "{reject:?}");
+    (1..40).for_each(|id| {
+        assert!(bench.link.send(Command::Cancel { generation: GenerationId(id) }).is_ok());
+    });
+    bench.until_ended(1..40);
+    assert_eq!((bench.stats().expired, bench.stats().blocks_used), (1, 0));
+
+    let refused = start_loaded(vec![loaded()], 1, &[], 16, Some(1_000), &[]).err().expect("no block fits");
+    assert!(refused.to_string().contains("smollm2-135m"), "{refused}");
 }
 
 #[test]

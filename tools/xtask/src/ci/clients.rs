@@ -60,7 +60,8 @@ pub(super) fn run(
         .arg(format!("http://{}/openapi.json", node.http))
         .args(["--url", &format!("http://{}", node.http), "--header", &format!("Authorization: Bearer {}", node.token)])
         .args(["--checks", "all", "--exclude-checks", NOT_HELD_TO, "--phases", "examples,coverage,fuzzing"])
-        .args(["--suppress-health-check", "all", "--no-color"]);
+        .args(["--suppress-health-check", "all", "--max-response-time", "60", "--no-color"])
+        .env("SCHEMATHESIS_HOOKS", "tools/clients/schemathesis_hooks.py");
     run("the tester that reads the document", tester)?;
     if !failed.is_empty() {
         bail!("not content: {}", failed.join(", "));

@@ -17,7 +17,6 @@ const MAY: &[(&str, &str)] = &[
     ("inference/worker/src/kernel/",  "SIMD"),
     ("inference/worker/src/decoder.rs", "rows that the members of a team write parts of"),
     ("inference/worker/src/gguf",     "memory-mapped weights"),
-    ("inference/worker/src/stage/thread.rs", "pinning"),
     ("inference/worker/src/team.rs",  "work shared by threads; pinning"),
     ("transport/quic/tests/memory.rs", "an allocator that counts"),
     ("transport/udp/src/",            "socket options, control messages, io_uring"),

@@ -70,19 +70,19 @@ pub(super) fn sampling_of(knobs: &Knobs, max_tokens: u32, logprobs: Option<u8>) 
 
 fn constraint_of(format: Option<&ResponseFormat>) -> Result<Constraint, Refusal> {
     let Some(format) = format else { return Ok(Constraint::None) };
+    let field = "response_format.json_schema";
+    let schema = format.json_schema.as_ref().and_then(|named| named.schema.as_ref());
+    if schema.is_some_and(|schema| !schema.get().starts_with('{')) {
+        return Err(Refusal::parameter(field, format!("{field}.schema is no object")));
+    }
     Ok(match format.kind {
         FormatKind::Text => Constraint::None,
         FormatKind::JsonObject => Constraint::Json,
         FormatKind::JsonSchema => {
-            let field = "response_format.json_schema";
-            let Some(named) = &format.json_schema else {
+            if format.json_schema.is_none() {
                 return Err(Refusal::parameter(field, format!("{field} is missing")));
-            };
-            match &named.schema {
-                None => Constraint::Json,
-                Some(schema) if schema.get().starts_with('{') => Constraint::JsonSchema(schema.get().to_owned()),
-                Some(_) => return Err(Refusal::parameter(field, format!("{field}.schema is no object"))),
             }
+            schema.map_or(Constraint::Json, |schema| Constraint::JsonSchema(schema.get().to_owned()))
         }
     })
 }

@@ -51,7 +51,8 @@ fn every_knob_arrives() {
     check(r#", "logprobs": true, "top_logprobs": 20"#, |ask| ask.sampling.logprobs == Some(20));
     check(r#", "response_format": {"type": "text"}"#, |ask| ask.sampling.constraint == Constraint::None);
     check(r#", "response_format": {"type": "json_object"}"#, |ask| ask.sampling.constraint == Constraint::Json);
-    let schema = r#", "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {"b": 1, "a": 2}}}"#;
+    let schema =
+        r#", "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {"b": 1, "a": 2}}}"#;
     check(schema, |ask| ask.sampling.constraint == Constraint::JsonSchema(r#"{"b": 1, "a": 2}"#.into()));
     check(r#", "service_tier": "flex""#, |ask| ask.priority == Priority::Low);
     check(r#", "user": "u", "metadata": {"a": "b"}, "made_up": 5"#, |ask| ask.messages.len() == 1);
@@ -115,10 +116,11 @@ fn mistakes_are_told_by_field_line_and_column() {
         assert_eq!(refusal.param.as_deref(), param, "{refusal:?}");
         assert!(refusal.message.contains(says), "{refusal:?}");
     };
-    let field = |fields: &str, param: &str, says: &str| check(chat_of(&with(fields)), "parameter_invalid", Some(param), says);
+    let field =
+        |fields: &str, param: &str, says: &str| check(chat_of(&with(fields)), "parameter_invalid", Some(param), says);
     check(chat_of("{\"messages\": [}"), "json_invalid", None, "at line 1 column 15");
     check(chat_of("{\n\n oops"), "json_invalid", None, "at line 3 column");
-    check(chat_of("{} x"), "parameter_invalid", None, "missing field `messages`");
+    check(chat_of("{}"), "parameter_invalid", None, "missing field `messages`");
     check(chat_of(&(with("") + " x")), "json_invalid", None, "trailing characters");
     check(chat_of("[]"), "parameter_invalid", None, "invalid type: ");
     check(chat_of(r#"{"messages": []}"#), "parameter_invalid", Some("messages"), "at least one");
@@ -143,6 +145,8 @@ fn mistakes_are_told_by_field_line_and_column() {
     field(r#", "stream_options": {}"#, "stream_options", "set stream");
     field(r#", "response_format": {"type": "xml"}"#, "response_format.type", "unknown variant");
     field(r#", "response_format": {"type": "json_schema"}"#, "response_format.json_schema", "missing");
+    let schema = r#", "response_format": {"type": "text", "json_schema": {"schema": [1]}}"#;
+    field(schema, "response_format.json_schema", "no object");
     field(r#", "functions": []"#, "functions", "as tools");
     field(r#", "function_call": "auto""#, "function_call", "tool_choice");
     field(r#", "modalities": ["text", "audio"]"#, "modalities", "but for text");

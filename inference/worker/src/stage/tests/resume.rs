@@ -1,5 +1,7 @@
 //! Generations that were interrupted and go on: each is as if it had not been interrupted, wherever the cut lies.
 
+use thalweg_protocol::limits::KV_BLOCK_TOKENS;
+
 use super::*;
 
 /// A generation cut after `cut` tokens goes on as `id`.
@@ -15,7 +17,11 @@ fn assert_continues(whole: &Seen, cut: usize, rest: &Seen, about: &str) {
     assert_eq!((&rest.refused, rest.before), (&None, cut), "{about}, cut after {cut}");
     assert_eq!(rest.ids, whole.ids[cut..], "{about}, cut after {cut}");
     assert_eq!(rest.texts, whole.texts[cut..], "{about}, cut after {cut}: texts, token by token");
-    assert_eq!(rest.finished, whole.finished, "{about}, cut after {cut}: reason and usage");
+    // What was found in memory is another matter.
+    let counted = |seen: &Seen| {
+        seen.finished.clone().map(|(reason, usage, message)| (reason, Usage { cached_tokens: 0, ..usage }, message))
+    };
+    assert_eq!(counted(rest), counted(whole), "{about}, cut after {cut}: reason and usage");
 }
 
 #[test]
@@ -99,35 +105,45 @@ struct Scripted {
 struct ScriptedRunner {
     model: Arc<Scripted>,
     logits: Vec<f32>,
-    /// Rows computed in each slot.
-    computed: Vec<usize>,
+    /// The token whose keys and values would lie there: `[block][place]`.
+    memory: Vec<[Option<u32>; KV_BLOCK_TOKENS]>,
+}
+
+impl ScriptedRunner {
+    /// Checks that all that a row at `position` looks back at is there: the prompt, and then the script.
+    fn look_back(&self, table: &[u32], position: usize) {
+        let Scripted { prompt_tokens, script, .. } = &*self.model;
+        for at in 0..=position {
+            let kept = self.memory[table[at / KV_BLOCK_TOKENS] as usize][at % KV_BLOCK_TOKENS];
+            let token = kept.expect("nothing is left out");
+            assert!(at < *prompt_tokens || token == script[at - prompt_tokens], "what was produced is what is read");
+        }
+    }
 }
 
 impl Model for Scripted {
     fn shape(&self) -> Shape {
         self.shape
     }
-    fn runner(self: Arc<Self>, slots: usize, _rows: usize) -> Box<dyn Runner> {
-        Box::new(ScriptedRunner { model: self, logits: Vec::new(), computed: vec![0; slots] })
+    fn runner(self: Arc<Self>, blocks: usize, _rows: usize, _team: Arc<Team>) -> Box<dyn Runner> {
+        let memory = vec![[None; KV_BLOCK_TOKENS]; blocks];
+        Box::new(ScriptedRunner { model: self, logits: Vec::new(), memory })
     }
 }
 
 impl Runner for ScriptedRunner {
-    fn reserve(&mut self, slot: usize, _tokens: usize) {
-        self.computed[slot] = 0;
-    }
-    fn release(&mut self, _slot: usize) {}
-    fn step(&mut self, rows: &[Row]) {
-        let Scripted { shape, prompt_tokens, script } = &*self.model;
+    fn step(&mut self, step: &Step) {
+        for copy in &step.copies {
+            let (from, count) = (self.memory[copy.from as usize], copy.tokens as usize);
+            self.memory[copy.to as usize][..count].copy_from_slice(&from[..count]);
+        }
         self.logits.clear();
-        for row in rows {
-            let at = row.position as usize;
-            assert_eq!(std::mem::replace(&mut self.computed[row.slot as usize], at + 1), at, "nothing is left out");
-            assert!(
-                at < *prompt_tokens || row.token == script[at - prompt_tokens],
-                "what was produced is what is read"
-            );
+        for row in &step.rows {
+            let (at, table) = (row.position as usize, step.table(&step.parts[row.part as usize]));
+            self.memory[table[at / KV_BLOCK_TOKENS] as usize][at % KV_BLOCK_TOKENS] = Some(row.token);
+            self.look_back(table, at);
             if row.wants_logits {
+                let Scripted { shape, prompt_tokens, script } = &*self.model;
                 let start = self.logits.len();
                 self.logits.resize(start + shape.vocabulary, 0.0);
                 self.logits[start + script[at + 1 - prompt_tokens] as usize] = 9.0;
