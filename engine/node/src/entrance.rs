@@ -34,6 +34,10 @@ pub(crate) struct Entrance {
     gate: GateLink,
     /// Where a comparison of all sessions with a new snapshot goes on, by the number of the connection.
     sweep: Option<u64>,
+    /// Questions asked before that snapshot came.
+    asked: u64,
+    /// Whether the comparison left somebody out who waits for the answer to one of them.
+    left_out: bool,
     /// Sessions by the end of their credentials, in seconds since 1970.
     expiring: BTreeSet<(u64, u64)>,
     next_look: Option<Instant>,
@@ -43,7 +47,8 @@ pub(crate) struct Entrance {
 
 impl Entrance {
     pub(crate) fn new(access: Arc<Access>, gate: GateLink) -> Self {
-        Self { access, gate, sweep: None, expiring: BTreeSet::new(), next_look: None, revoked: 0, expired: 0 }
+        let (sweep, asked, left_out, expiring, next_look, revoked, expired) = (None, 0, false, BTreeSet::new(), None, 0, 0);
+        Self { access, gate, sweep, asked, left_out, expiring, next_look, revoked, expired }
     }
 
     /// Whether a turn would find something to do.
@@ -227,16 +232,20 @@ impl Core {
 
     /// Takes what the gate has to say, and goes on with comparing sessions with the last snapshot.
     pub(crate) fn gate_news(&mut self, now: Instant) -> usize {
-        // Before a new snapshot is taken: whoever revokes itself is told that it is done, a turn before it has to go.
+        // Before answers are taken: whoever revokes itself is told that it is done, a turn before it has to go.
         let mut work = self.sweep(now);
         if let Some(access) = self.entrance.gate.access() {
             self.entrance.access = access;
             self.entrance.sweep = Some(0);
+            self.entrance.asked = self.entrance.gate.asked();
             work += 1;
         }
         while let Some((Asker { link, request, what }, told)) = self.entrance.gate.answer() {
             work += 1;
             self.gate_told(now, link, request, what, told);
+            if std::mem::take(&mut self.entrance.left_out) {
+                self.entrance.sweep = Some(0);
+            }
         }
         work
     }
@@ -286,7 +295,12 @@ impl Core {
             let (Some(principal), Some(source)) = (&connection.principal, &connection.source) else { continue };
             let Principal { tenant, user, credential, .. } = &**principal;
             if let Some(reject) = self.entrance.access.objection(tenant, user, credential, source, wall_s) {
-                against.push((QuicLink::from_number(number), reject));
+                let link = QuicLink::from_number(number);
+                if self.entrance.gate.awaits(link, self.entrance.asked) {
+                    self.entrance.left_out = true;
+                } else {
+                    against.push((link, reject));
+                }
             }
         }
         self.entrance.sweep = (looked == SWEEP_SESSIONS).then(|| last + 1);

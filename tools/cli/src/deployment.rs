@@ -29,6 +29,7 @@ fn blocks(language: &str) -> Vec<&'static str> {
 
 /// The words of `thalweg` in a line of shell, if it calls it.
 fn call(line: &str) -> Option<Vec<&str>> {
+    let line = line.split_once("$(").and_then(|(_, inner)| inner.split_once(')')).map_or(line, |(inner, _)| inner);
     let line = line.split(" | ").find(|part| part.split(' ').any(|word| word == "thalweg"))?;
     let words: Vec<_> = line.split_whitespace().collect();
     let at = words.iter().position(|word| *word == "thalweg")?;
@@ -66,7 +67,7 @@ fn the_settings_of_the_operators_page_are_sound() {
 
 #[test]
 fn variables_are_those_of_settings() {
-    let others = ["THALWEG_DATA", "THALWEG_MODELS"];
+    let others = ["THALWEG_DATA", "THALWEG_MODELS", "THALWEG_TOKEN"];
     for (file, text) in [("README.md", PAGE), ("thalweg.service", UNIT), ("Containerfile", CONTAINER)] {
         let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         for word in words.filter(|word| word.starts_with("THALWEG_")) {

@@ -1,7 +1,7 @@
 //! What a person does: sends lines, gives commands, picks messages.
 
 use crate::app::{App, Asked, LEAVE_WITHIN, Sure};
-use crate::chat::{Draft, Live};
+use crate::chat::{Draft, Live, OVERTAKEN_FOR};
 use crate::event::{Command, Delivery, Kind, Request, Role};
 use crate::ink::{Ink, Piece};
 use crate::popup::{Card, Found, Popup};
@@ -58,9 +58,10 @@ impl App {
                     return;
                 }
                 self.history.push(&text);
-                // The message says that it is written: no notice is needed.
+                // The message says that it is written: no notice is needed. Those that come soon after it are taken for older.
+                let now = self.now.mono;
                 if let Some(chat) = self.chat_mut() {
-                    chat.typing_on = false;
+                    (chat.typing_on, chat.typing_told) = (false, Some(now + OVERTAKEN_FOR));
                 }
             }
         }

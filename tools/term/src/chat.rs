@@ -16,7 +16,7 @@ const TYPING_MAX: usize = 16;
 /// Typing is over when nothing more is heard of it.
 const TYPING_FOR: Duration = Duration::from_millis(thalweg_protocol::limits::TYPING_MS);
 /// For how long after a message its writer's notices of typing may still arrive that were sent before it.
-const OVERTAKEN_FOR: Duration = Duration::from_millis(1_500);
+pub(crate) const OVERTAKEN_FOR: Duration = Duration::from_millis(1_500);
 /// Channels of at most so many people tell who came and went.
 const TRAFFIC_PEOPLE_MAX: u32 = 32;
 

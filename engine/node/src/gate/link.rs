@@ -113,6 +113,16 @@ impl GateLink {
         }
     }
 
+    /// Questions asked so far.
+    pub(crate) fn asked(&self) -> u64 {
+        self.asked
+    }
+
+    /// Whether a connection waits for the answer to one of the first `asked` questions.
+    pub(crate) fn awaits(&self, link: QuicLink, asked: u64) -> bool {
+        self.askers.range(..=asked).any(|(_, asker)| asker.link == link)
+    }
+
     /// The newest snapshot, if there is a new one.
     pub(crate) fn access(&mut self) -> Option<Arc<Access>> {
         std::iter::from_fn(|| self.access.pop()).last()

@@ -109,13 +109,16 @@ struct Job {
     submitted: Instant,
 }
 
+/// A text of a job: port, job and index.
+type TextId = (usize, u64, usize);
+
 /// The encoders of one thread, and what they have to do.
 pub(super) struct Embedder {
     models: Vec<LoadedEncoder>,
     encoders: Vec<Encoder>,
     jobs: VecDeque<Job>,
-    /// The model whose pass is under way, and whose texts go through it: port, job and text.
-    pass: Option<(usize, Vec<(usize, u64, usize)>)>,
+    /// The model whose pass is under way, and whose texts go through it.
+    pass: Option<(usize, Vec<TextId>)>,
 }
 
 impl Embedder {

@@ -176,7 +176,7 @@ mod tests {
         let mut lines = Vec::new();
         table(String::new(), &value, &mut lines);
         let lines: Vec<_> = lines.iter().map(|(name, value)| format!("{name} {value}")).collect();
-        let expected = ["cores.0.drops 0", "cores.0.turn_us count=7  p50=1  p99=9", "epoch 3", "server x"];
+        let expected = ["epoch 3", "cores.0.turn_us p50=1  p99=9  count=7", "cores.0.drops 0", "server x"];
         assert_eq!(lines, expected);
     }
 }
