@@ -178,10 +178,7 @@ fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, String> {
             TopLevelGrammar::from_json_schema(spaced(schema)?)
         }
         Constraint::Regex(text) => TopLevelGrammar::from_regex(text),
-        Constraint::Lark(text) if text.contains("%json") => {
-            return Err("a grammar cannot hold a JSON Schema; give the schema as json_schema".into());
-        }
-        Constraint::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
+        Constraint::Lark(text) => TopLevelGrammar::from_lark(with_schemas(text)?),
     })
 }
 
@@ -200,6 +197,22 @@ fn spaced(schema: Value) -> Result<Value, String> {
         Value::Bool(false) => Err("it is false, which no text satisfies".into()),
         other => Err(format!("it is {other}; a schema is an object or a boolean")),
     }
+}
+
+/// A grammar whose JSON Schemas (`%json {…}`) are held to what schemas alone are held to.
+fn with_schemas(grammar: &str) -> Result<String, String> {
+    const MARK: &str = "%json";
+    let (mut rest, mut out) = (grammar, String::with_capacity(grammar.len()));
+    while let Some((before, after)) = rest.split_once(MARK) {
+        let mut values = serde_json::Deserializer::from_str(after).into_iter::<Value>();
+        let schema = values.next().unwrap_or_else(|| Ok(Value::Null));
+        let schema = schema.map_err(|error| format!("no schema follows {MARK}: {error}"))?;
+        refuse_costly(&schema, &mut format!("{MARK} #"))?;
+        out.extend([before, MARK, " ", &spaced(schema)?.to_string()]);
+        rest = &after[values.byte_offset()..];
+    }
+    out.push_str(rest);
+    Ok(out)
 }
 
 /// Refuses what the compiler would take for ever for, naming where it stands. `path`: a JSON Pointer to `schema`.

@@ -152,6 +152,9 @@ fn expressions_and_grammars_are_matched_as_a_whole() {
         let grammar = "start: term (\" + \" term){0,3}\nterm: \"é\" | \"(\" start \")\"\n";
         let (text, _) = write(&grammars, &Constraint::Lark(grammar.into()), seed);
         assert!(sum(&text) && text.matches('(').count() == text.matches(')').count(), "{text}");
+        let grammar = "start: \"<\" %json {\"enum\": [1, 2]} \">\" | \"!\" %json {\"const\": null} \"\\n\"\n";
+        let (text, _) = write(&grammars, &Constraint::Lark(grammar.into()), seed);
+        assert!(["<1>", "<2>", "!null\n"].contains(&text.as_str()), "{text:?}");
     }
 }
 
@@ -189,7 +192,9 @@ fn what_cannot_be_followed_is_refused_by_name() {
     check(Constraint::Regex("(a".into()), "regex");
     check(Constraint::Regex("[a&&b]".into()), "no text satisfies it");
     check(Constraint::Lark("start: nothing".into()), "unknown name");
-    check(Constraint::Lark("start: %json { \"multipleOf\": 99999999 }".into()), "cannot hold a JSON Schema");
+    check(Constraint::Lark("start: %json { \"multipleOf\": 99999999 }".into()), "%json #/multipleOf is 99999999");
+    check(Constraint::Lark("start: %json [1".into()), "no schema follows %json: EOF");
+    check(Constraint::Lark("start: %json false".into()), "it is false");
     check(Constraint::Lark("start: \"a\" start\n".into()), "lark");
     check(Constraint::Lark(format!("start: {}\"a\"{}", "(".repeat(9_000), ")".repeat(9_000))), "too deeply nested");
 }

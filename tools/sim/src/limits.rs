@@ -117,10 +117,15 @@ impl World {
         self.paused_until_us = until;
     }
 
-    /// What happens once clients do nothing new. Limits that let everybody do a little may stay.
+    /// What happens once clients do nothing new. Limits that let everybody do a little may stay; those of bytes may not,
+    /// since one large message is owed for longer than the end takes.
     pub(crate) fn plan_the_end(&mut self) {
         self.press(0);
-        if self.chance(0.7) {
+        let counts_bytes = self.limits.as_ref().is_some_and(|limits| {
+            let TenantLimits { session, user, tenant } = &limits.default;
+            [session, user, tenant].iter().any(|allowance| allowance.bytes.is_some())
+        });
+        if self.chance(0.7) || counts_bytes {
             self.lift_limits();
         }
         self.heartbeats_end_us = Some((self.now_us + HEARTBEATS_US, self.now_us + SILENCE_US));

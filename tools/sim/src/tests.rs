@@ -45,7 +45,7 @@ fn defects_of_a_node_and_its_log_are_found() {
     check(Plant::ResumeLate, 8, 4, &["that were not its own"]);
     check(Plant::LoseLastBatch, 12, 4, &["durable to"]);
     check(Plant::ResurrectRecycled, 12, 4, &["nobody damaged", "recovered is not what was durable"]);
-    check(Plant::BelieveTorn, 24, 3, &["nobody damaged", "recovered is not what was durable"]);
+    check(Plant::BelieveTorn, 48, 2, &["nobody damaged", "recovered is not what was durable"]);
     check(Plant::ForgetDirectory, 6, 4, &["nobody damaged", "durable to"]);
     check(Plant::DropKept, 8, 4, &["came, from", "are missing"]);
 }

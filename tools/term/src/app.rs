@@ -9,7 +9,7 @@ use crate::chat::{Chat, Live};
 use crate::clock::{Now, Zone};
 use crate::complete::Completion;
 use crate::editor::History;
-use crate::event::{ChannelKind, Command, Event, Item, Link, Request, State, Ticket, Welcome};
+use crate::event::{ChannelKind, Command, Event, Item, Kind, Link, Request, State, Ticket, Welcome};
 use crate::ink::Ink;
 use crate::layout::Areas;
 use crate::popup::Popup;
@@ -491,7 +491,9 @@ impl App {
                 let change = chat.timeline.apply(item, &me);
                 if let Item::Delivery(delivery) = item {
                     chat.messages = chat.messages.max(delivery.number);
-                    chat.wrote(&delivery.user, now);
+                    if matches!(delivery.kind, Kind::Message { .. }) {
+                        chat.wrote(&delivery.user, now);
+                    }
                 }
                 self.changed(channel, change, before, open && focused);
             }

@@ -209,6 +209,7 @@ fn notes_of_what_happened() {
         sampled: false,
     });
     stage.item(Item::Missed { from: 5, to: 7 });
+    stage.later(2);
     stage.item(Item::Typing { user: "grace".into(), on: true });
     stage.item(Item::Typing { user: "bob".into(), on: true });
     stage.shows("notes");
@@ -455,12 +456,12 @@ fn who_is_away_and_who_types_is_told() {
     assert_eq!(stage.commands.iter().filter(|command| **command == typing(true)).count(), 2);
     stage.key("Enter");
     assert!(!stage.commands.contains(&typing(false)), "the message says it");
-    // Soon after another notice it is told a little later, and taken back when nothing is left of the line.
+    // Soon after a message it is told a little later, and taken back when nothing is left of the line.
     stage.commands.clear();
     stage.types("again");
     assert!(!stage.commands.contains(&typing(true)));
-    assert!(stage.app.wake() <= Some(stage.now.mono + std::time::Duration::from_millis(1_100)));
-    stage.later(2);
+    assert!(stage.app.wake() <= Some(stage.now.mono + std::time::Duration::from_millis(2_600)));
+    stage.later(3);
     assert!(stage.commands.contains(&typing(true)));
     stage.key("C-u");
     assert!(stage.commands.contains(&typing(false)));

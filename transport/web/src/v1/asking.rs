@@ -2,7 +2,7 @@
 
 use thalweg_protocol::generation::{AskRequest, ChatMessage, Constraint, OnDetach, Priority, Role, Sampling};
 use thalweg_protocol::ids::Name;
-use thalweg_protocol::limits::GENERATION_TOKENS_MAX;
+use thalweg_protocol::limits::{GENERATION_TOKENS_MAX, STOPS_MAX};
 
 use super::parameters::{Content, FormatKind, Knobs, Message, MessageRole, ResponseFormat, ServiceTier};
 use super::tools;
@@ -15,6 +15,13 @@ fn within<T: PartialOrd + std::fmt::Display>(field: &str, value: T, low: T, high
         return Ok(value);
     }
     Err(Refusal::parameter(field, format!("{field} is {value}; it lies between {low} and {high}")))
+}
+
+fn within_count<'a, T>(field: &str, values: &'a [T], most: usize) -> Result<&'a [T], Refusal> {
+    if values.len() <= most {
+        return Ok(values);
+    }
+    Err(Refusal::parameter(field, format!("{field} has {} items; it has at most {most}", values.len())))
 }
 
 /// The model that is named; none if the node is to choose.
@@ -63,8 +70,8 @@ pub(super) fn sampling_of(knobs: &Knobs, max_tokens: u32, logprobs: Option<u8>) 
         constraint: constraint_of(knobs.response_format.as_ref())?,
         seed: knobs.seed.unwrap_or(0).cast_unsigned(),
         max_tokens: within("max_tokens", max_tokens, 1, GENERATION_TOKENS_MAX)?,
-        // An empty stop string stops nothing.
-        stop: knobs.stop.iter().filter(|stop| !stop.is_empty()).cloned().collect(),
+        // An empty stop string stops nothing, but counts.
+        stop: within_count("stop", &knobs.stop, STOPS_MAX)?.iter().filter(|stop| !stop.is_empty()).cloned().collect(),
     })
 }
 
