@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use binary::{Home, Node, PATIENCE, eventually};
+use binary::{Home, Node, PATIENCE, eventually, model};
 use serde_json::Value;
 
 /// One request: the status, the headers, the body. None if nobody listens.
@@ -88,6 +88,54 @@ fn the_usual_port_is_not_needed_but_a_chosen_one_is() {
     assert!(ended.code == Some(1) && ended.stderr.contains("the port is taken"), "{ended:?}");
     let off = home.serve(&format!("--no-model --quic 127.0.0.1:0 --http off --data {}", other.display()));
     assert_eq!(off.http, "off");
+}
+
+/// Who asks and does not read stops the model, which goes on for others; who then reads gets the whole answer.
+#[test]
+fn a_slow_reader_of_events_parks_its_answer() {
+    const TOKENS: usize = 700;
+    let Some(path) = model() else { return };
+    let home = Home::new();
+    let node = home.serve(&format!("--quic 127.0.0.1:0 --http 127.0.0.1:0 --model {}", path.display()));
+    let token = home.run("admin token", b"").stdout.trim().to_owned();
+    // The tokens that end a text are forbidden.
+    let body = format!(
+        r#"{{"model":"model","prompt":"Once upon a time","max_tokens":{TOKENS},"stream":true,"logit_bias":{{"0":-100,"2":-100}}}}"#
+    );
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    // The kernel hides less of what is not read.
+    socket.set_recv_buffer_size(4 << 10).expect("set");
+    let address: std::net::SocketAddr = node.http.parse().expect("an address");
+    socket.connect(&address.into()).expect("it listens");
+    let mut stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).expect("set");
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: {}\r\nconnection: close\r\nauthorization: Bearer {token}\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        node.http,
+        body.len()
+    );
+    stream.write_all((head + &body).as_bytes()).expect("it listens");
+    let has = |state: &str, count: u32| {
+        let line = format!("\nthalweg_model_generations{{model=\"model\",state=\"{state}\"}} {count}\n");
+        get(&node, "/metrics").1.contains(&line)
+    };
+    eventually("the parked answer", || has("parked", 1));
+
+    // Somebody else is answered meanwhile.
+    let ended = home.run("ask Hello --max-tokens 4", b"");
+    assert!(ended.code == Some(0) && has("parked", 1) && has("running", 0), "{ended:?}");
+
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("text");
+    let pieces = answer.matches("\"finish_reason\":null").count();
+    let last = answer.contains("\"finish_reason\":\"length\"") && answer.contains("data: [DONE]");
+    assert!(answer.starts_with("HTTP/1.1 200 ") && last, "{answer}");
+    // Some tokens are no text of their own, as they are parts of a character.
+    assert!(pieces <= TOKENS && pieces > TOKENS * 9 / 10, "{pieces} of {TOKENS}");
+    eventually("the end", || has("parked", 0) && has("running", 0));
+    let metrics = get(&node, "/metrics").1;
+    assert!(metrics.contains("\nthalweg_inference_without_credit_total 0\n"), "{metrics}");
 }
 
 #[test]
