@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use thalweg_domain::quota::{Allowance, Limits, Rate, TenantLimits};
+use thalweg_protocol::ids::Name;
 use thalweg_protocol::limits::{LOG_FILE_BYTES, PARTITIONS_DEFAULT};
 pub use thalweg_protocol::op::Durability;
 pub use thalweg_udp::Backend;
@@ -36,6 +37,11 @@ pub struct NodeConfig {
     pub kv_bytes: Option<u64>,
     /// Models, default first.
     pub models: Vec<ModelSource>,
+    /// What is said of models one by one, in the order of their names; those with a [`RemoteSettings`] are models of their
+    /// own.
+    pub model_settings: Vec<ModelSettings>,
+    /// What a request means that names no model: a model, a class, or `auto`; without, the first model.
+    pub model_default: Option<Name>,
     /// How long an idle core looks for work before it parks, in microseconds; by default [`SPIN_US`] if every stage has a
     /// CPU of its own, else 0.
     pub spin_us: Option<u64>,
@@ -67,6 +73,39 @@ pub struct NodeConfig {
     pub access: AccessConfig,
     /// Where these settings come from, to be read again while the node runs.
     pub source: Source,
+}
+
+/// What the settings say of one model: a table `[model.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelSettings {
+    /// The name requests give.
+    pub name: Name,
+    /// What it is good for: `fast`, `accurate`, or a word of the operator's; without, [`CLASS`].
+    pub class: Option<Name>,
+    /// What a token of it costs compared with the others; 0 is free.
+    pub cost: u32,
+    /// Who answers in its place while it cannot.
+    pub fallback: Option<Name>,
+    /// Where it is served, if that is not here.
+    pub remote: Option<RemoteSettings>,
+}
+
+/// The class of models of which nobody says one.
+pub const CLASS: &str = "standard";
+
+/// A model that another server runs behind OpenAI's API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteSettings {
+    /// Where, up to `/v1`: `https://host[:port][/path]/v1`.
+    pub url: String,
+    /// What that server calls the model.
+    pub remote_name: String,
+    /// The file with the key that server wants, without a line's end; read at the start and at each reload.
+    pub key_file: Option<PathBuf>,
+    /// Longest time until it begins to answer, and between two parts of an answer.
+    pub timeout: Duration,
+    /// Longest conversation and answer together, in tokens.
+    pub context_tokens: u32,
 }
 
 /// Whether and where HTTP is served.
@@ -103,6 +142,8 @@ impl Default for NodeConfig {
             inference_threads: None,
             kv_bytes: None,
             models: Vec::new(),
+            model_settings: Vec::new(),
+            model_default: None,
             spin_us: None,
             backend: Backend::default(),
             partitions: PARTITIONS_DEFAULT,
@@ -170,8 +211,6 @@ pub fn cpus() -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
-    use thalweg_protocol::ids::Name;
-
     use super::*;
 
     #[test]

@@ -27,6 +27,7 @@ mod log;
 pub mod memory;
 mod mesh;
 mod metrics;
+mod models;
 mod outlook;
 mod park;
 pub mod reload;
