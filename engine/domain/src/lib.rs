@@ -7,17 +7,21 @@
 //! - [`generation`]: one answer of a model as a sequence of tokens;
 //! - [`dedupe`]: which commands of which sessions a partition has carried out;
 //! - [`fact`]: small values of channels and users of which the newest counts;
+//! - [`routing`]: which model answers a request; [`breaker`], [`estimate`]: what is learned of models by asking them;
 //! - [`permission`]: what a token's holder may do;
 //! - [`quota`]: how much somebody may do in a time;
 //! - [`record`]: what goes into the log;
 //! - [`partition`]: what the records of a piece of a log leave behind.
 #![forbid(unsafe_code)]
 
+pub mod breaker;
 pub mod channel;
 pub mod dedupe;
+pub mod estimate;
 pub mod fact;
 pub mod generation;
 pub mod partition;
 pub mod permission;
 pub mod quota;
 pub mod record;
+pub mod routing;
