@@ -8,6 +8,7 @@ use thalweg_domain::partition::PartitionState;
 use thalweg_domain::permission::Principal;
 use thalweg_domain::quota::Limits;
 use thalweg_domain::record::{ChannelSettings, Message, Record};
+use thalweg_domain::routing::Routes;
 use thalweg_protocol::chat::{ChannelAbout, ChannelSummary, ChatOp, PresenceState};
 use thalweg_protocol::generation::{AskRequest, ChatMessage, FinishReason, Priority, Sampling, TokenDetail, Usage};
 use thalweg_protocol::ids::{
@@ -120,6 +121,8 @@ pub enum Input {
     },
     /// What sessions, users and tenants may do from now on.
     Limits(Arc<Limits>),
+    /// Which models can be asked from now on, and how they are. What was begun goes on.
+    Routes(Arc<Routes>),
     /// How short of memory the node is: 0 not at all; from 1 on what can be read back from disk is let go of; from 2 on
     /// nobody new is served; from 3 on nothing is written.
     Pressure {

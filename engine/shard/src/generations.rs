@@ -9,6 +9,7 @@
 
 mod details;
 mod endings;
+mod mention;
 mod resume;
 
 use std::collections::BTreeMap;
@@ -17,8 +18,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use thalweg_domain::generation::{Ending, Generation};
 use thalweg_domain::permission::{Action as Access, Principal};
-use thalweg_domain::record::{Event, GenerationRequest, Message, Posting};
-use thalweg_protocol::generation::{AskRequest, FinishReason, OnDetach, Priority, Sampling, TokenDetail, Usage};
+use thalweg_domain::record::{Event, GenerationRequest, Posting};
+use thalweg_protocol::generation::{AskRequest, FinishReason, OnDetach, TokenDetail, Usage};
 use thalweg_protocol::ids::{ChannelId, ChannelKey, CoreId, GenerationId, Name, Partition, Request, Watch};
 use thalweg_protocol::limits::{GENERATION_KEEP_MS, GENERATIONS_MAX, LEAD_TOKENS, LEAD_TOKENS_MAX, TOKEN_DETAILS_MAX};
 use thalweg_protocol::op::{DeliveryKind, Durability, ServerOp, WatchRequest};
@@ -189,42 +190,11 @@ impl Shard {
             priority,
             deadline_ms,
         };
-        self.begin(id, Arc::new(request), logged, None, lead, origin.trace);
+        self.begin(id, Arc::new(request), logged, None, lead, origin.trace, true);
         if let Some(owned) = self.generations.owned.get_mut(&id) {
             owned.asker = Some((origin.core, origin.link));
         }
         self.add_watcher(id, origin, principal.user.clone(), 0, lead, None);
-    }
-
-    /// Somebody spoke to a model in a channel. `older` are messages of it that were read back from disk.
-    pub(crate) fn answer_in_channel(
-        &mut self,
-        channel: ChannelKey,
-        user: Name,
-        model: Name,
-        trace: u64,
-        older: &[Arc<Message>],
-    ) {
-        let partition = self.partition(&channel.tenant, channel.channel.as_str());
-        let messages = self.conversation(&channel, older);
-        let Some((channel_id, logged)) = self.channel_id(&channel) else { return };
-        let Ok(id) = self.next_generation(partition) else { return };
-        let sampling = Sampling { seed: id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15), ..Sampling::default() };
-        let body = Bytes::copy_from_slice(model.as_str().as_bytes());
-        let posting = self.generated(&channel, channel_id, DeliveryKind::GenerationStarted, author(&model), id, body);
-        let request = GenerationRequest {
-            tenant: channel.tenant.clone(),
-            user,
-            model,
-            channel: Some((channel, channel_id)),
-            messages,
-            sampling,
-            on_detach: OnDetach::Keep(0),
-            raw: false,
-            priority: Priority::Normal,
-            deadline_ms: 0,
-        };
-        self.begin(id, Arc::new(request), logged, posting, LEAD_TOKENS, trace);
     }
 
     /// The id of the next generation.
@@ -237,8 +207,9 @@ impl Shard {
         Ok(GenerationId::new(partition, self.config.epoch, self.generations.started))
     }
 
-    /// Records that a generation begins, and hands it to the inference stage: its prompt is computed while its beginning
-    /// becomes durable.
+    /// Records that a generation begins, and hands it to the inference stage, if that is to `submit` it: its prompt is
+    /// computed while its beginning becomes durable.
+    #[allow(clippy::too_many_arguments, reason = "what a generation begins with, from two places")]
     fn begin(
         &mut self,
         id: GenerationId,
@@ -247,12 +218,15 @@ impl Shard {
         posting: Option<Posting>,
         credit: u32,
         trace: u64,
+        submit: bool,
     ) {
         self.generations.unfinished += 1;
         self.counters.generations += 1;
         let owned = Owned { trace, ..Owned::new(Generation::new(Arc::clone(&request)), logged, credit) };
         self.generations.owned.insert(id, owned);
-        self.submit(id);
+        if submit {
+            self.submit(id);
+        }
         let event = Event::GenerationStarted { generation: id, request, posting };
         self.append_posting(id.partition(), logged, event, vec![Action::Announce { generation: id }]);
     }

@@ -18,6 +18,7 @@ mod members;
 mod owner;
 mod presence;
 mod quota;
+mod routing;
 mod session;
 mod shard;
 
@@ -28,6 +29,7 @@ pub use contract::{
 pub use counters::{Counters, Rejects, Sample, Span, Stage};
 pub use fan::FanId;
 pub use quota::{Holder, Resource, Spent};
+pub use routing::Routed;
 pub use shard::{Config, Shard};
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use thalweg_domain::partition::PartitionState;
 use thalweg_domain::permission::Principal;
 use thalweg_domain::record::{Event, Message, Record};
-use thalweg_protocol::ids::{ChannelId, ChannelKey, CoreId, Lsn, Name, Partition, Position};
+use thalweg_protocol::ids::{ChannelId, ChannelKey, CoreId, Lsn, Partition, Position};
 use thalweg_protocol::limits::{
     APPENDS_PENDING_BYTES, HISTORY_BATCH_MESSAGES, READS_MAX, RECONNECT_DELAY_MS, RESIDENT_BYTES,
 };
@@ -53,7 +53,7 @@ pub(crate) enum Purpose {
     /// For somebody who pages through history.
     Page { origin: Origin, limit: usize },
     /// For a model that was spoken to in a channel; `trace` is the span of what was said.
-    Conversation { user: Name, model: Name, trace: u64 },
+    Conversation { principal: Arc<Principal>, trace: u64 },
     /// For somebody who looks for a text.
     Search { origin: Origin, query: String, limit: u32 },
     /// For a write that means this message.
@@ -298,9 +298,9 @@ impl Shard {
                 Ok(messages) => self.answer_page(origin, &channel, from, limit, &messages),
                 Err(reject) => self.refuse(origin, reject),
             },
-            Purpose::Conversation { user, model, trace } => {
+            Purpose::Conversation { principal, trace } => {
                 // A model that sees less of the past is better than none.
-                self.answer_in_channel(channel, user, model, trace, &result.unwrap_or_default());
+                self.answer_in_channel(channel, &principal, trace, &result.unwrap_or_default());
             }
             Purpose::Search { origin, query, limit } => match result {
                 Ok(messages) => {

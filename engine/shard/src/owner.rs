@@ -41,7 +41,7 @@ pub(crate) enum Action {
     /// No longer; in order with `Attach`, which waits for the log.
     Detach { core: CoreId, channel: ChannelKey, fan: FanId },
     /// Somebody spoke to a model in a channel; `trace` is the span of their message.
-    Mention { channel: ChannelKey, user: Name, model: Name, trace: u64 },
+    Mention { channel: ChannelKey, principal: Arc<Principal>, trace: u64 },
     /// Somebody, or everybody who is no member, may not be allowed to read a channel any more.
     Expel { channel: ChannelKey, user: Option<Name> },
     /// Tell the core of a session.
@@ -497,7 +497,7 @@ impl Shard {
             }
             Action::Attach { origin, channel, fan } => self.attach_now(origin, channel, fan),
             Action::Detach { core, channel, fan } => self.detach_now(core, &channel, fan),
-            Action::Mention { channel, user, model, trace } => self.mentioned(channel, user, model, trace),
+            Action::Mention { channel, principal, trace } => self.mentioned(channel, principal, trace),
             Action::Expel { channel, user } => self.expel(&channel, user),
             Action::Tell { core, message } => self.tell_session(core, message),
             Action::TenantDeleted { origin: Origin { core, link, request, .. }, channels } => {
@@ -524,16 +524,16 @@ impl Shard {
     }
 
     /// Somebody spoke to a model in a channel: its past is gathered, from disk if it must be.
-    fn mentioned(&mut self, channel: ChannelKey, user: Name, model: Name, trace: u64) {
-        if !self.has_tokens_left(&channel.tenant, &user) {
+    fn mentioned(&mut self, channel: ChannelKey, principal: Arc<Principal>, trace: u64) {
+        if !self.has_tokens_left(&channel.tenant, &principal.user) {
             return;
         }
         let Some(owned) = self.owner.channels.get(&channel) else { return };
         let id = owned.channel.id();
         let on_disk = owned.channel.conversation_on_disk(self.now.wall_us).filter(|_| owned.channel.is_logged());
         match on_disk {
-            Some((from, to)) => self.read_disk(Purpose::Conversation { user, model, trace }, channel, id, from, to),
-            None => self.answer_in_channel(channel, user, model, trace, &[]),
+            Some((from, to)) => self.read_disk(Purpose::Conversation { principal, trace }, channel, id, from, to),
+            None => self.answer_in_channel(channel, &principal, trace, &[]),
         }
     }
 }

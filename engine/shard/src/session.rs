@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use thalweg_domain::channel::{Channel, check_name};
 use thalweg_domain::permission::{Action as Access, Principal};
+use thalweg_domain::routing::Need;
 use thalweg_protocol::chat::ChannelKind;
 use thalweg_protocol::generation::AskRequest;
 use thalweg_protocol::ids::{ChannelKey, CoreId, GenerationId, Name, Position, Request, SessionId, Watch};
@@ -328,34 +329,26 @@ impl Shard {
         Ok(())
     }
 
+    /// Gives back what was reserved for a request that is refused after all.
+    fn release_watch(&mut self, origin: Origin) {
+        if let Some(session) = self.sessions.get_mut(origin.link) {
+            session.watches.remove(&Watch(origin.request.0));
+        }
+        self.settle(origin.link);
+    }
+
     fn request_ask(&mut self, origin: Origin, principal: Arc<Principal>, ask: Box<AskRequest>) -> Result<(), Reject> {
         self.not_draining()?;
         self.newcomers_are_served()?;
         ask.check()?;
-        let model = self.model(ask.model.as_ref())?;
-        principal.require(Access::Ask, model.as_str())?;
         self.may_ask_more(origin.link, &principal)?;
         self.reserve_watch(origin)?;
+        // Last, for who is chosen counts as asked.
+        let model = self.route(&principal, ask.model.as_ref(), &Need::of_ask(&ask));
+        let model = model.inspect_err(|_| self.release_watch(origin))?;
         let partition = self.partition(&principal.tenant, &principal.session.to_string());
         self.tell_owner(partition, OwnerMessage::Ask { origin, principal, model, request: ask });
         Ok(())
-    }
-
-    /// The model a request means.
-    pub(crate) fn model(&self, named: Option<&Name>) -> Result<Name, Reject> {
-        let models = &self.config.models;
-        let found = match named {
-            Some(named) => models.iter().find(|model| *model == named),
-            None => models.first(),
-        };
-        found.cloned().ok_or_else(|| {
-            let text = match named {
-                _ if models.is_empty() => "this node has no model; `thalweg models pull` gets one".to_owned(),
-                Some(named) => format!("there is no model {named}; this node has {}", join(models)),
-                None => String::new(),
-            };
-            Reject::new(RejectCode::ModelUnknown, text)
-        })
     }
 
     fn request_watch(
@@ -468,8 +461,4 @@ impl Shard {
         }
         self.output(Output::Reply { link, request, op });
     }
-}
-
-fn join(models: &[Name]) -> String {
-    models.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use thalweg_domain::quota::Limits;
+use thalweg_domain::routing::Routes;
 use thalweg_protocol::ids::{CoreId, Epoch, GenerationId, Name, Partition, partition_of};
 use thalweg_protocol::limits::CORES_MAX;
 use thalweg_protocol::op::{Durability, ServerOp};
@@ -18,6 +19,7 @@ use crate::log::LogEnd;
 use crate::owner::Owner;
 use crate::presence::Presences;
 use crate::quota::Quotas;
+use crate::routing::Router;
 use crate::session::Sessions;
 
 /// What a shard must know about its node.
@@ -31,8 +33,8 @@ pub struct Config {
     pub partitions: u16,
     /// Which life of the node this is.
     pub epoch: Epoch,
-    /// The models that can be asked, default first.
-    pub models: Vec<Name>,
+    /// The models that can be asked when it begins; [`Input::Routes`] brings others.
+    pub routes: Arc<Routes>,
     /// How durable channels are whose makers do not say, and generations outside of channels.
     pub durability: Durability,
 }
@@ -59,6 +61,7 @@ pub struct Shard {
     pub(crate) owner: Owner,
     pub(crate) fans: Fans,
     pub(crate) generations: Generations,
+    pub(crate) router: Router,
     pub(crate) directory: Directory,
     pub(crate) presence: Presences,
     pub(crate) quotas: Quotas,
@@ -103,8 +106,10 @@ impl Shard {
     pub fn new(config: Config) -> Self {
         assert!((1..=CORES_MAX).contains(&usize::from(config.cores)) && config.partitions > 0);
         assert!(config.core.0 < config.cores);
+        let router = Router::new(Arc::clone(&config.routes));
         Self {
             config,
+            router,
             now: Now::default(),
             sessions: Sessions::default(),
             owner: Owner::default(),
@@ -141,6 +146,7 @@ impl Shard {
             Input::Read { read, result } => self.read_done(read, result),
             Input::Storage { full } => self.log.full = full,
             Input::Limits(limits) => self.set_limits(limits),
+            Input::Routes(routes) => self.router.set(routes),
             Input::Pressure { level } => self.press(level),
             Input::Inference(event) => self.inference(event),
             Input::Timeout => self.timeout(),

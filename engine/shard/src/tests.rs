@@ -11,4 +11,5 @@ mod properties;
 mod quota;
 mod readers;
 mod recovery;
+mod routing;
 mod sessions;

@@ -110,7 +110,7 @@ impl Shard {
             self.deadlines.insert((at, Deadline::Detached(id)));
         }
         self.generations.owned.insert(id, owned);
-        if self.config.models.contains(&model) {
+        if self.routes().get(model.as_str()).is_some() {
             return self.submit(id);
         }
         let message = format!("the node was restarted without the model {model}");

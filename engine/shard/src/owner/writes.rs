@@ -6,7 +6,7 @@ use bytes::Bytes;
 use thalweg_domain::channel::{Roster, check_name, mentions_model};
 use thalweg_domain::dedupe::{Outcome, Verdict, Writer};
 use thalweg_domain::fact::ChannelFact;
-use thalweg_domain::permission::{Action as Access, Principal};
+use thalweg_domain::permission::Principal;
 use thalweg_domain::record::{ChannelSettings, Event, Message, Posting};
 use thalweg_protocol::chat::{ChannelAbout, Context, PostKind};
 use thalweg_protocol::ids::{ChannelKey, Lsn};
@@ -215,17 +215,16 @@ impl Shard {
         let body = if kind == DeliveryKind::Redaction { Bytes::new() } else { body };
         let user = principal.user.clone();
         let delivery = Delivery { position, timestamp_us, kind, user, generation: None, body, key: sealed, context };
-        let mention = (says && mentions_model(&delivery.body)).then(|| self.model(None)).and_then(Result::ok);
-        let mention = mention.filter(|model| principal.may(Access::Ask, model.as_str()));
+        let mention = says && mentions_model(&delivery.body) && self.may_ask_any(principal);
         let message = Arc::new(Message::new(delivery, principal.session, sequence));
         let outcome = Outcome { position, timestamp_us };
         self.owner.dedupe(partition, logged).remember(writer, sequence, outcome, lsn);
         self.owner.unlogged += u64::from(!logged);
         let op = ServerOp::Published { position, timestamp_us, duplicate: false };
         let mut actions = vec![Action::AnswerWrite { origin, op, since_us: self.now.mono_us }];
-        if let Some(model) = mention {
-            let (channel, user, trace) = (key.clone(), principal.user.clone(), origin.trace);
-            actions.push(Action::Mention { channel, user, model, trace });
+        if mention {
+            let (channel, principal, trace) = (key.clone(), Arc::clone(principal), origin.trace);
+            actions.push(Action::Mention { channel, principal, trace });
         }
         self.counters.published += 1;
         let posting = Posting { channel: key.clone(), id, message };

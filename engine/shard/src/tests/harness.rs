@@ -8,6 +8,7 @@ use bytes::Bytes;
 use thalweg_domain::partition::PartitionState;
 use thalweg_domain::permission::Principal;
 use thalweg_domain::record::{Message, Record};
+use thalweg_domain::routing::{Health, ModelCard, Routes};
 use thalweg_protocol::ids::{
     ChannelId, CoreId, Epoch, Name, Partition, Position, Request, Sequence, SessionId, Subscription, partition_of,
 };
@@ -71,13 +72,32 @@ pub(super) fn name(text: &str) -> Name {
     Name::new(text).expect("a valid name")
 }
 
+/// A model that is well.
+pub(super) fn card(model: &str, class: &str) -> ModelCard {
+    ModelCard {
+        name: name(model),
+        class: name(class),
+        cost: 0,
+        context_tokens: 4_096,
+        health: Health::Up,
+        first_token_ms: 0,
+        prompt_us: 0,
+        fallback: None,
+    }
+}
+
+/// The models there are.
+pub(super) fn routes() -> Routes {
+    Routes { cards: vec![card("small", "fast"), card("large", "accurate")], default: None }
+}
+
 fn shards(cores: u16, partitions: u16, epoch: u64, durability: Durability) -> Vec<Shard> {
     let config = |core| Config {
         core: CoreId(core),
         cores,
         partitions,
         epoch: Epoch(epoch),
-        models: vec![name("small"), name("large")],
+        routes: Arc::new(routes()),
         durability,
     };
     (0..cores).map(|core| Shard::new(config(core))).collect()
