@@ -112,6 +112,8 @@ codes! {
     ConstraintInvalid = 39, "constraint_invalid";
     /// The model makes no embeddings, or it makes nothing else.
     EmbeddingsUnsupported = 40, "embeddings_unsupported";
+    /// The model is run elsewhere, and cannot be reached there or fails; come back after the given delay.
+    ModelUnavailable = 41, "model_unavailable";
 }
 
 impl fmt::Display for RejectCode {

@@ -119,7 +119,7 @@ fn status_of(code: RejectCode) -> StatusCode {
         "body_too_large" | "frame_too_large" => StatusCode::PAYLOAD_TOO_LARGE,
         "channel_deleted" => StatusCode::GONE,
         "rate_limited" | "quota_exceeded" | "limit_reached" | "busy" => StatusCode::TOO_MANY_REQUESTS,
-        "draining" | "overloaded" | "issuer_unavailable" => StatusCode::SERVICE_UNAVAILABLE,
+        "draining" | "overloaded" | "issuer_unavailable" | "model_unavailable" => StatusCode::SERVICE_UNAVAILABLE,
         "storage_full" => StatusCode::INSUFFICIENT_STORAGE,
         "internal" | "storage_damaged" | "unknown" => StatusCode::INTERNAL_SERVER_ERROR,
         _ => StatusCode::BAD_REQUEST,
@@ -156,6 +156,7 @@ mod tests {
         check(RejectCode::ConstraintInvalid, 400);
         check(RejectCode::PromptTooLong, 400);
         check(RejectCode::Draining, 503);
+        check(RejectCode::ModelUnavailable, 503);
         check(RejectCode::StorageFull, 507);
         check(RejectCode::Internal, 500);
         check(RejectCode::NameInvalid, 400);

@@ -33,7 +33,7 @@ pub struct Times {
 
 impl Times {
     /// Those of a generation that was just taken off the ring.
-    pub(super) fn new(generation: GenerationId, taken: Instant) -> Box<Self> {
+    pub fn new(generation: GenerationId, taken: Instant) -> Box<Self> {
         Box::new(Self {
             generation,
             prompt_tokens: 0,
@@ -61,7 +61,8 @@ impl Times {
     }
 
     /// It ended now.
-    pub(super) fn end(mut self: Box<Self>) -> Box<Self> {
+    #[must_use]
+    pub fn end(mut self: Box<Self>) -> Box<Self> {
         self.ended = Instant::now();
         self.parked(self.ended, false);
         self
