@@ -182,6 +182,12 @@ faults! {
     PresenceTimeout = "presence_timeout";
     /// Everybody's picture of who is there was compared with who is.
     PresenceJudged = "presence_judged";
+    /// A model failed, recovered, came or went.
+    RoutesChanged = "routes_changed";
+    /// A question named a model that is not there.
+    ModelUnknown = "model_unknown";
+    /// A question was refused because its models fail.
+    ModelsDown = "models_down";
     /// The node was drained.
     Drained = "drained";
     /// Something was refused because the node drains.

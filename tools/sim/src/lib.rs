@@ -18,6 +18,7 @@ mod disk;
 mod faults;
 mod limits;
 mod lives;
+mod models;
 mod node;
 mod script;
 mod stage;

@@ -249,7 +249,7 @@ impl World {
         states: BTreeMap<Partition, PartitionState>,
         next_generation: &BTreeMap<CoreId, u64>,
     ) -> Result<(), DiskError> {
-        let model = Name::new("script").expect("a valid name");
+        self.start_models();
         let mut cores = Vec::new();
         for core in (0..count).map(CoreId) {
             self.begin_log(core, next_generation.get(&core).copied().unwrap_or(1))?;
@@ -258,7 +258,7 @@ impl World {
                 cores: count,
                 partitions,
                 epoch: Epoch(self.epoch),
-                models: vec![model.clone()],
+                routes: self.models.routes(),
                 durability: Durability::Disk,
             })));
         }

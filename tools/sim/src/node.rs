@@ -28,7 +28,7 @@ const DELIVERY_FRAME_BYTES: usize = BODY_BYTES_MAX + 4_096;
 
 pub(crate) struct Core {
     pub(crate) shard: Shard,
-    inbox: VecDeque<Input>,
+    pub(crate) inbox: VecDeque<Input>,
     /// When the next turn is due.
     turn_at: Option<u64>,
     appended: Ticket,
@@ -304,6 +304,9 @@ impl World {
             }
             Output::Inference(command) => {
                 self.note(format_args!("core {core}: {command:?}"));
+                if let InferenceCommand::Submit(submit) = &command {
+                    self.check_route(submit);
+                }
                 self.send(Route::ToStage(core.0), 200, Event::Command { core, command });
             }
             Output::Datagram { link, subscription, payload } => self.send_datagram(link, subscription.0, &payload),

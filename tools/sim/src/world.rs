@@ -5,8 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rand::rngs::StdRng;
-use rand::{Rng as _, SeedableRng as _};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use thalweg_domain::quota::Limits;
 use thalweg_protocol::ids::{CoreId, GenerationId, Name, Position, Watch};
 use thalweg_protocol::op::{ClientOp, ServerOp};
@@ -17,6 +16,7 @@ use thalweg_workload::auditor::{Auditor, BodyHash, ChannelIndex};
 use crate::client::{CLUB, Client, DOOMED, Known, MEMORY, PresenceAnswer};
 use crate::disk::{FakeDisk, Rot};
 use crate::faults::Faults;
+use crate::models::Models;
 use crate::node::{Node, Wire};
 use crate::script::Said;
 use crate::storage::Reading;
@@ -176,6 +176,8 @@ pub(crate) enum Event {
     ToClient { link: Link, lane: Lane, bytes: Bytes },
     /// A client learns that the node closed its connection.
     Closed { link: Link },
+    /// Something happens to the models, or a core is told of it.
+    Routes { core: Option<CoreId> },
     /// Something reaches a shard.
     Input { core: CoreId, input: Input },
     /// A core runs a turn.
@@ -289,6 +291,7 @@ pub(crate) struct World {
     pub(crate) generation_tenants: BTreeMap<GenerationId, u8>,
     /// What clients may do in a time, if that is limited.
     pub(crate) limits: Option<Arc<Limits>>,
+    pub(crate) models: Models,
     pub(crate) limited_until_us: u64,
     pub(crate) was_limited: bool,
     /// How short of memory the node is.
@@ -395,6 +398,7 @@ pub fn simulate(seed: u64, options: Options) -> Report {
         taken_back: BTreeMap::new(),
         generation_tenants: BTreeMap::new(),
         limits: None,
+        models: Models::new(seed, options.plant.is_some()),
         limited_until_us: 0,
         was_limited: false,
         pressure: 0,
@@ -529,6 +533,7 @@ impl World {
             Event::ToClient { link, lane, bytes } => self.bytes_to_client(link, lane, bytes),
             Event::Closed { link } => self.closed_by_node(link),
             Event::Input { core, input } => self.input(core, input),
+            Event::Routes { core } => self.routes(core),
             Event::Turn { core } => self.turn(core),
             Event::Synced { core } => self.synced(core),
             Event::Prepare { core } => self.prepare(core),

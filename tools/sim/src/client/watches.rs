@@ -46,6 +46,7 @@ impl World {
         request.sampling.max_tokens = 1 + self.below(200) as u32;
         request.on_detach = if self.chance(0.5) { OnDetach::Cancel } else { OnDetach::Keep(self.below(100)) };
         request.lead = [0, 1, 5, 40][self.below(4) as usize];
+        request.model = self.models.word();
         let lead = request.lead;
         let id = WatchId(self.fresh_number());
         let number = self.request(client, &ClientOp::Ask(Box::new(request)), Asked::Generation);
@@ -210,6 +211,7 @@ impl World {
     pub(super) fn generation_refused(&mut self, client: usize, request: u32, reject: &Reject) {
         self.faults.add(Fault::DrainingRefused, u64::from(reject.code == RejectCode::Draining));
         self.faults.add(Fault::FullRefused, u64::from(reject.code == RejectCode::StorageFull));
+        self.check_unrouted(client, reject);
         let watching = self.clients[client].watches.remove(&request);
         if watching.is_some_and(|watching| watching.greeted) {
             self.violation(format!("client {client}: a watch could not be taken up again: {reject}"));
