@@ -41,10 +41,10 @@ const ENDING: Duration = Duration::from_secs(1);
 
 /// What the thread is told by others than cores.
 enum Mail {
-    /// These are the models from now on.
-    All(Vec<RemoteModel>),
-    /// One model more, or another way to one.
-    One(RemoteModel),
+    /// These are the models from now on. Told when they are.
+    All(Vec<RemoteModel>, SyncSender<()>),
+    /// One model more, or another way to one. Likewise.
+    One(RemoteModel, SyncSender<()>),
     /// This one is no more. How many generations were cancelled for it is told when none of its is left.
     Remove(Name, Duration, SyncSender<Result<u64, RemoteError>>),
 }
@@ -123,16 +123,22 @@ impl RemoteHandle {
     /// Serves exactly these from now on. What runs at others ends within half a minute.
     ///
     /// # Errors
-    /// If two have one name, or there are too many; then nothing changes.
+    /// If two have one name, there are too many, or the stage ended; then nothing changes.
     pub fn configure(&self, models: Vec<RemoteModel>) -> Result<(), RemoteError> {
         check(&models)?;
-        self.shared.post(Mail::All(models));
-        Ok(())
+        let (tell, told) = sync_channel(1);
+        self.shared.post(Mail::All(models, tell));
+        told.recv().map_err(|_| RemoteError::Ended)
     }
 
     /// Serves one more, or asks one in another way.
-    pub fn put(&self, model: RemoteModel) {
-        self.shared.post(Mail::One(model));
+    ///
+    /// # Errors
+    /// If the stage ended.
+    pub fn put(&self, model: RemoteModel) -> Result<(), RemoteError> {
+        let (tell, told) = sync_channel(1);
+        self.shared.post(Mail::One(model, tell));
+        told.recv().map_err(|_| RemoteError::Ended)
     }
 
     /// Serves one no more. What runs there may go on for `grace` and is then cancelled. Waits for that, and gives how many
@@ -360,12 +366,16 @@ impl Room {
 
     fn take(&mut self, mail: Mail) {
         match mail {
-            Mail::One(model) => self.put(model),
-            Mail::All(models) => {
+            Mail::One(model, tell) => {
+                self.put(model);
+                let _ = tell.send(());
+            }
+            Mail::All(models, tell) => {
                 let stays = |served: &Rc<Served>| models.iter().any(|model| model.name == served.model().name);
                 let gone: Vec<_> = self.served.extract_if(.., |served| !stays(served)).collect();
                 gone.into_iter().for_each(|served| self.leave(served, LEAVE, None));
                 models.into_iter().for_each(|model| self.put(model));
+                let _ = tell.send(());
             }
             Mail::Remove(name, grace, tell) => {
                 match self.served.iter().position(|served| served.model().name == name) {

@@ -214,7 +214,9 @@ fn an_answer_comes_in_pieces_and_with_what_it_cost() {
     let address = remote(move |mut asked| {
         let _ = tell.send((asked.head.clone(), asked.body.clone()));
         asked.begin();
-        ["The sky", " is", " blü."].map(|text| asked.token(text));
+        for text in ["The sky", " is", " blü."] {
+            asked.token(text);
+        }
         asked.end("stop");
     });
     let far = model(address, |model| {
@@ -358,7 +360,10 @@ fn a_reader_without_credit_holds_the_remote_back() {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     let _ = tell.send("held back");
                 }
-                Err(_) => return drop(tell.send("closed")),
+                Err(_) => {
+                    let _ = tell.send("closed");
+                    return;
+                }
             }
         }
         let _ = tell.send("said it all");
@@ -453,7 +458,7 @@ fn models_come_change_and_go_while_answers_run() {
     assert!(matches!(handle.configure(vec![far.clone(), far.clone()]), Err(RemoteError::Twice(_))));
     bench.submit(2, 10, |_| {});
     bench.until(|seen| !seen[&2].texts.is_empty());
-    handle.put(model(address, |model| model.remote_name = "newer".into()));
+    handle.put(model(address, |model| model.remote_name = "newer".into())).expect("it runs");
     bench.submit(3, 10, |_| {});
     bench.until(|seen| !seen[&3].texts.is_empty());
     assert_eq!([told.recv(), told.recv()], [Ok("far".into()), Ok("newer".into())]);
