@@ -1,11 +1,12 @@
 //! What keeps the house in order: [`tidy`] checks rules no compiler knows, [`codegen`] makes the code of the wire from its
-//! schema, [`ci`] runs everything the build machine runs.
+//! schema, [`ci`] runs everything the build machine runs, [`cuda`] builds the binary that computes on GPUs.
 //!
 //! It imports nothing of ours, so that it works while the rest does not compile.
 #![forbid(unsafe_code)]
 
 pub mod ci;
 pub mod codegen;
+pub mod cuda;
 pub mod tidy;
 
 use std::path::{Path, PathBuf};

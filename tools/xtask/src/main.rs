@@ -3,13 +3,15 @@
 
 use std::process::ExitCode;
 
-use xtask::{ci, codegen, root, tidy};
+use xtask::{ci, codegen, cuda, root, tidy};
 
 const USAGE: &str = "\
 cargo xtask tidy [--write]      check what no compiler checks: who imports whom, sizes, names, purity, unsafe, documents;
                                 --write lowers the numbers of tools/xtask/ratchet.txt to what the code has reached
 cargo xtask codegen [--check]   make protocol/src/generated from protocol/schema; --check only compares
 cargo xtask ci [--quick]        everything the build machine runs; --quick leaves out the simulation, the chaos and the demo
+cargo xtask cuda                fetch CUDA's toolkit, build the binary with it, and start that; the first time takes most of
+                                an hour, and needs no GPU
 cargo xtask sim [--seeds N] …   simulate whole nodes on disks that fail; what else it takes: cargo xtask sim --help
 cargo xtask chaos [--rounds N] [--seed S] [--discard] [--model M] …
                                 kill real nodes at random moments and audit what they lost
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         ["codegen", "--check"] => codegen::check(&root()),
         ["ci"] => ci::run(&root(), ci::Extent::Full),
         ["ci", "--quick"] => ci::run(&root(), ci::Extent::Quick),
+        ["cuda"] => cuda::run(&root()),
         ["sim", ref more @ ..] => ci::run_simulation(&root(), more),
         ["chaos", ref more @ ..] => ci::run_chaos(&root(), more),
         ["help" | "--help" | "-h"] => {
