@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use thalweg_protocol::limits::{LOG_BLOCK_BYTES, LOG_FILE_BYTES, WEB_CONNECTIONS_MAX};
 
-use crate::config::{CertificateFiles, cpus};
+use crate::config::{CertificateFiles, DeviceChoice, cpus};
 use crate::identity::{DataDir, IdentityError};
 
 /// Locked memory that one core needs, in bytes: two executors and a ring fit in 1 MiB, not in half of it.
@@ -66,6 +66,8 @@ pub struct DoctorOptions {
     pub certificate: Option<CertificateFiles>,
     /// Memory it would use, in bytes, if that was said.
     pub memory_budget_bytes: Option<u64>,
+    /// Where it would compute models.
+    pub device: DeviceChoice,
 }
 
 /// Looks at everything a node needs. Changes nothing but a file it makes in the data directory and removes again.
@@ -78,6 +80,7 @@ pub fn checks(options: &DoctorOptions) -> Vec<Check> {
         udp_buffer("UDP receive buffer", "net.core.rmem_max"),
         udp_buffer("UDP send buffer", "net.core.wmem_max"),
         cpu_features(),
+        setup::device(options.device),
         setup::memory(options.memory_budget_bytes),
         setup::clock(),
         port(options.quic, runs),
@@ -327,6 +330,7 @@ mod tests {
             http: None,
             certificate: None,
             memory_budget_bytes: None,
+            device: DeviceChoice::Auto,
         });
         assert!(all.iter().all(|check| (check.outcome == Outcome::Pass) == check.remedy.is_none()), "{all:#?}");
         let outcome = |name| all.iter().find(|check| check.name == name).map(|check| check.outcome);

@@ -6,8 +6,11 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use thalweg_worker::tensor;
+
 use super::{Check, Outcome, check, nearest};
 use crate::certificate::{CERTIFICATE_KEY_FILE, Certificate, CertificateFiles, State};
+use crate::config::{DeviceChoice, DeviceError};
 use crate::gate::{ACCESS_DIRECTORY, AUDIT_DIRECTORY, SIGNING_KEY_FILE};
 use crate::identity::TOKEN_FILE;
 use crate::memory::{default_budget, machine_bytes};
@@ -43,6 +46,35 @@ pub(super) fn certificate(own: Option<&CertificateFiles>) -> Check {
                 "put a new one in its place, then `thalweg admin reload`; clients that check dates refuse this one";
             check(name, outcome, format!("{path} is {state}; for {names}"), remedy)
         }
+    }
+}
+
+/// Where models would be computed, and which GPUs there are.
+pub(super) fn device(choice: DeviceChoice) -> Check {
+    let name = "models' device";
+    let gpus = tensor::gpus();
+    let found = match &gpus {
+        Ok(gpus) if gpus.is_empty() => format!("{choice}; the driver finds no GPU"),
+        Ok(gpus) => {
+            let each =
+                gpus.iter().map(|gpu| format!("cuda:{} {}, {} MiB", gpu.ordinal, gpu.name, gpu.memory_bytes >> 20));
+            format!("{choice}; {}", each.collect::<Vec<_>>().join("; "))
+        }
+        Err(DeviceError::NotBuilt) => format!("{choice}; this build computes on the CPU only"),
+        Err(error) => format!("{choice}; no GPU can be used: {}", error.to_string().split(';').next().unwrap_or("")),
+    };
+    let has = |ordinal: usize| gpus.as_ref().is_ok_and(|gpus| gpus.iter().any(|gpu| gpu.ordinal == ordinal));
+    match choice {
+        DeviceChoice::Cuda(ordinal) if !has(ordinal) => {
+            let remedy = match gpus {
+                Err(DeviceError::NotBuilt) => {
+                    "build it with `cargo xtask cuda`, or set inference.device to cpu or auto"
+                }
+                _ => "see what `nvidia-smi` shows, or set inference.device to cpu or auto",
+            };
+            check(name, Outcome::Fail, found, remedy)
+        }
+        _ => check(name, Outcome::Pass, found, ""),
     }
 }
 

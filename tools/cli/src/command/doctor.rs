@@ -105,6 +105,7 @@ fn settings(args: &Args) -> (Check, DoctorOptions) {
         http: node.http.map(|http| http.web.addr),
         certificate: node.certificate,
         memory_budget_bytes: node.memory_budget_bytes,
+        device: node.device,
     };
     let lines = |problems: &[Problem]| problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("; ");
     let remedy = || Some("`thalweg admin config check` shows each with its line".to_owned());
