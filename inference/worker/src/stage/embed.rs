@@ -119,12 +119,75 @@ pub(super) struct Embedder {
     jobs: VecDeque<Job>,
     /// The model whose pass is under way, and whose texts go through it.
     pass: Option<(usize, Vec<TextId>)>,
+    /// Models that are on their way out.
+    leaving: Vec<Name>,
 }
 
 impl Embedder {
     pub(super) fn new(models: Vec<LoadedEncoder>) -> Self {
         let encoders = models.iter().map(|model| Encoder::new(Arc::clone(model.encoder.bert()))).collect();
-        Self { models, encoders, jobs: VecDeque::new(), pass: None }
+        Self { models, encoders, jobs: VecDeque::new(), pass: None, leaving: Vec::new() }
+    }
+
+    /// Serves one more.
+    pub(super) fn add(&mut self, model: LoadedEncoder) {
+        self.encoders.push(Encoder::new(Arc::clone(model.encoder.bert())));
+        self.models.push(model);
+    }
+
+    /// A model is given no new jobs.
+    pub(super) fn leave(&mut self, name: &Name) {
+        if self.position(name).is_some() {
+            self.leaving.push(name.clone());
+        }
+    }
+
+    /// Whether a model has jobs.
+    pub(super) fn works(&self, name: &Name) -> bool {
+        self.position(name).is_some_and(|at| self.jobs.iter().any(|job| job.model == at))
+    }
+
+    /// Refuses the jobs of one model; gives how many they were.
+    pub(super) fn refuse_of(
+        &mut self,
+        name: &Name,
+        reject: &Reject,
+        ports: &mut Ports,
+        stats: &mut ThreadStats,
+    ) -> u64 {
+        let Some(at) = self.position(name) else { return 0 };
+        let (gone, stays) = std::mem::take(&mut self.jobs).into_iter().partition(|job| job.model == at);
+        self.jobs = stays;
+        let gone: VecDeque<Job> = gone;
+        stats.embed_refused += gone.len() as u64;
+        for job in &gone {
+            ports.emit(job.port, Event::Embedded { job: job.number, result: Err(reject.clone()) });
+        }
+        gone.len() as u64
+    }
+
+    /// Takes a model out that has no jobs.
+    pub(super) fn remove(&mut self, name: &Name) -> Option<LoadedEncoder> {
+        let at = self.position(name)?;
+        self.leaving.retain(|other| other != name);
+        // Those behind it move up.
+        self.jobs.iter_mut().filter(|job| job.model > at).for_each(|job| job.model -= 1);
+        self.pass = match self.pass.take() {
+            Some((model, _)) if model == at => None,
+            Some((model, texts)) if model > at => Some((model - 1, texts)),
+            pass => pass,
+        };
+        self.encoders.remove(at);
+        Some(self.models.remove(at))
+    }
+
+    /// The model for requests that name none.
+    pub(super) fn first(&self) -> Option<&Name> {
+        self.models.iter().map(|model| &model.info.name).find(|name| !self.leaving.contains(name))
+    }
+
+    fn position(&self, name: &Name) -> Option<usize> {
+        self.models.iter().position(|model| model.info.name == *name)
     }
 
     /// Jobs that wait or are computed.
@@ -175,15 +238,16 @@ impl Embedder {
 
     /// The model for a job, or why it is refused.
     fn check(&self, model: Option<&Name>, texts: usize, others: &[&Name]) -> Result<usize, Reject> {
-        let have = || self.models.iter().map(|model| model.info.name.as_str()).collect::<Vec<_>>().join(", ");
+        let stays = |model: &&LoadedEncoder| !self.leaving.contains(&model.info.name);
+        let have = || self.models.iter().filter(stays).map(|m| m.info.name.as_str()).collect::<Vec<_>>().join(", ");
         let refuse = |code, text: String| Err(Reject::new(code, text));
         let found = match model {
-            None if self.models.is_empty() => {
+            None if self.first().is_none() => {
                 let text = "no model of this node makes embeddings; `thalweg models pull minilm-l6` fetches one";
                 return refuse(RejectCode::EmbeddingsUnsupported, text.into());
             }
-            None => 0,
-            Some(name) => match self.models.iter().position(|model| model.info.name == *name) {
+            None => self.models.iter().position(|model| stays(&model)).unwrap_or(0),
+            Some(name) => match self.position(name).filter(|at| stays(&&self.models[*at])) {
                 Some(at) => at,
                 None if others.contains(&name) => {
                     let text = format!("{name} makes no embeddings; those that do: [{}]", have());

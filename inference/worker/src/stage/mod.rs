@@ -8,6 +8,7 @@
 mod compiling;
 pub mod embed;
 mod link;
+mod loading;
 mod runtime;
 mod stats;
 mod thread;
@@ -20,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use thalweg_protocol::generation::{ChatMessage, FinishReason, Priority, Sampling, TokenDetail, Usage};
@@ -30,13 +31,14 @@ use thalweg_protocol::reject::Reject;
 use thalweg_ring::{Bell, ring};
 
 use crate::gguf::{Gguf, LoadError};
-use crate::kernel::Kernels;
 use crate::model::{self, Model};
 use crate::team::{Team, pin_to};
+use crate::tensor::{DeviceChoice, DeviceError, Place};
 use crate::tokenizer::Vocabulary;
 
 pub use embed::{Embed, Embeddings, LoadedEncoder};
 pub use link::CoreLink;
+pub use loading::{Loader, Unloaded};
 pub use stats::{ModelStats, StageReport, StageStats, Summary};
 pub use times::Times;
 
@@ -60,12 +62,14 @@ pub struct StageConfig {
     pub pin: Vec<usize>,
     /// Slots of each ring between a core and the leader, for example [`thalweg_protocol::limits::RING_SLOTS`].
     pub ring_slots: usize,
-    /// Bytes of KV memory, which the models share equally; by default [`KV_BYTES`]. It is taken from the system as it is used
-    /// for the first time, and kept.
+    /// Bytes of KV memory of each model that answers; by default [`KV_BYTES`]. It is taken from the system as it is used for
+    /// the first time, and kept until the model is unloaded.
     pub kv_bytes: Option<u64>,
+    /// Where chat models are computed. Models that make embeddings are computed by the processor always.
+    pub device: DeviceChoice,
 }
 
-/// KV memory of a stage if nobody says otherwise, in bytes.
+/// KV memory of a model if nobody says otherwise, in bytes.
 pub const KV_BYTES: u64 = 1 << 30;
 
 /// Why a stage does not start.
@@ -79,9 +83,21 @@ pub enum StageError {
         /// Why not.
         source: LoadError,
     },
+    /// Models cannot be computed where they are to be.
+    #[error("models cannot be computed where they are to be: {0}")]
+    Device(#[from] DeviceError),
     /// The configuration makes no sense.
     #[error("the inference stage cannot start: {0}")]
     Config(String),
+    /// There is a model of that name, or one is being loaded or unloaded.
+    #[error("there is a model {0} already; give this one another name, or unload that one first")]
+    Exists(Name),
+    /// There is no model of that name.
+    #[error("there is no model {0}, or it is on its way out")]
+    Unknown(Name),
+    /// The stage has ended.
+    #[error("the inference stage has ended; the node is going away")]
+    Ended,
     /// The system refuses a thread, a descriptor or a CPU.
     #[error("the inference stage cannot start: {what}: {source}")]
     System {
@@ -134,10 +150,14 @@ pub struct LoadedModel {
 impl LoadedModel {
     /// Reads a model's file and packs its weights for this processor.
     pub fn load(source: &ModelSource) -> Result<Self, LoadError> {
+        Self::load_at(source, &Place::Cpu)
+    }
+
+    /// Reads a model's file and packs its weights for where it is to be computed.
+    pub fn load_at(source: &ModelSource, place: &Place) -> Result<Self, LoadError> {
         let start = Instant::now();
-        let kernels = Kernels::choose()?;
         let file = Gguf::open(&source.path)?;
-        let model = model::load(&file, kernels)?;
+        let model = model::load_at(&file, place)?;
         let vocabulary = Vocabulary::load(&file)?;
         let shape = model.shape();
         let info = ModelInfo {
@@ -149,7 +169,7 @@ impl LoadedModel {
             dimensions: 0,
             load_ms: start.elapsed().as_millis() as u64,
         };
-        tracing::info!(model = %info.name, kernels = %kernels.isa(), load_ms = info.load_ms, "model loaded");
+        tracing::info!(model = %info.name, %place, load_ms = info.load_ms, "model loaded");
         Ok(Self { info, model, vocabulary: Arc::new(vocabulary) })
     }
 }
@@ -164,11 +184,12 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Reads one more model: a sentence encoder from a file of safetensors, a language model from any other (GGUF).
-    pub fn add(&mut self, source: &ModelSource) -> Result<(), LoadError> {
+    /// Reads one more model: a sentence encoder from a file of safetensors, a language model from any other (GGUF), to be
+    /// computed at `place`.
+    pub fn add(&mut self, source: &ModelSource, place: &Place) -> Result<(), LoadError> {
         match source.path.extension().is_some_and(|extension| extension == "safetensors") {
             true => self.encoders.push(LoadedEncoder::load(source)?),
-            false => self.models.push(LoadedModel::load(source)?),
+            false => self.models.push(LoadedModel::load_at(source, place)?),
         }
         Ok(())
     }
@@ -296,6 +317,7 @@ pub enum Event {
 /// The running stage. Dropping it shuts it down.
 pub struct Stage {
     models: Vec<ModelInfo>,
+    loader: Loader,
     shared: Arc<thread::Shared>,
     leader: Option<JoinHandle<()>>,
 }
@@ -303,11 +325,15 @@ pub struct Stage {
 /// Loads the models and starts the threads; the leader rings `bells[i]` whenever an event for core `i` was put on its ring.
 /// Gives one link per core.
 pub fn start(config: StageConfig, bells: &[Arc<Bell>]) -> Result<(Stage, Vec<CoreLink>), StageError> {
+    let place = config.device.open()?;
     let mut loaded = Loaded::default();
     for source in &config.models {
-        loaded.add(source).map_err(|error| StageError::Load { name: source.name.clone(), source: error })?;
+        loaded.add(source, &place).map_err(|error| StageError::Load { name: source.name.clone(), source: error })?;
     }
-    start_loaded(loaded, config.threads, &config.pin, config.ring_slots, config.kv_bytes, bells)
+    let (mut stage, links) =
+        start_loaded(loaded, config.threads, &config.pin, config.ring_slots, config.kv_bytes, bells)?;
+    stage.loader = stage.loader.clone().at(place);
+    Ok((stage, links))
 }
 
 /// The same with models that are in memory already; see [`StageConfig`] for the numbers.
@@ -327,49 +353,60 @@ pub fn start_loaded(
     if let Some((_, name)) = all.iter().enumerate().find(|(n, name)| all[..*n].contains(name)) {
         return Err(StageError::Config(format!("two models are named {name}; rename one")));
     }
-    let bytes = kv_bytes.unwrap_or(KV_BYTES) / models.len().max(1) as u64;
+    let bytes = kv_bytes.unwrap_or(KV_BYTES);
     let mut infos = Vec::new();
     let mut blocks = Vec::new();
     for model in &mut models {
-        blocks.push(blocks_of(&mut model.info, bytes)?);
+        blocks.push(blocks_of(&mut model.info, bytes, model.model.blocks_free())?);
         infos.push(model.info.clone());
     }
     infos.extend(encoders.iter().map(|encoder| encoder.info.clone()));
     let system = |what: &str, source| StageError::System { what: what.into(), source };
     let team = Team::new(threads, pin).map_err(|e| system("the start of the inference threads", e))?;
     let bell = Bell::new().map_err(|e| system("the bell of the inference thread", e))?;
-    let shared = Arc::new(thread::Shared::new(bell, encoders.first().map(|encoder| encoder.info.name.clone())));
+    let shared = Arc::new(thread::Shared::new(bell, infos.iter().map(|info| info.name.clone())));
+    let embeds = encoders.first().map(|encoder| encoder.info.name.clone());
     let (mut ports, mut links) = (Vec::new(), Vec::new());
     for bell in bells {
         let (commands, inbox) = ring(ring_slots);
         let (outbox, events) = ring(ring_slots);
         ports.push(thread::Port::new(inbox, outbox, Arc::clone(bell)));
-        links.push(CoreLink::new(commands, events, Arc::clone(&shared)));
+        links.push(CoreLink::new(commands, events, Arc::clone(&shared), embeds.clone()));
     }
     let compiling = compiling::Compiling::start(&shared.bell);
     let compiling = compiling.map_err(|e| system("the start of the threads that compile constraints", e))?;
     let (pinned, for_leader) = (pin.first().copied(), Arc::clone(&shared));
     let (report, started) = std::sync::mpsc::sync_channel(1);
     let models = models.into_iter().zip(blocks).collect();
+    let team = Arc::new(team);
+    let loader = Loader::new(Arc::clone(&shared), Arc::clone(&team), bytes);
     let run = move || {
         let _ = report.send(pinned.map_or(Ok(()), pin_to));
         let embedder = embed::Embedder::new(encoders);
-        thread::Thread::new(models, embedder, compiling, Arc::new(team), ports, for_leader).run();
+        thread::Thread::new(models, embedder, compiling, team, ports, for_leader).run();
     };
     let builder = std::thread::Builder::new().name("thalweg-infer".into());
     let leader = builder.spawn(run).map_err(|e| system("the start of the inference thread", e))?;
-    let stage = Stage { models: infos, shared, leader: Some(leader) };
+    let stage = Stage { models: infos, loader, shared, leader: Some(leader) };
     if let Ok(Err(error)) = started.recv() {
         return Err(system(&format!("pinning the inference thread to CPU {}", pinned.unwrap_or_default()), error));
     }
     Ok((stage, links))
 }
 
-/// How many blocks of KV memory `bytes` are for a model. Its context becomes what they hold, if that is less.
-fn blocks_of(info: &mut ModelInfo, bytes: u64) -> Result<usize, StageError> {
+/// How many blocks of KV memory `bytes` are for a model, of those that are `free` where it is computed. Its context becomes
+/// what they hold, if that is less.
+fn blocks_of(info: &mut ModelInfo, bytes: u64, free: Option<usize>) -> Result<usize, StageError> {
     let block_bytes = (info.kv_bytes_per_token.max(1) * KV_BLOCK_TOKENS) as u64;
     // More than every running generation could fill is of use only to find beginnings again; numbers have an end.
     let blocks = (bytes / block_bytes).min(u64::from(u32::MAX)) as usize;
+    if free == Some(0) {
+        return Err(StageError::Config(format!(
+            "the device has no memory left for keys and values of {}; free some, or take a smaller model",
+            info.name
+        )));
+    }
+    let blocks = blocks.min(free.unwrap_or(blocks));
     if blocks == 0 {
         return Err(StageError::Config(format!(
             "{bytes} bytes of KV memory do not hold one block of {}, which has {block_bytes}; give it more",
@@ -388,9 +425,30 @@ fn blocks_of(info: &mut ModelInfo, bytes: u64) -> Result<usize, StageError> {
 }
 
 impl Stage {
-    /// The models that are served: those that answer first, and of each kind the default first.
+    /// The models that were served when it started: those that answer first, and of each kind the default first.
     pub fn models(&self) -> &[ModelInfo] {
         &self.models
+    }
+
+    /// Loads and unloads models, for other threads.
+    pub fn loader(&self) -> Loader {
+        self.loader.clone()
+    }
+
+    /// As [`Loader::load`].
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn load(&self, source: &ModelSource) -> Result<ModelInfo, StageError> {
+        self.loader.load(source)
+    }
+
+    /// As [`Loader::unload`].
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn unload(&self, name: &Name, grace: Duration) -> Result<Unloaded, StageError> {
+        self.loader.unload(name, grace)
     }
 
     /// Counters and timings, at most a quarter of a second old.
@@ -410,6 +468,8 @@ impl Stage {
         if self.leader.take().is_some_and(|leader| leader.join().is_err()) {
             tracing::error!("the inference thread ended by a panic");
         }
+        // Whoever waits for a change hears that nobody carries it out.
+        self.shared.changes().clear();
     }
 }
 

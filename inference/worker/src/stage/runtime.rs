@@ -289,6 +289,19 @@ impl Runtime {
         }
     }
 
+    /// Whether it has no generation.
+    pub(super) fn is_empty(&self) -> bool {
+        self.live.is_empty()
+    }
+
+    /// Cancels all generations and tells them why; gives how many they were.
+    pub(super) fn cancel_for(&mut self, now_us: u64, why: &str, ports: &mut Ports, stats: &mut ThreadStats) -> u64 {
+        let count = self.live.len() as u64;
+        self.live.values_mut().for_each(|live| live.message = why.to_owned());
+        self.cancel_all(now_us, None, ports, stats);
+        count
+    }
+
     /// Fails all generations and starts anew: the state after a panic in our own code cannot be trusted.
     pub(super) fn fail_all(&mut self, message: &str, ports: &mut Ports, stats: &mut ThreadStats) {
         let mut lives: Vec<Live> = self.live.drain().map(|(_, live)| live).collect();

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use thalweg_protocol::ids::{GenerationId, Name};
@@ -14,6 +15,7 @@ use thalweg_scheduler::{Counters, Input, Outlet, SequenceId};
 
 use super::compiling::{Compiling, Ready};
 use super::embed::Embedder;
+use super::loading::{Change, Gone, Leave, Rest, Unloaded};
 use super::runtime::{Runtime, tell_times};
 use super::stats::{Published, ThreadStats};
 use super::{Command, Event, LoadedModel, Submit, Times};
@@ -30,32 +32,57 @@ const STATS_AGE: Duration = Duration::from_millis(200);
 pub(super) struct Shared {
     pub(super) bell: Arc<Bell>,
     pub(super) stop: AtomicBool,
-    /// The model that embeds texts of requests that name none.
-    pub(super) embeds: Option<Name>,
     pub(super) stats: Published,
+    /// Whether there are changes, so that nobody takes the lock in vain.
+    pub(super) has_changes: AtomicBool,
+    changes: Mutex<Vec<Change>>,
+    /// The models there are, those on their way in or out included, and whether they stay.
+    names: Mutex<Vec<(Name, bool)>>,
 }
 
 impl Shared {
-    pub(super) fn new(bell: Arc<Bell>, embeds: Option<Name>) -> Self {
-        Self { bell, stop: AtomicBool::new(false), embeds, stats: Published::default() }
+    pub(super) fn new(bell: Arc<Bell>, names: impl Iterator<Item = Name>) -> Self {
+        let names = Mutex::new(names.map(|name| (name, true)).collect());
+        let (stop, has_changes) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { bell, stop, stats: Published::default(), has_changes, changes: Mutex::default(), names }
     }
+
+    /// What the leader is to do. Held for moments only.
+    pub(super) fn changes(&self) -> MutexGuard<'_, Vec<Change>> {
+        // Nothing panics while it is held.
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The models there are. Likewise; never locked by the leader.
+    pub(super) fn names(&self) -> MutexGuard<'_, Vec<(Name, bool)>> {
+        // Nothing panics while it is held.
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What goes to a core.
+#[allow(clippy::large_enum_variant, reason = "almost all are events")]
+pub(super) enum Told {
+    Event(Event),
+    /// The model that embeds texts of requests that name none.
+    Embeds(Option<Name>),
 }
 
 /// The rings from and to one core.
 pub(super) struct Port {
     commands: Consumer<Command>,
-    events: Producer<Event>,
+    events: Producer<Told>,
     bell: Arc<Bell>,
     /// Events that found the ring full. No command is taken and no step is run for this core while there are any, so
     /// there are at most those of one turn: a few for each command taken and each row.
-    held: VecDeque<Event>,
+    held: VecDeque<Told>,
     blocked: bool,
     rings: bool,
     gone: bool,
 }
 
 impl Port {
-    pub(super) fn new(commands: Consumer<Command>, events: Producer<Event>, bell: Arc<Bell>) -> Self {
+    pub(super) fn new(commands: Consumer<Command>, events: Producer<Told>, bell: Arc<Bell>) -> Self {
         Self { commands, events, bell, held: VecDeque::new(), blocked: false, rings: false, gone: false }
     }
 
@@ -82,6 +109,10 @@ impl Ports {
 
     /// Puts an event on a core's ring, or holds it until there is room.
     pub(super) fn emit(&mut self, port: usize, event: Event) {
+        self.tell(port, Told::Event(event));
+    }
+
+    fn tell(&mut self, port: usize, event: Told) {
         let port = &mut self.ports[port];
         if port.gone {
             return;
@@ -115,6 +146,10 @@ pub(super) struct Thread {
     published: Instant,
     /// The port whose commands are taken first, so that none is preferred.
     turn: usize,
+    /// Models that are on their way out.
+    leaving: Vec<(Name, Leave)>,
+    /// What was counted at models that are gone.
+    gone: Counters,
 }
 
 impl Thread {
@@ -142,6 +177,8 @@ impl Thread {
             started: now,
             published: now,
             turn: 0,
+            leaving: Vec::new(),
+            gone: Counters::default(),
         }
     }
 
@@ -179,6 +216,12 @@ impl Thread {
     /// Takes commands in, then runs a step of every model. False if there was nothing to do.
     fn turn(&mut self) -> bool {
         self.settle_ports();
+        if self.shared.has_changes.swap(false, Ordering::AcqRel) {
+            self.take_changes();
+        }
+        if !self.leaving.is_empty() {
+            self.settle_leaving();
+        }
         let mut worked = self.take_in() | self.take_compiled();
         let started = self.started;
         let mut stepped = false;
@@ -265,6 +308,94 @@ impl Thread {
         self.refuse(port, submit.generation, reject);
     }
 
+    /// Takes models over that were loaded, and begins to part with those that are to go.
+    fn take_changes(&mut self) {
+        let changes = std::mem::take(&mut *self.shared.changes());
+        for change in changes {
+            match change {
+                Change::Add(runtime) => self.add(runtime),
+                Change::AddEncoder(encoder) => self.embedder.add(*encoder),
+                Change::Remove(name, leave) => {
+                    self.embedder.leave(&name);
+                    self.leaving.push((name, leave));
+                }
+            }
+        }
+        self.tell_embeds();
+    }
+
+    fn add(&mut self, mut runtime: Box<Runtime>) {
+        // It is told of cores that do not take their events now; of later ones with the others.
+        let now_us = self.now_us();
+        for n in 0..self.ports.ports.len() {
+            if self.ports.ports[n].blocked {
+                let input = Input::Block { outlet: Outlet(n as u16), blocked: true };
+                runtime.handle(now_us, input, &mut self.ports, &mut self.stats);
+            }
+        }
+        self.runtimes.push(*runtime);
+    }
+
+    fn tell_embeds(&mut self) {
+        for port in 0..self.ports.ports.len() {
+            self.ports.tell(port, Told::Embeds(self.embedder.first().cloned()));
+        }
+    }
+
+    /// Parts with models whose last work is done, or whose time is over.
+    fn settle_leaving(&mut self) {
+        let now = Instant::now();
+        for at in (0..self.leaving.len()).rev() {
+            let name = self.leaving[at].0.clone();
+            let is_over = now >= self.leaving[at].1.until;
+            let ended = if is_over { self.end_model(&name) } else { 0 };
+            self.leaving[at].1.ended += ended;
+            let works = self.runtimes.iter().any(|runtime| runtime.loaded().info.name == name && !runtime.is_empty());
+            if works || self.embedder.works(&name) {
+                continue;
+            }
+            let (name, leave) = self.leaving.remove(at);
+            self.part_with(&name, leave);
+        }
+    }
+
+    /// Ends what a model does; gives how much that was.
+    fn end_model(&mut self, name: &Name) -> u64 {
+        let (now_us, mut ended) = (self.now_us(), 0);
+        if let Some(runtime) = self.runtimes.iter_mut().find(|runtime| runtime.loaded().info.name == *name) {
+            let why = format!("{name} was unloaded");
+            ended += runtime.cancel_for(now_us, &why, &mut self.ports, &mut self.stats);
+        }
+        let text = format!("{name} was unloaded; ask another model");
+        let reject = Reject::new(RejectCode::ModelUnknown, text);
+        ended + self.embedder.refuse_of(name, &reject, &mut self.ports, &mut self.stats)
+    }
+
+    /// Hands a model back to who asked for that.
+    fn part_with(&mut self, name: &Name, leave: Leave) {
+        let mut blocks_used = 0;
+        let rest = match self.runtimes.iter().position(|runtime| runtime.loaded().info.name == *name) {
+            Some(at) => {
+                let runtime = self.runtimes.remove(at);
+                let mut counters = runtime.stats().counters;
+                blocks_used = counters.blocks_used;
+                // What it had is had no more; what it did was done.
+                (counters.blocks_total, counters.blocks_used, counters.blocks_cached) = (0, 0, 0);
+                (counters.blocks_shared, counters.blocks_promised) = (0, 0);
+                add_counters(&mut self.gone, &counters);
+                Rest::Runtime { _it: Box::new(runtime) }
+            }
+            None => match self.embedder.remove(name) {
+                Some(encoder) => Rest::Encoder { _it: Box::new(encoder) },
+                None => Rest::Nothing,
+            },
+        };
+        // Published first, so that whoever hears of it finds it so.
+        self.publish();
+        let unloaded = Unloaded { ended: leave.ended, blocks_used };
+        let _ = leave.tell.send(Gone { unloaded, _rest: rest });
+    }
+
     fn command(&mut self, port: usize, command: Command) {
         let now_us = self.now_us();
         let (generation, input) = match command {
@@ -295,9 +426,12 @@ impl Thread {
             // Nothing is told of its times: those would be taken for the other's.
             return self.refuse(port, generation, Reject::new(RejectCode::ParameterInvalid, text));
         }
+        let leaving = &self.leaving;
+        let stays = |runtime: &Runtime| !leaving.iter().any(|(name, _)| *name == runtime.loaded().info.name);
+        let mut staying = self.runtimes.iter_mut().filter(|runtime| stays(runtime));
         let found = match &submit.model {
-            None => self.runtimes.first_mut(),
-            Some(name) => self.runtimes.iter_mut().find(|runtime| runtime.loaded().info.name == *name),
+            None => staying.next(),
+            Some(name) => staying.find(|runtime| runtime.loaded().info.name == *name),
         };
         if let Some(runtime) = found {
             let (submit, refusal) = match self.compiling.hold(port, submit, runtime.loaded()) {
@@ -309,7 +443,8 @@ impl Thread {
             }
             return runtime.submit(now_us, port, submit, &mut self.ports, &mut self.stats);
         }
-        let have: Vec<&str> = self.runtimes.iter().map(|r| r.loaded().info.name.as_str()).collect();
+        let have = self.runtimes.iter().filter(|runtime| stays(runtime));
+        let have: Vec<&str> = have.map(|runtime| runtime.loaded().info.name.as_str()).collect();
         let embeds = submit.model.as_ref().is_some_and(|name| self.embedder.has(name));
         let code = if embeds { RejectCode::EmbeddingsUnsupported } else { RejectCode::ModelUnknown };
         let text = match (&submit.model, have.is_empty()) {
@@ -348,9 +483,13 @@ impl Thread {
         let has_commands = self.ports.ports.iter().any(|port| !port.commands.is_empty());
         let blocked = self.ports.ports.iter().any(|port| port.blocked);
         let has_compiled = self.compiling.is_ready();
-        if (blocked || !(has_commands || has_compiled)) && !self.shared.stop.load(Ordering::Acquire) {
+        let has_changes = self.shared.has_changes.load(Ordering::Acquire);
+        let is_idle = !(has_commands || has_compiled);
+        if (blocked || is_idle) && !has_changes && !self.shared.stop.load(Ordering::Acquire) {
             let now_us = self.now_us();
-            let wakes = self.runtimes.iter().filter_map(Runtime::wake_at_us);
+            let leave =
+                self.leaving.iter().map(|(_, leave)| leave.until.duration_since(self.started).as_micros() as u64);
+            let wakes = self.runtimes.iter().filter_map(Runtime::wake_at_us).chain(leave);
             let wake = wakes.min().map_or(SLEEP_MAX, |at| Duration::from_micros(at.saturating_sub(now_us).max(100)));
             let longest = if blocked { SLEEP_BLOCKED } else { SLEEP_MAX };
             bell.wait(Some(wake.min(longest)));
@@ -360,7 +499,7 @@ impl Thread {
 
     fn publish(&mut self) {
         self.stats.models = self.runtimes.iter().map(Runtime::stats).collect();
-        let mut counters = Counters::default();
+        let mut counters = self.gone;
         for model in &self.stats.models {
             add_counters(&mut counters, &model.counters);
         }

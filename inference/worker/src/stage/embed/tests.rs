@@ -8,7 +8,7 @@ use thalweg_protocol::generation::{ChatMessage, FinishReason, Priority, Role, Sa
 use thalweg_protocol::ids::GenerationId;
 use thalweg_ring::{Bell, Consumer, ring};
 
-use super::super::thread::Port;
+use super::super::thread::{Port, Told};
 use super::super::{Command, Loaded, LoadedModel, Submit, start_loaded};
 use super::*;
 use crate::testing::model_path;
@@ -63,7 +63,7 @@ fn name(text: &str) -> Name {
 struct Desk {
     embedder: Embedder,
     ports: Ports,
-    events: Consumer<Event>,
+    events: Consumer<Told>,
     stats: ThreadStats,
 }
 
@@ -83,9 +83,9 @@ impl Desk {
     /// One unit of work; what came of it.
     fn unit(&mut self) -> Option<(u64, Result<Embeddings, Reject>)> {
         self.embedder.advance(|| true, &mut self.ports, &mut self.stats);
-        self.events.pop().map(|event| match event {
-            Event::Embedded { job, result } => (job, result),
-            other => panic!("{other:?} is no answer to texts"),
+        self.events.pop().map(|told| match told {
+            Told::Event(Event::Embedded { job, result }) => (job, result),
+            _ => panic!("that is no answer to texts"),
         })
     }
 }
