@@ -12,14 +12,16 @@ use glommio::ExecutorJoinHandle;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use thalweg_domain::partition::PartitionState;
+use thalweg_domain::routing::Routes;
 use thalweg_journal::Disk;
-use thalweg_protocol::ids::{CoreId, Epoch, Name, Partition};
+use thalweg_protocol::ids::{CoreId, Epoch, Partition};
 use thalweg_quic::QuicConfig;
+use thalweg_remote::RemoteStage;
 use thalweg_ring::{Bell, Consumer};
 use thalweg_shard::Config as ShardConfig;
 use thalweg_udp::{Socket, Steering};
 use thalweg_web::Web;
-use thalweg_worker::stage::CoreLink;
+use thalweg_worker::stage::Stage;
 
 use crate::certificate::Certificate;
 use crate::clerk::{Clerk, ClerkLink};
@@ -31,9 +33,11 @@ use crate::entrance::Entrance;
 use crate::error::StartError;
 use crate::gate::{Gate, GateError};
 use crate::identity::DataDir;
+use crate::inference::Links;
 use crate::launch::{Cores, Parts};
 use crate::memory;
 use crate::mesh::Mesh;
+use crate::models::{ModelDesk, Watch};
 use crate::outlook::Outlook;
 use crate::reload::{Control, Reloader};
 use crate::trace::{Exporter, Tracer};
@@ -41,8 +45,9 @@ use crate::vitals::{Sampler, Vitals};
 use crate::web::WebDesk;
 
 use parts::{
-    about, bind, check_config, control, local_claims, model_cards, models_that_answer, open_certificate, open_gate,
-    open_log, share_out, start_exporter, start_gate, start_stage, start_storage, start_web, system, web_desks,
+    about, bind, check_config, control, join_links, local_claims, make_registry, open_certificate, open_gate, open_log,
+    share_out, start_exporter, start_gate, start_remote, start_stage, start_storage, start_watch, start_web, system,
+    web_desks,
 };
 
 /// A node that serves.
@@ -65,16 +70,23 @@ pub struct Node {
 /// The threads that work for the cores. They end after these, in order, also if a node does not come up.
 #[derive(Default)]
 struct Background {
+    watch: Option<Watch>,
     clerk: Option<Clerk>,
+    remote: Option<RemoteStage>,
     gate: Option<Gate>,
     storage: Option<Storage>,
 }
 
 impl Background {
     fn shut_down(&mut self) {
+        if let Some(watch) = self.watch.take() {
+            watch.shut_down();
+        }
         if let Some(clerk) = self.clerk.take() {
             clerk.shut_down();
         }
+        // Ends what waits at a model, such as who unloads one.
+        drop(self.remote.take());
         if let Some(gate) = self.gate.take() {
             gate.shut_down();
         }
@@ -134,29 +146,36 @@ impl Node {
         let (storage, logs) = start_storage(&config, &log, disk, epoch, &alarm, &mut recovered, &bells)?;
         background.storage = Some(storage);
         let (stage, links) = start_stage(&config, &layout, &bells)?;
-        outlook.set_models(model_cards(stage.as_ref()));
-        let models = models_that_answer(stage.as_ref());
-        let model_names: Vec<_> = models.iter().map(Name::to_string).collect();
-        let all_models = stage.iter().flat_map(|stage| stage.models()).map(|info| info.name.to_string()).collect();
+        let (remote, remote_links) = start_remote(&config, &bells)?;
+        let registry = make_registry(&config, stage.as_ref())?;
+        outlook.set_models(Arc::clone(&registry));
+        let models = registry.entries().iter().map(|entry| entry.name.to_string()).collect();
+        let loader = stage.as_ref().map(Stage::loader);
+        let desk = Arc::new(ModelDesk::new(loader, remote.handle(), Arc::clone(&registry)));
+        background.remote = Some(remote);
         let budget = config.memory_budget_bytes.unwrap_or_else(memory::default_budget);
         let sampler = Sampler::new(Arc::clone(&vitals), Arc::clone(&outlook), budget, &bells);
         let (clerk, clerk_links) = Clerk::start(stage, sampler, &bells).map_err(system("start a thread"))?;
         background.clerk = Some(clerk);
         let shared = Arc::new(Shared {
-            reception: Reception { epoch, models: model_names.clone() },
+            reception: Reception { epoch },
             steering,
             drain: AtomicBool::new(false),
             bells: bells.clone(),
             alarm: Arc::clone(&alarm),
-            about: about(&config, &layout, &addr, epoch, &model_names, &recovered),
+            about: about(&config, &layout, &addr, epoch, &recovered),
             origin: began,
             vitals: Arc::clone(&vitals),
             outlook: Arc::clone(&outlook),
+            registry: Arc::clone(&registry),
         });
         let (controls, controlled): (Vec<_>, Vec<_>) = bells.iter().map(control).unzip();
-        let reloader = Arc::new(Reloader::new(&config, Arc::clone(&data), vitals, &certificate, controls));
+        let reloader =
+            Arc::new(Reloader::new(&config, Arc::clone(&data), vitals, &certificate, Arc::clone(&registry), controls));
+        let (watch, news) = start_watch(&registry, &reloader, began)?;
+        background.watch = Some(watch);
         let (gate, entrances) =
-            start_gate(keeper, &reloader, &bells, began, &alarm).map_err(system("start a thread"))?;
+            start_gate(keeper, &reloader, &desk, &bells, began, &alarm).map_err(system("start a thread"))?;
         background.gate = Some(gate);
         let quic = QuicSetup { reset_key, retry_key: rand::random(), certificate: &certificate };
         let logs = logs.into_iter().zip(share_out(&mut recovered, layout.cores.len())).collect();
@@ -168,7 +187,8 @@ impl Node {
             .zip(web_desks(web_ends, bells.len()))
             .zip(tracers)
             .collect();
-        let parts = assemble(&config, &layout, &shared, sockets, &quic, models, links, desks, logs, partitions);
+        let links = join_links(links, remote_links, &news.served);
+        let parts = assemble(&config, &layout, &shared, sockets, &quic, news.routes, links, desks, logs, partitions);
         let cores = match Cores::start(parts, &layout.cores) {
             Ok(cores) => cores,
             Err((error, ended)) => {
@@ -178,7 +198,7 @@ impl Node {
                 return Err(error);
             }
         };
-        let (key_sha256, models) = (certificate.key_sha256, all_models);
+        let key_sha256 = certificate.key_sha256;
         let node =
             Self { data, addr, key_sha256, token, models, layout, shared, cores, background, exporter, reloader, web };
         node.announce(epoch, budget)
@@ -315,8 +335,8 @@ fn assemble(
     shared: &Arc<Shared>,
     sockets: Vec<Socket>,
     quic: &QuicSetup<'_>,
-    models: Vec<Name>,
-    links: Vec<Option<CoreLink>>,
+    routes: Arc<Routes>,
+    links: Vec<Links>,
     desks: Vec<Desk>,
     logs: Vec<CoreShare>,
     partitions: u16,
@@ -337,7 +357,7 @@ fn assemble(
                 cores: layout.cores.len() as u16,
                 partitions,
                 epoch: shared.reception.epoch,
-                models: models.clone(),
+                routes: Arc::clone(&routes),
                 durability: config.durability,
             };
             let (bell, spin) = (Arc::clone(&shared.bells[index]), Duration::from_micros(layout.spin_us));

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use thalweg_domain::quota::{Allowance, Limits, Rate, TenantLimits};
+pub use thalweg_domain::routing::AUTO;
 use thalweg_protocol::ids::Name;
 use thalweg_protocol::limits::{LOG_FILE_BYTES, PARTITIONS_DEFAULT};
 pub use thalweg_protocol::op::Durability;
 pub use thalweg_udp::Backend;
 pub use thalweg_web::{DEFAULT_ADDR as HTTP_DEFAULT, WebConfig, WebLimits};
 pub use thalweg_worker::stage::ModelSource;
+pub use thalweg_worker::tensor::{DeviceChoice, DeviceError};
 
 pub use crate::certificate::CertificateFiles;
 pub use crate::disk::LogBackend;
@@ -33,8 +35,11 @@ pub struct NodeConfig {
     pub cores: Option<usize>,
     /// Threads that run models; by default a quarter of the CPUs, at least one, none without a model.
     pub inference_threads: Option<usize>,
-    /// Memory for keys and values of generations, in bytes; by default a quarter of `memory_budget_bytes`.
+    /// Memory for keys and values of generations of each model, in bytes; by default 1 GiB, and at most a quarter of
+    /// `memory_budget_bytes`.
     pub kv_bytes: Option<u64>,
+    /// Where chat models are computed; by default on a GPU, if this build can use one and there is one.
+    pub device: DeviceChoice,
     /// Models, default first.
     pub models: Vec<ModelSource>,
     /// What is said of models one by one, in the order of their names; those with a [`RemoteSettings`] are models of their
@@ -141,6 +146,7 @@ impl Default for NodeConfig {
             cores: None,
             inference_threads: None,
             kv_bytes: None,
+            device: DeviceChoice::Auto,
             models: Vec::new(),
             model_settings: Vec::new(),
             model_default: None,
@@ -180,8 +186,8 @@ impl Layout {
     /// Shares `cpus` out. Cores get what inference leaves, and none shares its CPU with another unless told to.
     pub fn new(config: &NodeConfig, cpus: &[usize]) -> Self {
         let default_threads = if config.models.is_empty() { 0 } else { (cpus.len() / 4).max(1) };
-        let inference_threads =
-            if config.models.is_empty() { 0 } else { config.inference_threads.unwrap_or(default_threads) };
+        // Threads that are asked for are there also without a model: one may be loaded later.
+        let inference_threads = config.inference_threads.unwrap_or(default_threads);
         let left = cpus.len().saturating_sub(inference_threads).max(1);
         // A machine without inference still leaves one CPU in four to clients, the web and the kernel's own work.
         let default_cores = if inference_threads == 0 { (cpus.len() * 3 / 4).max(1) } else { left };

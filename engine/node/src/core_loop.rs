@@ -16,7 +16,6 @@ use thalweg_quic::Quic;
 use thalweg_ring::{Bell, Consumer};
 use thalweg_shard::{Input, Now, Shard};
 use thalweg_udp::{Datagram, SendOutcome, Socket, Steering, Transmit};
-use thalweg_worker::stage::CoreLink;
 
 use crate::clerk::ClerkLink;
 use crate::connection::Reception;
@@ -24,9 +23,10 @@ use crate::disk::Alarm;
 use crate::drain::Drain;
 use crate::embed::Embeds;
 use crate::entrance::Entrance;
-use crate::inference::Inference;
+use crate::inference::{Inference, Links};
 use crate::log::{CoreLog, LogNews};
 use crate::mesh::{Mesh, MeshMessage};
+use crate::models::Registry;
 use crate::outlook::Outlook;
 use crate::park::Parker;
 use crate::reload::Control;
@@ -62,6 +62,8 @@ pub(crate) struct Shared {
     pub(crate) vitals: Arc<Vitals>,
     /// What is shown to those who ask from outside.
     pub(crate) outlook: Arc<Outlook>,
+    /// The models there are.
+    pub(crate) registry: Arc<Registry>,
 }
 
 impl Shared {
@@ -161,7 +163,7 @@ impl Core {
         shard: Shard,
         log: CoreLog,
         mesh: Mesh,
-        inference: Option<CoreLink>,
+        inference: Links,
         clerk: ClerkLink,
         control: Consumer<Control>,
         entrance: Entrance,
@@ -396,6 +398,10 @@ impl Core {
             match control {
                 Control::Identity(identity) => self.quic.set_identity(identity),
                 Control::Limits(limits) => self.shard.handle(self.clock.now, Input::Limits(limits)),
+                Control::Routes { routes, served } => {
+                    self.inference.set_served(served);
+                    self.shard.handle(self.clock.now, Input::Routes(routes));
+                }
             }
         }
         let level = self.shared.vitals.memory_level();
@@ -548,6 +554,7 @@ impl Core {
         self.log.count(&mut stats);
         self.tracer.count(&mut stats);
         stats.gauges.extend(self.shard.gauges());
+        stats.routed.clone_from(self.shard.routed());
         stats.gauges.insert("connections", self.quic.connections() as u64);
         stats.gauges.insert("handshakes", self.quic.handshaking() as u64);
         stats.gauges.insert("mesh_backlog", self.mesh.backlog() as u64);

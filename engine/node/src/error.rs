@@ -4,8 +4,10 @@ use std::io;
 use std::path::PathBuf;
 
 use thalweg_journal::LogError;
+use thalweg_protocol::ids::Name;
 use thalweg_protocol::op::Durability;
 use thalweg_quic::QuicError;
+use thalweg_remote::RemoteError;
 use thalweg_udp::UdpError;
 use thalweg_web::WebError;
 use thalweg_worker::stage::StageError;
@@ -69,6 +71,17 @@ pub enum StartError {
     /// Messages cannot be as durable as asked.
     #[error("durability {} needs other nodes; choose disk or memory", .0.as_str())]
     Durability(Durability),
+    /// A model cannot be asked elsewhere as it is to be.
+    #[error("model.{model}: {source}")]
+    Remote {
+        /// Which model.
+        model: Name,
+        /// Why not.
+        source: RemoteError,
+    },
+    /// What asks models elsewhere does not start.
+    #[error(transparent)]
+    RemoteStage(#[from] RemoteError),
     /// Two settings contradict each other.
     #[error("the io_uring back end of the log writes around any disk shell; choose the thread back end")]
     ShellBypassed,

@@ -1,26 +1,46 @@
-//! A core's end of the inference stage.
+//! A core's ends of what runs models: the inference stage, and the stage for models that are run elsewhere.
+//!
+//! A request goes to the model that was chosen for it, wherever that runs. One that fails elsewhere before its first token is
+//! handed to the model's fallback, as if that had been asked at once; the asker does not notice but by the time it took.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
+use thalweg_domain::routing::{FALLBACKS_MAX, TOKEN_BYTES};
 use thalweg_protocol::generation::{FinishReason, Usage};
 use thalweg_protocol::ids::{GenerationId, Name};
 use thalweg_protocol::limits::TURN_INPUTS_MAX;
 use thalweg_protocol::reject::{Reject, RejectCode};
+use thalweg_remote::RemoteLink;
 use thalweg_shard::{InferenceCommand, InferenceEvent};
 use thalweg_worker::stage::{Command, CoreLink, Embed, Embeddings, Event, Submit, Times};
 
+use crate::models::{Gauges, Kind, Outcome, Place, ServedModels};
 use crate::stats::{CoreStats, NodeStage};
 use crate::trace::GenerationRecord;
+
+/// What a core gets of what runs models.
+pub(crate) struct Links {
+    /// To the inference stage, if there is one.
+    pub(crate) stage: Option<CoreLink>,
+    /// To the stage for models elsewhere.
+    pub(crate) remote: Option<RemoteLink>,
+    /// The models there are at the start.
+    pub(crate) served: ServedModels,
+}
 
 /// Translates between the shard's words and the stage's, and measures the way between.
 pub(crate) struct Inference {
     link: Option<CoreLink>,
+    remote: Option<RemoteLink>,
+    /// Commands for models elsewhere that their ring had no room for, in order; bounded likewise.
+    remote_backlog: VecDeque<Command>,
     /// Commands the ring had no room for, in order. Bounded by the generations of the core: each has at most one submit,
     /// one cancel and one credit per report of its readers on the way; and by the requests for embeddings it keeps.
     backlog: VecDeque<Command>,
-    /// When generations were asked for that have no token yet.
-    submitted: BTreeMap<GenerationId, Instant>,
+    /// Generations that were handed over and have not ended.
+    asked: BTreeMap<GenerationId, Asked>,
     /// When the tokens of this turn were sampled.
     sampled: Vec<Instant>,
     /// When those generations were asked for whose first token came in this turn.
@@ -33,8 +53,35 @@ pub(crate) struct Inference {
     told: Vec<(u64, Box<GenerationRecord>)>,
     /// What became of texts to embed in this turn.
     embedded: VecDeque<(u64, Result<Embeddings, Reject>)>,
+    /// The models there are, and where to note what became of requests.
+    served: ServedModels,
     /// The moment the node's clocks count from.
     origin: Instant,
+}
+
+/// A generation that was handed over.
+struct Asked {
+    /// When the shard asked.
+    submitted: Instant,
+    /// When this model was asked.
+    handed: Instant,
+    place: Place,
+    model: Name,
+    gauges: Option<Arc<Gauges>>,
+    prompt_tokens: u32,
+    began: bool,
+    /// How many models it was handed to before.
+    fallbacks: usize,
+    /// What to hand to the fallback, while that is possible.
+    again: Option<Box<Submit>>,
+}
+
+impl Asked {
+    fn note(&self, outcome: Outcome) {
+        if let Some(gauges) = &self.gauges {
+            gauges.note(outcome);
+        }
+    }
 }
 
 /// A generation that is traced.
@@ -48,34 +95,41 @@ struct Traced {
 }
 
 impl Inference {
-    pub(crate) fn new(link: Option<CoreLink>, origin: Instant) -> Self {
+    pub(crate) fn new(Links { stage: link, remote, served }: Links, origin: Instant) -> Self {
         Self {
             link,
+            remote,
             backlog: VecDeque::new(),
-            submitted: BTreeMap::new(),
+            remote_backlog: VecDeque::new(),
+            asked: BTreeMap::new(),
             sampled: Vec::new(),
             first: Vec::new(),
             refused: VecDeque::new(),
             traced: BTreeMap::new(),
             told: Vec::new(),
             embedded: VecDeque::new(),
+            served,
             origin,
         }
     }
 
+    /// These models can be handed requests from now on; what others run goes on.
+    pub(crate) fn set_served(&mut self, served: ServedModels) {
+        self.served = served;
+    }
+
     pub(crate) fn send(&mut self, command: InferenceCommand) {
-        let command = match command {
+        match command {
             InferenceCommand::Submit(submit) => {
                 let submitted = Instant::now();
-                self.submitted.insert(submit.generation, submitted);
                 let thalweg_shard::Submit { generation, tenant, model, messages, sampling, produced, .. } = *submit;
                 let thalweg_shard::Submit { raw, priority, deadline_ms, credit, trace, .. } = *submit;
-                if trace != 0 && self.link.is_some() {
+                if trace != 0 {
                     let (model, received, times) = (model.clone(), None, None);
                     self.traced.insert(generation, Traced { root: trace, model, submitted, received, times });
                 }
                 let model = Some(model);
-                Command::Submit(Box::new(Submit {
+                let submit = Submit {
                     generation,
                     tenant,
                     model,
@@ -88,18 +142,90 @@ impl Inference {
                     credit,
                     submitted,
                     traced: trace != 0,
-                }))
+                };
+                self.hand(Box::new(submit), submitted, 0);
             }
-            InferenceCommand::Credit { generation, until } => Command::Credit { generation, until },
-            InferenceCommand::Cancel { generation } => Command::Cancel { generation },
-        };
-        if self.link.is_some() {
-            self.backlog.push_back(command);
-            self.flush();
-        } else if let Command::Submit(submit) = command {
-            let reject = Reject::new(RejectCode::ModelUnknown, "this node runs no models");
-            self.refused.push_back(InferenceEvent::Refused { generation: submit.generation, reject });
+            InferenceCommand::Credit { generation, until } => {
+                let asked = self.asked.get_mut(&generation);
+                if let Some(again) = asked.and_then(|asked| asked.again.as_mut()) {
+                    again.credit = again.credit.max(until);
+                }
+                self.command(generation, Command::Credit { generation, until });
+            }
+            InferenceCommand::Cancel { generation } => {
+                if let Some(asked) = self.asked.get_mut(&generation) {
+                    // Nobody wants it from another either.
+                    asked.again = None;
+                }
+                self.command(generation, Command::Cancel { generation });
+            }
         }
+    }
+
+    /// Hands a request to where its model runs.
+    fn hand(&mut self, submit: Box<Submit>, submitted: Instant, fallbacks: usize) {
+        let (generation, handed) = (submit.generation, Instant::now());
+        let Some(model) = submit.model.clone() else { return };
+        let served = self.served.get(&model);
+        // One that is not known goes to the stage, which says so.
+        let place = served.map_or(Place::Local, |served| served.place);
+        let gauges = served.map(|served| Arc::clone(&served.gauges));
+        let falls = place == Place::Remote && served.is_some_and(|served| served.fallback.is_some());
+        let again = (falls && fallbacks < FALLBACKS_MAX).then(|| submit.clone());
+        let bytes: usize = submit.messages.iter().map(|message| message.content.len()).sum();
+        let prompt_tokens = match place {
+            Place::Local => 0,
+            // Those who run it elsewhere say how many they were when it is over.
+            Place::Remote => u32::try_from(bytes / TOKEN_BYTES + 1).unwrap_or(u32::MAX),
+        };
+        let asked = Asked { submitted, handed, place, model, gauges, prompt_tokens, began: false, fallbacks, again };
+        asked.note(Outcome::Asked);
+        self.asked.insert(generation, asked);
+        let is_there = match place {
+            Place::Local => self.link.is_some(),
+            Place::Remote => self.remote.is_some(),
+        };
+        if is_there {
+            self.command(generation, Command::Submit(submit));
+        } else {
+            let reject = Reject::new(RejectCode::ModelUnknown, "this node runs no models");
+            self.ended(generation, Outcome::Ended);
+            self.tell(generation, None);
+            self.refused.push_back(InferenceEvent::Refused { generation, reject });
+        }
+    }
+
+    /// Sends a command to where its generation is.
+    fn command(&mut self, generation: GenerationId, command: Command) {
+        match self.asked.get(&generation).map_or(Place::Local, |asked| asked.place) {
+            Place::Local if self.link.is_some() => self.backlog.push_back(command),
+            Place::Remote if self.remote.is_some() => self.remote_backlog.push_back(command),
+            Place::Local | Place::Remote => return,
+        }
+        self.flush();
+    }
+
+    /// A generation ended at its model; what became of it is noted there.
+    fn ended(&mut self, generation: GenerationId, outcome: Outcome) {
+        if let Some(asked) = self.asked.remove(&generation) {
+            asked.note(outcome);
+        }
+    }
+
+    /// Hands a generation that did not begin to its model's fallback. False if there is none.
+    fn fall_back(&mut self, generation: GenerationId, outcome: Outcome) -> bool {
+        let Some(asked) = self.asked.get_mut(&generation).filter(|asked| !asked.began) else { return false };
+        let Some(mut submit) = asked.again.take() else { return false };
+        let fallback = self.served.get(&asked.model).and_then(|served| served.fallback.clone());
+        let chats = |name: &Name| self.served.get(name).is_some_and(|served| served.kind == Kind::Chat);
+        let Some(fallback) = fallback.filter(chats) else { return false };
+        asked.note(outcome);
+        asked.note(Outcome::FellBack);
+        let (submitted, fallbacks) = (asked.submitted, asked.fallbacks + 1);
+        submit.model = Some(fallback);
+        self.asked.remove(&generation);
+        self.hand(submit, submitted, fallbacks);
+        true
     }
 
     /// Whether there is a stage.
@@ -124,11 +250,16 @@ impl Inference {
     }
 
     fn flush(&mut self) {
-        let Some(link) = &mut self.link else { return };
-        while let Some(command) = self.backlog.pop_front() {
+        while let (Some(link), Some(command)) = (&mut self.link, self.backlog.pop_front()) {
             if let Err(command) = link.send(command) {
                 self.backlog.push_front(command);
-                return;
+                break;
+            }
+        }
+        while let (Some(link), Some(command)) = (&mut self.remote, self.remote_backlog.pop_front()) {
+            if let Err(command) = link.send(command) {
+                self.remote_backlog.push_front(command);
+                break;
             }
         }
     }
@@ -144,46 +275,82 @@ impl Inference {
         for _ in 0..TURN_INPUTS_MAX {
             let Some(event) = self.link.as_mut().and_then(CoreLink::receive) else { break };
             taken += 1;
-            take(match event {
-                Event::Scheduled { generation, at, .. } => {
-                    if let Some(submitted) = self.submitted.get(&generation) {
-                        stats.record(NodeStage::AskScheduled, at.saturating_duration_since(*submitted));
-                    }
-                    continue;
-                }
-                Event::Token { generation, index, id, text, detail, at } => {
-                    self.sampled.push(at);
-                    self.first.extend(self.submitted.remove(&generation));
-                    if !self.traced.is_empty()
-                        && let Some(traced) = self.traced.get_mut(&generation)
-                    {
-                        traced.received.get_or_insert_with(Instant::now);
-                    }
-                    InferenceEvent::Token { generation, index, id, text, detail }
-                }
-                Event::Embedded { job, result } => {
-                    self.embedded.push_back((job, result));
-                    continue;
-                }
-                Event::Traced(times) => {
-                    if let Some(traced) = self.traced.get_mut(&times.generation) {
-                        traced.times = Some(times);
-                    }
-                    continue;
-                }
-                Event::Finished { generation, reason, usage, message } => {
-                    self.submitted.remove(&generation);
-                    self.tell(generation, Some((reason, usage)));
-                    InferenceEvent::Finished { generation, reason, usage, message }
-                }
-                Event::Refused { generation, reject } => {
-                    self.submitted.remove(&generation);
-                    self.tell(generation, None);
-                    InferenceEvent::Refused { generation, reject }
-                }
-            });
+            if let Some(event) = self.event(event, stats) {
+                take(event);
+            }
+        }
+        for _ in 0..TURN_INPUTS_MAX {
+            let Some(event) = self.remote.as_mut().and_then(RemoteLink::receive) else { break };
+            taken += 1;
+            if let Some(event) = self.event(event, stats) {
+                take(event);
+            }
         }
         taken
+    }
+
+    /// What an event means for the shard.
+    fn event(&mut self, event: Event, stats: &mut CoreStats) -> Option<InferenceEvent> {
+        Some(match event {
+            Event::Scheduled { generation, at, prompt_tokens, .. } => {
+                let asked = self.asked.get_mut(&generation)?;
+                if asked.place == Place::Local {
+                    asked.prompt_tokens = prompt_tokens;
+                    stats.record(NodeStage::AskScheduled, at.saturating_duration_since(asked.submitted));
+                }
+                return None;
+            }
+            Event::Token { generation, index, id, text, detail, at } => {
+                self.sampled.push(at);
+                if let Some(asked) = self.asked.get_mut(&generation).filter(|asked| !asked.began) {
+                    asked.began = true;
+                    asked.again = None;
+                    let first_token_us = at.saturating_duration_since(asked.handed).as_micros() as u64;
+                    asked.note(Outcome::Begun { first_token_us, prompt_tokens: asked.prompt_tokens });
+                    self.first.push(asked.submitted);
+                }
+                if !self.traced.is_empty()
+                    && let Some(traced) = self.traced.get_mut(&generation)
+                {
+                    traced.received.get_or_insert_with(Instant::now);
+                }
+                InferenceEvent::Token { generation, index, id, text, detail }
+            }
+            Event::Embedded { job, result } => {
+                self.embedded.push_back((job, result));
+                return None;
+            }
+            Event::Traced(times) => {
+                if let Some(traced) = self.traced.get_mut(&times.generation) {
+                    traced.times = Some(times);
+                }
+                return None;
+            }
+            Event::Finished { generation, reason, usage, message } => {
+                let outcome = if reason == FinishReason::Failed { Outcome::Failed } else { Outcome::Ended };
+                if outcome == Outcome::Failed && self.fall_back(generation, outcome) {
+                    return None;
+                }
+                self.ended(generation, outcome);
+                self.tell(generation, Some((reason, usage)));
+                InferenceEvent::Finished { generation, reason, usage, message }
+            }
+            Event::Refused { generation, reject } => {
+                let (outcome, may_fall) = match reject.code {
+                    RejectCode::ModelUnavailable | RejectCode::Internal => (Outcome::Failed, true),
+                    RejectCode::Busy => (Outcome::Busy, true),
+                    // It was unloaded meanwhile.
+                    RejectCode::ModelUnknown => (Outcome::Ended, true),
+                    _ => (Outcome::Ended, false),
+                };
+                if may_fall && self.fall_back(generation, outcome) {
+                    return None;
+                }
+                self.ended(generation, outcome);
+                self.tell(generation, None);
+                InferenceEvent::Refused { generation, reject }
+            }
+        })
     }
 
     /// A generation ended. If it is traced, what is known of it is told.
@@ -230,10 +397,17 @@ impl Inference {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.refused.is_empty() && self.backlog.is_empty() && self.link.as_ref().is_none_or(CoreLink::is_empty)
+        self.refused.is_empty()
+            && self.backlog.is_empty()
+            && self.remote_backlog.is_empty()
+            && self.link.as_ref().is_none_or(CoreLink::is_empty)
+            && self.remote.as_ref().is_none_or(RemoteLink::is_empty)
     }
 
     pub(crate) fn count(&self, stats: &mut CoreStats) {
-        stats.gauges.insert("inference_backlog", self.backlog.len() as u64);
+        stats.gauges.insert("inference_backlog", (self.backlog.len() + self.remote_backlog.len()) as u64);
     }
 }
+
+#[cfg(test)]
+mod tests;

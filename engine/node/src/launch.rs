@@ -10,13 +10,13 @@ use thalweg_quic::{Quic, QuicConfig};
 use thalweg_ring::{Bell, Consumer};
 use thalweg_shard::{Config as ShardConfig, Shard};
 use thalweg_udp::Socket;
-use thalweg_worker::stage::CoreLink;
 
 use crate::clerk::ClerkLink;
 use crate::core_loop::{Core, Shared};
 use crate::disk::LogParts;
 use crate::entrance::Entrance;
 use crate::error::StartError;
+use crate::inference::Links;
 use crate::log::CoreLog;
 use crate::mesh::Mesh;
 use crate::park::Parker;
@@ -39,7 +39,7 @@ pub(crate) struct Parts {
     pub(crate) quic: QuicConfig,
     pub(crate) shard: ShardConfig,
     pub(crate) mesh: Mesh,
-    pub(crate) inference: Option<CoreLink>,
+    pub(crate) inference: Links,
     pub(crate) clerk: ClerkLink,
     pub(crate) control: Consumer<Control>,
     pub(crate) entrance: Entrance,

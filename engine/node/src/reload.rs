@@ -11,14 +11,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 use serde_json::Value;
+use thalweg_domain::routing::Routes;
+use thalweg_protocol::ids::Name;
 use thalweg_quic::{QuicError, TlsIdentity};
 use thalweg_ring::{Bell, Producer};
 
 use crate::certificate::{Certificate, CertificateError, CertificateFiles, State};
-use crate::config::{Limits, NodeConfig};
+use crate::config::{Limits, ModelSettings, NodeConfig};
 use crate::gate::{AccessConfig, GateHandle};
 use crate::identity::{DataDir, IdentityError};
 use crate::memory::default_budget;
+use crate::models::{ModelDesk, News, Registry, Remotes, ServedModels};
 use crate::vitals::Vitals;
 
 /// Changes that wait for a core at a time. Each is taken in its next turn, so a core that leaves as many has stalled.
@@ -59,6 +62,10 @@ pub struct Fresh {
     pub access: AccessConfig,
     /// Memory the node may use, in bytes; without, as much as by default.
     pub memory_budget_bytes: Option<u64>,
+    /// What is said of models one by one.
+    pub model_settings: Vec<ModelSettings>,
+    /// What a request means that names no model.
+    pub model_default: Option<Name>,
     /// Settings that differ from those in effect and can be changed now, by name.
     pub changed: Vec<String>,
     /// Settings that differ and need a restart, by name.
@@ -95,6 +102,14 @@ pub enum ReloadError {
     /// The transport does not take the certificate.
     #[error("nothing was changed: {0}")]
     Quic(#[from] QuicError),
+    /// A model cannot be asked elsewhere as it is to be.
+    #[error("nothing was changed: model.{model}: {source}")]
+    Model {
+        /// Which model.
+        model: Name,
+        /// Why not.
+        source: thalweg_remote::RemoteError,
+    },
     /// A core does not take what it is given.
     #[error("core {0} has not taken earlier changes; it is stalled. Try again, or restart the node")]
     Core(usize),
@@ -107,6 +122,13 @@ pub(crate) enum Control {
     Identity(TlsIdentity),
     /// Hold sessions, users and tenants to these from now on.
     Limits(Arc<Limits>),
+    /// These models can be asked from now on.
+    Routes {
+        /// Who is chosen by which.
+        routes: Arc<Routes>,
+        /// Where each runs, and where to note what became of requests.
+        served: ServedModels,
+    },
 }
 
 /// Reloads the settings of a node that runs. Shared by all who may ask for it.
@@ -114,6 +136,7 @@ pub struct Reloader {
     source: Source,
     data: Arc<DataDir>,
     vitals: Arc<Vitals>,
+    registry: Arc<Registry>,
     state: Mutex<Inner>,
 }
 
@@ -127,6 +150,8 @@ struct Inner {
     limits: Arc<Limits>,
     /// Who keeps keys and issuers.
     gate: Option<GateHandle>,
+    /// Who serves models.
+    models: Option<Arc<ModelDesk>>,
 }
 
 /// What is known of the certificate that is shown.
@@ -140,6 +165,7 @@ impl Reloader {
         data: Arc<DataDir>,
         vitals: Arc<Vitals>,
         certificate: &Certificate,
+        registry: Arc<Registry>,
         mut controls: Vec<(Producer<Control>, Arc<Bell>)>,
     ) -> Self {
         for (ring, _) in &mut controls {
@@ -148,13 +174,29 @@ impl Reloader {
         vitals.set_certificate_expiry(certificate.validity.until_s);
         let shown = Shown { chain: certificate.chain.clone() };
         let (given, limits) = (config.certificate.clone(), Arc::clone(&config.limits));
-        let state = Mutex::new(Inner { controls, given, shown, limits, gate: None });
-        Self { source: config.source.clone(), data, vitals, state }
+        let state = Mutex::new(Inner { controls, given, shown, limits, gate: None, models: None });
+        Self { source: config.source.clone(), data, vitals, registry, state }
     }
 
     /// Has the gate told of keys and issuers.
     pub(crate) fn set_gate(&self, gate: GateHandle) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).gate = Some(gate);
+    }
+
+    /// Has models that run elsewhere served by this.
+    pub(crate) fn set_models(&self, models: Arc<ModelDesk>) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).models = Some(models);
+    }
+
+    /// Tells all cores of other models; false if one of them has not taken earlier changes yet, and none was told.
+    pub(crate) fn tell_models(&self, news: &News) -> bool {
+        let mut inner = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // Room for a reload stays.
+        if inner.controls.iter_mut().any(|(ring, _)| ring.free() <= CHANGES_MAX) {
+            return false;
+        }
+        let control = Control::Routes { routes: Arc::clone(&news.routes), served: Arc::clone(&news.served) };
+        inner.tell(&control).is_ok()
     }
 
     /// Reads the settings again, and puts into effect what can be changed now. Gives what was changed.
@@ -183,6 +225,8 @@ impl Reloader {
         let files = fresh.as_ref().map_or(inner.given.as_ref(), |fresh| fresh.certificate.as_ref());
         let certificate = self.new_certificate(inner, files)?;
         let identity = certificate.as_ref().map(Certificate::identity).transpose()?;
+        let remotes = fresh.as_ref().map(|fresh| Remotes::read(&fresh.model_settings)).transpose();
+        let remotes = remotes.map_err(|(model, source)| ReloadError::Model { model, source })?;
         if let Some(full) = inner.controls.iter_mut().position(|(ring, _)| ring.free() < CHANGES_MAX) {
             return Err(ReloadError::Core(full));
         }
@@ -205,6 +249,12 @@ impl Reloader {
             inner.tell(&Control::Limits(Arc::clone(&fresh.limits)))?;
             inner.limits = fresh.limits;
         }
+        if let (Some(models), Some(remotes)) = (&inner.models, remotes)
+            && let Err(error) = models.configure(remotes)
+        {
+            tracing::error!(%error, "models that run elsewhere stay as they were");
+        }
+        self.registry.describe(&fresh.model_settings, fresh.model_default);
         self.vitals.set_budget(fresh.memory_budget_bytes.unwrap_or_else(default_budget));
         (fresh.commit)();
         Ok(report)

@@ -12,10 +12,11 @@ use thalweg_journal::recovery::Recovered;
 use thalweg_protocol::ids::{Epoch, Name, Partition};
 use thalweg_protocol::limits::{CORES_MAX, LOG_BLOCK_BYTES, LOG_FILE_BYTES, LOG_RECORD_BYTES_MAX, RING_SLOTS};
 use thalweg_protocol::op::Durability;
+use thalweg_remote::{RemoteLink, RemoteStage};
 use thalweg_ring::{Bell, Consumer, Producer, ring};
 use thalweg_udp::{GroupConfig, Socket, Steering, bind_group};
-use thalweg_web::{CoreEnd, ModelCard, ModelClass, Web, WebError};
-use thalweg_worker::stage::{self, CoreLink, ModelInfo, ModelKind, Stage, StageConfig};
+use thalweg_web::{CoreEnd, Web, WebError};
+use thalweg_worker::stage::{self, CoreLink, Stage, StageConfig};
 
 use crate::certificate::{Certificate, State};
 use crate::config::{DiskShell, Layout, LogBackend, NodeConfig, cpus};
@@ -24,6 +25,8 @@ use crate::entrance::Entrance;
 use crate::error::StartError;
 use crate::gate::{Action, Claims, Gate, GateDesks, GateError, Keeper, Permission};
 use crate::identity::DataDir;
+use crate::inference::Links;
+use crate::models::{self, ModelDesk, News, Registry, Remotes, ServedModels, Watch};
 use crate::outlook::Outlook;
 use crate::reload::{CONTROL_SLOTS, Control, Reloader};
 use crate::trace::{Exporter, ExporterError, Tracer};
@@ -31,6 +34,8 @@ use crate::web::WebDesk;
 
 /// A certificate that ends within so many seconds is warned of: time for those who renew by hand.
 const CERTIFICATE_WARNING_S: i64 = 14 * 86_400;
+/// Slots of each ring between a core and the stage for models elsewhere.
+const REMOTE_RING_SLOTS: usize = 1_024;
 
 /// Opens the certificate, and says so if its dates are wrong. The node starts nevertheless: clients that pin its key do not
 /// look at dates, and a node that does not start helps nobody.
@@ -65,25 +70,24 @@ pub(super) fn start_web(
     }
 }
 
-/// What those are shown who ask over HTTP which models there are.
-pub(super) fn model_cards(stage: Option<&Stage>) -> Vec<ModelCard> {
-    let loaded_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let card = |info: &ModelInfo| ModelCard {
-        name: info.name.to_string(),
-        class: match info.kind {
-            ModelKind::Chat => ModelClass::Chat,
-            ModelKind::Embedding => ModelClass::Embedding,
-        },
-        context_tokens: info.context_tokens,
-        loaded_s,
-    };
-    stage.map_or_else(Vec::new, |stage| stage.models().iter().map(card).collect())
+/// The models there are when a node starts, and what requests mean that name none.
+pub(super) fn make_registry(config: &NodeConfig, stage: Option<&Stage>) -> Result<Arc<Registry>, StartError> {
+    let loaded = stage.map_or(&[][..], Stage::models);
+    let bell = Bell::new().map_err(system("make an eventfd"))?;
+    let registry = Registry::new(models::entries(loaded, &config.model_settings), bell);
+    registry.describe(&config.model_settings, config.model_default.clone());
+    Ok(registry)
 }
 
-/// The models that answer, the default first: what clients are told of, and what may be asked.
-pub(super) fn models_that_answer(stage: Option<&Stage>) -> Vec<Name> {
-    let models = stage.iter().flat_map(|stage| stage.models());
-    models.filter(|info| info.kind == ModelKind::Chat).map(|info| info.name.clone()).collect()
+/// Begins to watch the models, and gives what cores begin with.
+pub(super) fn start_watch(
+    registry: &Arc<Registry>,
+    reloader: &Arc<Reloader>,
+    origin: Instant,
+) -> Result<(Watch, News), StartError> {
+    let reloader = Arc::clone(reloader);
+    let tell = move |news: &News| reloader.tell_models(news);
+    Watch::start(Arc::clone(registry), origin, tell).map_err(system("start a thread"))
 }
 
 /// Starts what sends traces, if any are wanted; and gives each core its tracer.
@@ -192,12 +196,15 @@ pub(super) fn open_gate(config: &NodeConfig, data: &DataDir, origin: Instant) ->
 pub(super) fn start_gate(
     mut keeper: Keeper,
     reloader: &Arc<Reloader>,
+    models: &Arc<ModelDesk>,
     bells: &[Arc<Bell>],
     origin: Instant,
     alarm: &Arc<Alarm>,
 ) -> io::Result<(Gate, Vec<Entrance>)> {
     let (desks, links) = GateDesks::new(bells)?;
     keeper.set_reloader(Arc::clone(reloader));
+    keeper.set_models(Arc::clone(models));
+    reloader.set_models(Arc::clone(models));
     reloader.set_gate(desks.handle());
     // Every core begins with it, so that the gate need not send it.
     let access = keeper.news().unwrap_or_else(|| keeper.snapshot());
@@ -236,17 +243,35 @@ pub(super) fn start_stage(
     layout: &Layout,
     bells: &[Arc<Bell>],
 ) -> Result<(Option<Stage>, Vec<Option<CoreLink>>), StartError> {
-    if config.models.is_empty() {
+    if config.models.is_empty() && layout.inference_threads == 0 {
         return Ok((None, bells.iter().map(|_| None).collect()));
     }
     let models = config.models.clone();
     let (threads, pin) = (layout.inference_threads, layout.inference.clone());
     check("inference threads", threads, 1, CORES_MAX)?;
-    // A quarter of the node's memory; what a running generation has is never taken, so this is the bound of their number.
+    // Of each model. What a running generation has is never taken, so this is the bound of their number.
     let budget = config.memory_budget_bytes.unwrap_or_else(crate::memory::default_budget);
-    let kv_bytes = Some(config.kv_bytes.unwrap_or(budget / 4));
-    let (stage, links) = stage::start(StageConfig { models, threads, pin, ring_slots: RING_SLOTS, kv_bytes }, bells)?;
+    let kv_bytes = Some(config.kv_bytes.unwrap_or(stage::KV_BYTES.min(budget / 4)));
+    let device = config.device;
+    let stage = StageConfig { models, threads, pin, ring_slots: RING_SLOTS, kv_bytes, device };
+    let (stage, links) = stage::start(stage, bells)?;
     Ok((Some(stage), links.into_iter().map(Some).collect()))
+}
+
+/// Starts what asks models elsewhere; it waits for nothing while there are none.
+pub(super) fn start_remote(
+    config: &NodeConfig,
+    bells: &[Arc<Bell>],
+) -> Result<(RemoteStage, Vec<RemoteLink>), StartError> {
+    let remotes = Remotes::read(&config.model_settings);
+    let remotes = remotes.map_err(|(model, source)| StartError::Remote { model, source })?;
+    Ok(RemoteStage::start(remotes.into_models(), bells, REMOTE_RING_SLOTS)?)
+}
+
+/// What each core gets of what runs models.
+pub(super) fn join_links(stage: Vec<Option<CoreLink>>, remote: Vec<RemoteLink>, served: &ServedModels) -> Vec<Links> {
+    let join = |(stage, remote)| Links { stage, remote: Some(remote), served: Arc::clone(served) };
+    stage.into_iter().zip(remote).map(join).collect()
 }
 
 pub(super) fn about(
@@ -254,11 +279,10 @@ pub(super) fn about(
     layout: &Layout,
     addr: &std::net::SocketAddr,
     epoch: Epoch,
-    models: &[String],
     recovered: &Recovered,
 ) -> serde_json::Map<String, serde_json::Value> {
     let about = json!({
-        "version": env!("CARGO_PKG_VERSION"), "quic": addr.to_string(), "epoch": epoch.0, "models": models,
+        "version": env!("CARGO_PKG_VERSION"), "quic": addr.to_string(), "epoch": epoch.0,
         "cores": layout.cores, "inference": layout.inference, "inference_threads": layout.inference_threads,
         "spin_us": layout.spin_us, "partitions": recovered.partitions, "pid": std::process::id(),
         "log": {

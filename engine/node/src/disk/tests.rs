@@ -100,7 +100,7 @@ impl Machine {
                 cores: cores as u16,
                 partitions: recovered.partitions,
                 epoch: Epoch(1),
-                models: Vec::new(),
+                routes: Arc::default(),
                 durability: Durability::Disk,
             })
         };

@@ -1,6 +1,8 @@
 //! What an administrator can ask of the gate: JSON that says `{"command": …}`, checked as it is read.
 
 use std::borrow::Cow;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
@@ -9,7 +11,10 @@ use thalweg_protocol::ids::Name;
 use thalweg_protocol::limits::{MANAGE_BYTES_MAX, PASSWORD_BYTES_MAX, TOKEN_BYTES_MAX};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
-use super::limits::{NOTE_BYTES_MAX, PASSWORD_BYTES_MIN, PERMISSIONS_MAX, TOKEN_TTL_S_MAX};
+use super::limits::{
+    MODEL_GRACE_MS_MAX, MODEL_PATH_BYTES_MAX, NOTE_BYTES_MAX, PASSWORD_BYTES_MIN, PERMISSIONS_MAX, TOKEN_TTL_S_MAX,
+};
+use crate::models::ModelJob;
 
 /// A text that is not shown.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
@@ -135,6 +140,32 @@ pub(crate) enum Command {
     Reload {},
     /// Shows the configuration in effect.
     Config {},
+    /// Lists models.
+    ModelList {},
+    /// Reads a model's file, which lies on the node's machine, and serves it.
+    ModelLoad {
+        #[serde(deserialize_with = "model")]
+        name: Name,
+        #[serde(deserialize_with = "model_path")]
+        path: PathBuf,
+        /// What it is good for.
+        #[serde(default, deserialize_with = "class")]
+        class: Option<Name>,
+        /// What a token of it costs compared with others.
+        #[serde(default)]
+        cost: u32,
+        /// Who answers in its place while it cannot.
+        #[serde(default, deserialize_with = "fallback")]
+        fallback: Option<Name>,
+    },
+    /// Serves a model no more.
+    ModelUnload {
+        #[serde(deserialize_with = "model")]
+        name: Name,
+        /// How long what runs may go on.
+        #[serde(default = "grace_ms_default", deserialize_with = "grace_ms")]
+        grace_ms: u64,
+    },
     /// Shows the newest audit events.
     Audit {
         #[serde(default = "audit_limit")]
@@ -188,6 +219,22 @@ impl Command {
             Self::Reload {} => "reload",
             Self::Config {} => "config",
             Self::Audit { .. } => "audit",
+            Self::ModelList {} => "model-list",
+            Self::ModelLoad { .. } => "model-load",
+            Self::ModelUnload { .. } => "model-unload",
+        }
+    }
+
+    /// What is to be done about a model, if it is about one.
+    pub(crate) fn into_job(self) -> Option<ModelJob> {
+        match self {
+            Self::ModelLoad { name, path, class, cost, fallback } => {
+                Some(ModelJob::Load { name, path, class, cost, fallback })
+            }
+            Self::ModelUnload { name, grace_ms } => {
+                Some(ModelJob::Unload { name, grace: Duration::from_millis(grace_ms) })
+            }
+            _ => None,
         }
     }
 }
@@ -203,6 +250,41 @@ pub(crate) fn covers(held: &[Permission], asked: &[Permission]) -> Result<(), Pe
         held.iter().any(|held| held.action == asked.action && matches(&held.pattern, &asked.pattern))
     };
     asked.iter().find(|asked| !covered(asked)).map_or(Ok(()), |asked| Err(asked.clone()))
+}
+
+fn model<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
+    name(deserializer, "name")
+}
+
+fn class<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Name>, D::Error> {
+    name_or_none(deserializer, "class")
+}
+
+fn fallback<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Name>, D::Error> {
+    name_or_none(deserializer, "fallback")
+}
+
+fn model_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    let text = String::deserialize(deserializer).map_err(|error| D::Error::custom(format!("path: {error}")))?;
+    let path = PathBuf::from(&text);
+    if text.len() <= MODEL_PATH_BYTES_MAX && path.is_absolute() {
+        return Ok(path);
+    }
+    let text =
+        format!("path: give the whole path of a file of the node's machine, of at most {MODEL_PATH_BYTES_MAX} bytes");
+    Err(D::Error::custom(text))
+}
+
+fn grace_ms_default() -> u64 {
+    30_000
+}
+
+fn grace_ms<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let grace_ms = u64::deserialize(deserializer).map_err(|error| D::Error::custom(format!("grace_ms: {error}")))?;
+    if grace_ms <= MODEL_GRACE_MS_MAX {
+        return Ok(grace_ms);
+    }
+    Err(D::Error::custom(format!("grace_ms: {grace_ms} is more than {MODEL_GRACE_MS_MAX} (10 minutes)")))
 }
 
 fn audit_limit() -> usize {

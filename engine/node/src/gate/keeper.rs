@@ -28,6 +28,7 @@ use super::revocations::Revocations;
 use super::store::AccessError;
 use super::users::Users;
 use crate::identity::{TOKEN_FILE, write_secret};
+use crate::models::{ModelDesk, ModelJob};
 use crate::reload::Reloader;
 
 /// How often what has expired is looked for, in microseconds.
@@ -70,6 +71,8 @@ pub(crate) enum Output {
     Hash(HashJob),
     /// Ask an issuer, known by this number, for its keys; [`Keeper::issuer_answered`] follows.
     Fetch(u64, Arc<Issuer>),
+    /// Load or unload a model; [`Keeper::model_done`] follows under this ticket.
+    Model(u64, ModelJob),
 }
 
 /// Work that takes long on purpose.
@@ -118,6 +121,10 @@ pub(crate) struct Keeper {
     pub(super) hashings: u64,
     pub(super) outputs: VecDeque<Output>,
     pub(super) reloader: Option<Arc<Reloader>>,
+    pub(super) models: Option<Arc<ModelDesk>>,
+    /// Administrators who wait for a model, by ticket.
+    pub(super) model_jobs: BTreeMap<u64, super::models::Waits>,
+    pub(super) model_tickets: u64,
     pub(super) now: Now,
     /// In the order of `access.issuers`, each with its number.
     issuers: Vec<(u64, IssuerDesk<Waiting>)>,
@@ -161,6 +168,9 @@ impl Keeper {
             hashings: 0,
             outputs: VecDeque::new(),
             reloader: None,
+            models: None,
+            model_jobs: BTreeMap::new(),
+            model_tickets: 0,
             now,
             issuers: Vec::new(),
             issuers_made: 0,
@@ -217,6 +227,16 @@ impl Keeper {
     /// The snapshot, if it changed since it was last asked for.
     pub(crate) fn news(&mut self) -> Option<Arc<Access>> {
         std::mem::take(&mut self.changed).then(|| self.snapshot())
+    }
+
+    /// Has models loaded and unloaded by this.
+    pub(crate) fn set_models(&mut self, models: Arc<ModelDesk>) {
+        self.models = Some(models);
+    }
+
+    /// What loads and unloads models, if anything does.
+    pub(crate) fn models(&self) -> Option<Arc<ModelDesk>> {
+        self.models.clone()
     }
 
     /// Who reloads the node's settings.

@@ -43,6 +43,12 @@ pub(crate) const ARGON2_PASSES: u32 = 2;
 pub(crate) const ARGON2_LANES: u32 = 1;
 /// Passwords that wait to be hashed; one more is refused as busy.
 pub(crate) const HASHES_WAITING_MAX: usize = 64;
+/// Models that are loaded, unloaded, or wait for it; one more is refused as busy.
+pub(crate) const MODEL_JOBS_MAX: usize = 8;
+/// Longest time that what runs may go on when its model is unloaded, in milliseconds.
+pub(crate) const MODEL_GRACE_MS_MAX: u64 = 600_000;
+/// Longest path of a model, in bytes.
+pub(crate) const MODEL_PATH_BYTES_MAX: usize = 4_096;
 
 /// Passwords from one address that are hashed at once.
 pub(crate) const LOGINS_AT_ONCE_MAX: usize = 16;

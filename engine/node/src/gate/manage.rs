@@ -38,7 +38,7 @@ pub(crate) fn administers_node(principal: &Principal) -> bool {
     principal.tenant.as_str() == NODE_TENANT && principal.may(Action::Admin, "node")
 }
 
-fn require_node(principal: &Principal, what: &str) -> Result<(), Reject> {
+pub(super) fn require_node(principal: &Principal, what: &str) -> Result<(), Reject> {
     if administers_node(principal) {
         return Ok(());
     }
@@ -65,7 +65,7 @@ impl Keeper {
                 }
                 self.answer_managed(given, principal, (word, object), Bytes::from(answer.to_string()));
             }
-            // Its password is being hashed.
+            // Its password is being hashed, or its model is read.
             Ok(None) => {}
             Err((object, reject)) => self.refuse_managed(given, principal, (word, object), reject),
         }
@@ -122,6 +122,15 @@ impl Keeper {
                 };
                 return begun.map(|()| None).map_err(|reject| (object, reject));
             }
+            Command::ModelLoad { .. } | Command::ModelUnload { .. } => {
+                let deed = (command.word(), object.clone());
+                let begun = match command.into_job() {
+                    Some(job) => self.begin_model(given, principal, deed, job),
+                    None => Err(wrong("not about a model")),
+                };
+                return begun.map(|()| None).map_err(|reject| (object, reject));
+            }
+            Command::ModelList {} => self.do_model_list(principal),
             Command::Revoke { .. } => self.do_revoke(principal, command),
             Command::Token { tenant, user, allow, ttl_s } => self.do_token(principal, tenant, user, allow, ttl_s),
             Command::RotateKeys { drop_old } => self.do_rotate(principal, drop_old),
@@ -165,7 +174,8 @@ impl Keeper {
             | Command::Audit { tenant, .. }
             | Command::Revoke { tenant, .. } => tenant.as_ref().unwrap_or(&principal.tenant).to_string(),
             Command::RotateKeys { drop_old } => if *drop_old { "drop_old" } else { "" }.into(),
-            Command::Reload {} | Command::Config {} => String::new(),
+            Command::ModelLoad { name, .. } | Command::ModelUnload { name, .. } => name.to_string(),
+            Command::Reload {} | Command::Config {} | Command::ModelList {} => String::new(),
         }
     }
 

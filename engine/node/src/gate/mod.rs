@@ -23,6 +23,7 @@ mod limits;
 mod link;
 mod login;
 mod manage;
+mod models;
 mod revocations;
 mod store;
 mod thread;

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+use thalweg_protocol::reject::{Reject, RejectCode};
 use thalweg_ring::Bell;
 
 use super::access::Access;
@@ -16,10 +18,11 @@ use super::fetch;
 use super::hand::Hand;
 use super::jwks::IssuerKey;
 use super::keeper::{HashJob, HashResult, HashTask, Keeper, Now, Output};
-use super::limits::{GATE_QUESTIONS_MAX, HASHES_WAITING_MAX};
+use super::limits::{GATE_QUESTIONS_MAX, HASHES_WAITING_MAX, MODEL_JOBS_MAX};
 use super::link::{Desk, GateLink, link};
 use super::users;
 use crate::disk::Alarm;
+use crate::models::{ModelDesk, ModelJob};
 
 /// Snapshots that cores may still have; the gate, not a core, takes the last one apart.
 const RETIRED_MAX: usize = 64;
@@ -90,6 +93,10 @@ impl Gate {
         let GateDesks { bell, desks, mailbox } = desks;
         let done = Arc::new(AtomicBool::new(false));
         let hasher = Hand::start("thalweg-passwords", HASHES_WAITING_MAX, Arc::clone(&bell), hash_one())?;
+        let models = match keeper.models() {
+            Some(desk) => Some(Modellers::start(&desk, &bell)?),
+            None => None,
+        };
         let room = Room {
             keeper,
             desks,
@@ -97,6 +104,7 @@ impl Gate {
             bell: Arc::clone(&bell),
             done: Arc::clone(&done),
             hasher,
+            models,
             fetchers: BTreeMap::new(),
             retired: Vec::new(),
             origin,
@@ -128,6 +136,7 @@ struct Room {
     bell: Arc<Bell>,
     done: Arc<AtomicBool>,
     hasher: Hand<HashJob, (u64, HashResult)>,
+    models: Option<Modellers>,
     /// A thread each, since one issuer may be slow. They end by themselves, with the gate or after the answer they wait for.
     fetchers: BTreeMap<u64, Hand<Arc<Issuer>, Keys>>,
     retired: Vec<Arc<Access>>,
@@ -167,6 +176,7 @@ impl Room {
         !mail
             && self.desks.iter().all(Desk::is_empty)
             && self.hasher.is_empty()
+            && self.models.as_ref().is_none_or(Modellers::is_empty)
             && self.fetchers.values().all(Hand::is_empty)
     }
 
@@ -175,6 +185,9 @@ impl Room {
         self.take_mail();
         while let Some((ticket, result)) = self.hasher.take() {
             self.keeper.hashed(ticket, result);
+        }
+        while let Some((ticket, result)) = self.models.as_mut().and_then(Modellers::take) {
+            self.keeper.model_done(ticket, result);
         }
         let answers: Vec<(u64, Keys)> =
             self.fetchers.iter_mut().filter_map(|(number, hand)| Some((*number, hand.take()?))).collect();
@@ -234,6 +247,14 @@ impl Room {
                     }
                 }
                 Output::Fetch(number, issuer) => self.fetch(number, issuer),
+                Output::Model(ticket, job) => {
+                    let given = self.models.as_mut().map_or(Err(()), |models| models.give(ticket, job));
+                    if given.is_err() {
+                        let text = "too many models are loaded or unloaded already; try again later";
+                        let reject = Reject::new(RejectCode::Busy, text).retry_after_ms(1_000);
+                        self.keeper.model_done(ticket, Err(reject));
+                    }
+                }
             }
         }
     }
@@ -250,6 +271,38 @@ impl Room {
         if hand.give(issuer).is_err() {
             self.keeper.issuer_answered(number, Err("it is still being asked".into()));
         }
+    }
+}
+
+type ModelHand = Hand<(u64, ModelJob), (u64, Result<Value, Reject>)>;
+
+/// Threads that load and unload models: one each, since who unloads waits for those that still read.
+struct Modellers {
+    loader: ModelHand,
+    unloader: ModelHand,
+}
+
+impl Modellers {
+    fn start(desk: &Arc<ModelDesk>, bell: &Arc<Bell>) -> io::Result<Self> {
+        let hand = |name: &str| {
+            let desk = Arc::clone(desk);
+            let work = move |(ticket, job): (u64, ModelJob)| (ticket, desk.work(&job));
+            Hand::start(name, MODEL_JOBS_MAX, Arc::clone(bell), work)
+        };
+        Ok(Self { loader: hand("thalweg-load")?, unloader: hand("thalweg-unload")? })
+    }
+
+    fn give(&mut self, ticket: u64, job: ModelJob) -> Result<(), ()> {
+        let hand = if matches!(job, ModelJob::Load { .. }) { &mut self.loader } else { &mut self.unloader };
+        hand.give((ticket, job)).map_err(drop)
+    }
+
+    fn take(&mut self) -> Option<(u64, Result<Value, Reject>)> {
+        self.loader.take().or_else(|| self.unloader.take())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.loader.is_empty() && self.unloader.is_empty()
     }
 }
 

@@ -66,6 +66,7 @@ impl Office {
                     self.keeper.hashed(job.ticket, result);
                 }
                 Output::Fetch(number, issuer) => self.keeper.issuer_answered(number, fetch::keys_of(&issuer)),
+                Output::Model(..) => unreachable!("there are no models"),
             }
         }
         answer
