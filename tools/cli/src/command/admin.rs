@@ -8,6 +8,8 @@ mod config;
 #[cfg(feature = "node")]
 pub(crate) mod manifest;
 #[cfg(feature = "node")]
+mod model;
+#[cfg(feature = "node")]
 mod restore;
 #[cfg(feature = "node")]
 mod tenant;
@@ -43,6 +45,7 @@ Examples:
   thalweg admin key create --user ci --allow write:builds            an API key
   thalweg admin audit --limit 20
   thalweg admin stats
+  thalweg admin model load smollm2-360m --class accurate             while the node serves others
   thalweg admin drain
   thalweg admin config example > thalweg.toml                        every setting there is, with its default
   thalweg admin config check thalweg.toml
@@ -71,6 +74,8 @@ enum Command {
     /// Check, show and explain settings
     #[cfg(feature = "node")]
     Config(config::Args),
+    #[cfg(feature = "node")]
+    Model(model::Args),
     /// Let the node finish what is in flight and end
     Drain {
         #[command(flatten)]
@@ -100,6 +105,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         Command::Stats { json, connect } => block_on(stats(connect, json)),
         #[cfg(feature = "node")]
         Command::Config(args) => config::run(args),
+        #[cfg(feature = "node")]
+        Command::Model(args) => model::run(args),
         Command::Drain { connect } => block_on(drain(connect)),
         #[cfg(feature = "node")]
         Command::DeleteTenant(args) => tenant::run(args),

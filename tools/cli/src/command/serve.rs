@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use thalweg_client::Name;
-use thalweg_node::config::{ModelSource, NodeConfig};
+use thalweg_node::config::{DeviceChoice, ModelSource, NodeConfig};
 use thalweg_node::reload::Source;
 use thalweg_node::{Node, run_until_signal};
 
@@ -46,6 +46,9 @@ pub(crate) struct Args {
     /// A model to load, by name or GGUF file; repeat for more, default first [default: all that were pulled]
     #[arg(long, value_name = "NAME|PATH", conflicts_with = "no_model")]
     pub(crate) model: Vec<String>,
+    /// Where chat models are computed: `cpu`, `cuda:N` for a GPU, or `auto` for a GPU if it can [default: auto]
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<DeviceChoice>,
     /// Load no model
     #[arg(long)]
     pub(crate) no_model: bool,
@@ -84,6 +87,7 @@ Examples:
   thalweg serve                                     with every model that was pulled
   thalweg serve --no-model --quic 0.0.0.0:4433      channels only, for other machines too
   thalweg serve --model ./my.gguf --data /tmp/node  a model of your own
+  thalweg serve --device cuda:0                     models on the first GPU, in a build with CUDA
   thalweg serve --durability memory                 nothing waits for the disk, nothing outlives the node
   curl -s http://127.0.0.1:8080/health              whether it serves; /metrics is for Prometheus
   thalweg serve --config /etc/thalweg/thalweg.toml  as that file says; flags and THALWEG_… variables go before it
@@ -164,6 +168,7 @@ impl Args {
         say("http.allow_plain", "--http-allow-plain", self.http_allow_plain.then(|| "true".into()));
         say("node.cores", "--cores", self.cores.map(|n| n.to_string()));
         say("node.inference_threads", "--inference-threads", self.inference_threads.map(|n| n.to_string()));
+        say("inference.device", "--device", self.device.map(|device| device.to_string()));
         say("node.spin", "--spin-us", self.spin_us.map(|us| format!("{us}us")));
         say("quic.backend", "--udp", word(self.udp));
         say("durability.default", "--durability", word(self.durability));
@@ -266,7 +271,7 @@ fn pulled(store: &Store) -> Result<Vec<ModelSource>, Failure> {
 }
 
 /// The model of one `--model`: a name of the store, or a file.
-fn model(given: &str, store: &Store) -> Result<ModelSource, Failure> {
+pub(crate) fn model(given: &str, store: &Store) -> Result<ModelSource, Failure> {
     if given.contains('/') || given.ends_with(".gguf") {
         let path = Path::new(given);
         // Sentence encoders come as safetensors, with their tokenizer beside them.
@@ -311,20 +316,21 @@ mod tests {
             let checked = check(&config::load(&inputs).expect(text).effective).expect(text);
             let node = checked.node;
             let found = format!(
-                "{} {:?} {:?} {:?}",
+                "{} {:?} {:?} {} {:?}",
                 node.quic,
                 node.cores,
                 checked.models,
+                node.device,
                 node.http.map(|http| http.web.addr)
             );
             assert_eq!(found, expected, "{text}");
         };
         let given = || Args { cores: Some(3), model: vec!["b".into()], ..Args::default() };
-        check("", Args::default(), "127.0.0.1:4433 None None Some(127.0.0.1:8080)");
-        let file = "node.cores = 2\nmodels.load = [\"a\"]\nhttp.address = \"off\"";
-        check(file, Args::default(), "127.0.0.1:4433 Some(2) Some([\"a\"]) None");
-        check(file, given(), "127.0.0.1:4433 Some(3) Some([\"b\"]) None");
-        check(file, Args { no_model: true, ..Args::default() }, "127.0.0.1:4433 Some(2) Some([]) None");
+        check("", Args::default(), "127.0.0.1:4433 None None auto Some(127.0.0.1:8080)");
+        let file = "node.cores = 2\nmodels.load = [\"a\"]\nhttp.address = \"off\"\ninference.device = \"cuda:1\"";
+        check(file, Args::default(), "127.0.0.1:4433 Some(2) Some([\"a\"]) cuda:1 None");
+        check(file, given(), "127.0.0.1:4433 Some(3) Some([\"b\"]) cuda:1 None");
+        check(file, Args { no_model: true, ..Args::default() }, "127.0.0.1:4433 Some(2) Some([]) cuda:1 None");
         let everything = Args {
             quic: "127.0.0.1:1".parse().ok(),
             http: Some(Http::At("127.0.0.1:2".parse().expect("valid"))),
@@ -337,10 +343,11 @@ mod tests {
             disk_shell: Some(Shell::Discard),
             log: Some(Log::Json),
             inference_threads: Some(1),
+            device: Some(DeviceChoice::Cpu),
             http_allow_plain: true,
             ..given()
         };
-        check(file, everything, "127.0.0.1:1 Some(3) Some([\"b\"]) Some(127.0.0.1:2)");
+        check(file, everything, "127.0.0.1:1 Some(3) Some([\"b\"]) cpu Some(127.0.0.1:2)");
     }
 
     #[test]

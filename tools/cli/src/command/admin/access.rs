@@ -328,17 +328,22 @@ impl Whose {
 
 /// Asks the node.
 fn ask(connect: &ConnectArgs, request: &Value) -> Result<Value, Failure> {
+    ask_within(connect, request, ANSWER)
+}
+
+/// Asks the node something whose answer may take so long.
+pub(super) fn ask_within(connect: &ConnectArgs, request: &Value, longest: Duration) -> Result<Value, Failure> {
     crate::connect::log_to_stderr(false, "warn");
     block_on(async {
         let client = connect.connect("admin", PATIENCE).await?;
-        let late = |_| Failure::new(exit::UNREACHABLE, format!("the node did not answer within {ANSWER:?}"));
-        let answer = tokio::time::timeout(ANSWER, client.manage(request)).await.map_err(late)?;
+        let late = |_| Failure::new(exit::UNREACHABLE, format!("the node did not answer within {longest:?}"));
+        let answer = tokio::time::timeout(longest, client.manage(request)).await.map_err(late)?;
         client.close().await;
         Ok(answer?)
     })
 }
 
-fn put(request: &mut Value, field: &str, value: Option<String>) {
+pub(super) fn put(request: &mut Value, field: &str, value: Option<String>) {
     if let Some(value) = value {
         request[field] = Value::String(value);
     }
