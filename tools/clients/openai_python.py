@@ -22,7 +22,7 @@ def models():
     listed = list(client.models.list())
     assert listed, "no models"
     chat = listed[0]
-    assert chat.context_length > 0 and getattr(chat, "class") == "chat", chat
+    assert chat.context_length > 0 and chat.kind == "chat", chat
     assert client.models.retrieve(chat.id).id == chat.id
     return chat.id
 

@@ -21,7 +21,6 @@ use thalweg_ring::{Bell, Consumer};
 use thalweg_shard::Config as ShardConfig;
 use thalweg_udp::{Socket, Steering};
 use thalweg_web::Web;
-use thalweg_worker::stage::Stage;
 
 use crate::certificate::Certificate;
 use crate::clerk::{Clerk, ClerkLink};
@@ -37,7 +36,7 @@ use crate::inference::Links;
 use crate::launch::{Cores, Parts};
 use crate::memory;
 use crate::mesh::Mesh;
-use crate::models::{ModelDesk, Watch};
+use crate::models::Watch;
 use crate::outlook::Outlook;
 use crate::reload::{Control, Reloader};
 use crate::trace::{Exporter, Tracer};
@@ -45,9 +44,8 @@ use crate::vitals::{Sampler, Vitals};
 use crate::web::WebDesk;
 
 use parts::{
-    about, bind, check_config, control, join_links, local_claims, make_registry, open_certificate, open_gate, open_log,
-    share_out, start_exporter, start_gate, start_remote, start_stage, start_storage, start_watch, start_web, system,
-    web_desks,
+    Models, about, bind, check_config, control, join_links, local_claims, open_certificate, open_gate, open_log,
+    share_out, start_exporter, start_gate, start_models, start_storage, start_watch, start_web, system, web_desks,
 };
 
 /// A node that serves.
@@ -145,13 +143,9 @@ impl Node {
         let mut background = Background::default();
         let (storage, logs) = start_storage(&config, &log, disk, epoch, &alarm, &mut recovered, &bells)?;
         background.storage = Some(storage);
-        let (stage, links) = start_stage(&config, &layout, &bells)?;
-        let (remote, remote_links) = start_remote(&config, &bells)?;
-        let registry = make_registry(&config, stage.as_ref())?;
+        let Models { stage, links, remote, remote_links, registry, desk } = start_models(&config, &layout, &bells)?;
         outlook.set_models(Arc::clone(&registry));
         let models = registry.entries().iter().map(|entry| entry.name.to_string()).collect();
-        let loader = stage.as_ref().map(Stage::loader);
-        let desk = Arc::new(ModelDesk::new(loader, remote.handle(), Arc::clone(&registry)));
         background.remote = Some(remote);
         let budget = config.memory_budget_bytes.unwrap_or_else(memory::default_budget);
         let sampler = Sampler::new(Arc::clone(&vitals), Arc::clone(&outlook), budget, &bells);

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use thalweg_domain::permission::Principal;
+use thalweg_domain::routing::Routes;
 use thalweg_protocol::VERSIONS;
 use thalweg_protocol::ids::{Epoch, Watch};
 use thalweg_protocol::limits;
@@ -49,7 +50,6 @@ impl Connection {
 /// What every core tells those who come.
 pub(crate) struct Reception {
     pub(crate) epoch: Epoch,
-    pub(crate) models: Vec<String>,
 }
 
 impl Reception {
@@ -75,7 +75,7 @@ impl Reception {
     }
 
     /// What one is told who comes in.
-    pub(crate) fn welcome(&self, version: u16, principal: &Principal) -> Welcome {
+    pub(crate) fn welcome(&self, version: u16, principal: &Principal, models: &Routes) -> Welcome {
         Welcome {
             version,
             session: principal.session,
@@ -83,7 +83,7 @@ impl Reception {
             tenant: principal.tenant.clone(),
             user: principal.user.clone(),
             server: concat!("thalweg/", env!("CARGO_PKG_VERSION")).to_owned(),
-            models: self.models.clone(),
+            models: models.cards.iter().map(|card| card.name.to_string()).collect(),
             frame_bytes_max: limits::FRAME_BYTES_MAX as u32,
             body_bytes_max: limits::BODY_BYTES_MAX as u32,
             in_flight_max: limits::IN_FLIGHT_MAX as u32,
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn versions_are_negotiated() {
-        let reception = Reception { epoch: Epoch(3), models: Vec::new() };
+        let reception = Reception { epoch: Epoch(3) };
         let check = |versions, session, expected: Result<u16, RejectCode>| {
             let hello = Hello { versions, session: SessionId(session), token: String::new(), client: String::new() };
             assert_eq!(reception.negotiate(&hello).map_err(|reject| reject.code), expected, "{versions:?}");

@@ -47,7 +47,8 @@ pub(crate) struct Entrance {
 
 impl Entrance {
     pub(crate) fn new(access: Arc<Access>, gate: GateLink) -> Self {
-        let (sweep, asked, left_out, expiring, next_look, revoked, expired) = (None, 0, false, BTreeSet::new(), None, 0, 0);
+        let (sweep, asked, left_out, expiring, next_look, revoked, expired) =
+            (None, 0, false, BTreeSet::new(), None, 0, 0);
         Self { access, gate, sweep, asked, left_out, expiring, next_look, revoked, expired }
     }
 
@@ -138,7 +139,7 @@ impl Core {
             self.entrance.look_at(now, wall_s);
         }
         self.sessions.opened(link, Arc::clone(&principal), admission.source);
-        let welcome = self.shared.reception.welcome(version, &principal);
+        let welcome = self.shared.reception.welcome(version, &principal, self.shard.routes());
         self.reply(now, link, request, &ServerOp::Welcome(welcome));
         self.shard.handle(at, Input::Opened { link: shard_link(link), principal });
     }

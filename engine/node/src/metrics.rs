@@ -1,6 +1,7 @@
 //! What the node measured and counted, as metrics: written out on a thread of the web stage from what cores handed over.
 
 mod inference;
+mod models;
 mod names;
 mod process;
 
@@ -40,6 +41,7 @@ impl Exposed for Scrape {
         self.spreads(into);
         // Without models too, so that dashboards and alerts name nothing that is not there.
         inference::expose(&self.inference.take().unwrap_or_default(), into);
+        models::expose(&self.shared.registry, &self.cores, into);
         self.disk(into);
     }
 }

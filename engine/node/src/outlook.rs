@@ -11,6 +11,7 @@ use thalweg_protocol::limits::CORE_SILENT_MS;
 use thalweg_web::{Health, ModelCard, Phase};
 
 use crate::disk::Alarm;
+use crate::models::Registry;
 use crate::vitals::Vitals;
 
 /// A core that does not run yet.
@@ -41,7 +42,7 @@ pub(crate) struct Outlook {
     /// Where its log is.
     log: PathBuf,
     /// Its models, once they are loaded.
-    models: OnceLock<Vec<ModelCard>>,
+    models: OnceLock<Arc<Registry>>,
 }
 
 impl Outlook {
@@ -60,14 +61,14 @@ impl Outlook {
     }
 
     /// The models are loaded.
-    pub(crate) fn set_models(&self, models: Vec<ModelCard>) {
-        // Loaded once in the life of a node.
+    pub(crate) fn set_models(&self, models: Arc<Registry>) {
+        // Made once in the life of a node.
         drop(self.models.set(models));
     }
 
     /// The models there are, default first; none while they are loaded.
     pub(crate) fn models(&self) -> Vec<ModelCard> {
-        self.models.get().cloned().unwrap_or_default()
+        self.models.get().map(|registry| registry.cards()).unwrap_or_default()
     }
 
     /// The node has counted this start.

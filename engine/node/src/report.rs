@@ -103,6 +103,8 @@ impl Core {
                 node.insert("uptime_s".into(), json!(self.shared.origin.elapsed().as_secs()));
                 node.insert("draining".into(), json!(self.draining.is_some()));
                 node.insert("vitals".into(), self.shared.vitals.report());
+                let models: Vec<_> = self.shard.routes().cards.iter().map(|card| card.name.as_str()).collect();
+                node.insert("models".into(), json!(models));
                 let inference = inference.and_then(|report| serde_json::to_value(&report.stats).ok());
                 let json = report(node, &cores, inference);
                 let op = ServerOp::StatsReport { json: json.to_string().into() };

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
-use thalweg_protocol::ids::CoreId;
+use thalweg_protocol::ids::{CoreId, Name};
 use thalweg_protocol::limits::LOG_BATCH_BYTES_MAX;
 use thalweg_protocol::reject::RejectCode;
 use thalweg_quic::QuicCounters;
-use thalweg_shard::Counters;
+use thalweg_shard::{Counters, Routed};
 use thalweg_udp::UdpCounters;
 
 /// Longest time a histogram tells apart, in microseconds; longer ones count as this.
@@ -47,6 +47,8 @@ pub(crate) struct CoreStats {
     pub(crate) counters: BTreeMap<&'static str, u64>,
     pub(crate) rejects: BTreeMap<&'static str, u64>,
     pub(crate) gauges: BTreeMap<&'static str, u64>,
+    /// How often each model was chosen, and why.
+    pub(crate) routed: BTreeMap<Name, Routed>,
     /// Bytes of the batches of the log.
     pub(crate) batch_bytes: Histogram<u64>,
     /// Records in them.
@@ -79,6 +81,7 @@ impl Default for CoreStats {
             counters: BTreeMap::new(),
             rejects: BTreeMap::new(),
             gauges: BTreeMap::new(),
+            routed: BTreeMap::new(),
             batch_bytes: sizes(),
             batch_records: sizes(),
             stalls: 0,

@@ -32,4 +32,4 @@ pub use health::{Health, HealthCheck, Phase};
 pub use link::{CoreEnd, Exposed, Question, Said, WebAnswer, WebLink, WebRequest, link};
 pub use port::{SessionEvent, SessionInput, SessionNews, SessionOutput};
 pub use stage::Web;
-pub use v1::{ModelCard, ModelClass, ModelList};
+pub use v1::{ModelCard, ModelKind, ModelList};

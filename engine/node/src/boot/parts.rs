@@ -71,7 +71,7 @@ pub(super) fn start_web(
 }
 
 /// The models there are when a node starts, and what requests mean that name none.
-pub(super) fn make_registry(config: &NodeConfig, stage: Option<&Stage>) -> Result<Arc<Registry>, StartError> {
+fn make_registry(config: &NodeConfig, stage: Option<&Stage>) -> Result<Arc<Registry>, StartError> {
     let loaded = stage.map_or(&[][..], Stage::models);
     let bell = Bell::new().map_err(system("make an eventfd"))?;
     let registry = Registry::new(models::entries(loaded, &config.model_settings), bell);
@@ -238,7 +238,7 @@ pub(super) fn bind(config: &NodeConfig, layout: &Layout, steering: Steering) -> 
     Ok(bind_group(&group)?)
 }
 
-pub(super) fn start_stage(
+fn start_stage(
     config: &NodeConfig,
     layout: &Layout,
     bells: &[Arc<Bell>],
@@ -259,13 +259,30 @@ pub(super) fn start_stage(
 }
 
 /// Starts what asks models elsewhere; it waits for nothing while there are none.
-pub(super) fn start_remote(
-    config: &NodeConfig,
-    bells: &[Arc<Bell>],
-) -> Result<(RemoteStage, Vec<RemoteLink>), StartError> {
+fn start_remote(config: &NodeConfig, bells: &[Arc<Bell>]) -> Result<(RemoteStage, Vec<RemoteLink>), StartError> {
     let remotes = Remotes::read(&config.model_settings);
     let remotes = remotes.map_err(|(model, source)| StartError::Remote { model, source })?;
     Ok(RemoteStage::start(remotes.into_models(), bells, REMOTE_RING_SLOTS)?)
+}
+
+/// Everything that runs models, before the cores do.
+pub(super) struct Models {
+    pub(super) stage: Option<Stage>,
+    pub(super) links: Vec<Option<CoreLink>>,
+    pub(super) remote: RemoteStage,
+    pub(super) remote_links: Vec<RemoteLink>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) desk: Arc<ModelDesk>,
+}
+
+/// Starts everything that runs models.
+pub(super) fn start_models(config: &NodeConfig, layout: &Layout, bells: &[Arc<Bell>]) -> Result<Models, StartError> {
+    let (stage, links) = start_stage(config, layout, bells)?;
+    let (remote, remote_links) = start_remote(config, bells)?;
+    let registry = make_registry(config, stage.as_ref())?;
+    let loader = stage.as_ref().map(Stage::loader);
+    let desk = Arc::new(ModelDesk::new(loader, remote.handle(), Arc::clone(&registry)));
+    Ok(Models { stage, links, remote, remote_links, registry, desk })
 }
 
 /// What each core gets of what runs models.

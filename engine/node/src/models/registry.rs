@@ -1,10 +1,11 @@
 //! The models there are, and what became of what they were asked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use thalweg_domain::routing::Health;
 use thalweg_protocol::ids::Name;
 use thalweg_ring::Bell;
 
@@ -30,7 +31,7 @@ pub(crate) enum Place {
 }
 
 /// Whether a model can be asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
     /// It is read and packed.
     Loading,
@@ -38,8 +39,6 @@ pub(crate) enum State {
     Ready,
     /// It answers what it was asked, and is then gone.
     Draining,
-    /// It could not be loaded, and why.
-    Failed(String),
 }
 
 impl State {
@@ -49,7 +48,6 @@ impl State {
             Self::Loading => "loading",
             Self::Ready => "ready",
             Self::Draining => "draining",
-            Self::Failed(_) => "failed",
         }
     }
 }
@@ -250,7 +248,20 @@ pub(crate) struct Known {
 #[derive(Debug)]
 pub(crate) struct Registry {
     known: Mutex<Inner>,
+    shown: Mutex<BTreeMap<Name, Shown>>,
     bell: Arc<Bell>,
+}
+
+/// What was learned of a model by asking it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shown {
+    pub(crate) health: Health,
+    /// How often it was left alone since it failed.
+    pub(crate) opens: u64,
+    /// How long it is expected to take to the first token apart from the prompt, in milliseconds.
+    pub(crate) first_token_ms: u32,
+    /// What each token of the prompt adds to that, in microseconds.
+    pub(crate) prompt_us: u32,
 }
 
 #[derive(Debug, Default)]
@@ -260,12 +271,14 @@ struct Inner {
     version: u64,
     /// What a request means that names no model.
     default: Option<Name>,
+    /// Models of which the settings say something.
+    described: BTreeSet<Name>,
 }
 
 impl Registry {
     /// A registry of these models; of two with one name the first is taken. `bell` is rung when something changed.
     pub(crate) fn new(entries: Vec<Entry>, bell: Arc<Bell>) -> Arc<Self> {
-        let registry = Self { known: Mutex::default(), bell };
+        let registry = Self { known: Mutex::default(), shown: Mutex::default(), bell };
         for entry in entries {
             if let Err(error) = registry.add(entry) {
                 tracing::warn!(%error, "a model is left out");
@@ -288,6 +301,21 @@ impl Registry {
     pub(crate) fn look(&self) -> (Vec<Known>, u64, Option<Name>) {
         let inner = self.lock();
         (inner.models.clone(), inner.version, inner.default.clone())
+    }
+
+    /// Of whoever watches.
+    pub(crate) fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
+    /// What was learned of a model, if it was looked at.
+    pub(crate) fn shown(&self, name: &Name) -> Option<Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied()
+    }
+
+    /// What was learned of all.
+    pub(crate) fn show(&self, shown: BTreeMap<Name, Shown>) {
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = shown;
     }
 
     /// One of them.
@@ -345,8 +373,15 @@ impl Registry {
     /// What a request means from now on that names no model: a model, a class, or `auto`; without, the first.
     pub(crate) fn set_default(&self, default: Option<Name>) {
         let mut inner = self.lock();
-        inner.default = default;
-        self.changed(inner);
+        if inner.default != default {
+            inner.default = default;
+            self.changed(inner);
+        }
+    }
+
+    /// The settings say something of these models now; gives of which they did before.
+    pub(crate) fn described(&self, now: BTreeSet<Name>) -> BTreeSet<Name> {
+        std::mem::replace(&mut self.lock().described, now)
     }
 
     fn changed(&self, mut inner: MutexGuard<'_, Inner>) {

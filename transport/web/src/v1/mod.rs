@@ -33,7 +33,7 @@ use crate::metrics::bearer;
 use crate::port::Session;
 use crate::stage::Stage;
 
-pub use models::{ModelCard, ModelClass, ModelList};
+pub use models::{ModelCard, ModelKind, ModelList};
 
 /// The document that describes all of this. Kept by hand; a test compares it with what is read.
 const OPENAPI: &str = include_str!("openapi.json");

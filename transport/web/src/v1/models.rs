@@ -14,7 +14,7 @@ use crate::stage::Stage;
 
 /// What a model is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ModelClass {
+pub enum ModelKind {
     /// It answers.
     Chat,
     /// It says what texts are about.
@@ -27,7 +27,13 @@ pub struct ModelCard {
     /// The name requests give.
     pub name: String,
     /// What it is for.
-    pub class: ModelClass,
+    pub kind: ModelKind,
+    /// Its class: a request may name that instead.
+    pub class: String,
+    /// What a token of it costs compared with the others.
+    pub cost: u32,
+    /// Whether it can be asked, in a word: `ready`, `loading`, `draining`, `down`, `trying`.
+    pub state: &'static str,
     /// Longest conversation and answer together, or longest text, in tokens.
     pub context_tokens: u32,
     /// When it was loaded, in seconds since 1970.
@@ -39,21 +45,22 @@ pub type ModelList = Arc<dyn Fn() -> Vec<ModelCard> + Send + Sync>;
 
 impl ModelCard {
     fn write(&self) -> Value {
-        let class = match self.class {
-            ModelClass::Chat => "chat",
-            ModelClass::Embedding => "embedding",
+        let kind = match self.kind {
+            ModelKind::Chat => "chat",
+            ModelKind::Embedding => "embedding",
         };
         json!({
             "id": self.name, "object": "model", "created": self.loaded_s, "owned_by": "thalweg",
-            "context_length": self.context_tokens, "class": class,
+            "context_length": self.context_tokens, "kind": kind, "class": self.class, "cost": self.cost,
+            "state": self.state,
         })
     }
 }
 
 fn cards(stage: &Stage) -> Vec<ModelCard> {
     let mut cards = stage.models();
-    // The order of each class stays, for the first is the default.
-    cards.sort_by_key(|card| card.class);
+    // The order of each kind stays, for the first is the default.
+    cards.sort_by_key(|card| card.kind);
     cards
 }
 
