@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use thalweg_node::certificate::{Certificate, State};
 use thalweg_node::config::{
-    Backend, CertificateFiles, DiskShell, Durability, HttpConfig, LogBackend, NodeConfig, WebConfig,
+    Backend, CertificateFiles, DeviceChoice, DeviceError, DiskShell, Durability, HttpConfig, LogBackend, NodeConfig,
+    WebConfig,
 };
 
 use super::access::{access, trace};
 use super::effective::Effective;
 use super::limits::limits;
+use super::models::models;
 use super::problem::{Origin, Problem, Severity};
 use crate::paths;
 
@@ -43,6 +45,7 @@ pub(crate) fn check(all: &Effective) -> Result<Checked, Vec<Problem>> {
     let limits = Arc::new(limits(all, &mut problems));
     let access = access(all, &mut problems);
     let trace = trace(all, &mut problems);
+    let (model_settings, model_default) = models(all, &mut problems);
     let shell = match all.text("log.disk_shell").as_deref() {
         Some("discard") => DiskShell::Discard,
         _ => DiskShell::Plain,
@@ -55,6 +58,7 @@ pub(crate) fn check(all: &Effective) -> Result<Checked, Vec<Problem>> {
         let what = "log.backend = \"io-uring\" writes around log.disk_shell = \"discard\"";
         problems.push(Problem::error(origin(all, "log.disk_shell"), what, "use log.backend = \"thread\""));
     }
+    let device = device(all, &mut problems);
     let count = |name: &str| all.count(name).map(|count| count as usize);
     let defaults = NodeConfig::default();
     let node = NodeConfig {
@@ -64,6 +68,7 @@ pub(crate) fn check(all: &Effective) -> Result<Checked, Vec<Problem>> {
         cores: count("node.cores"),
         inference_threads: count("node.inference_threads"),
         kv_bytes: all.bytes("memory.kv"),
+        device,
         spin_us: all.time("node.spin").map(|spin| spin.as_micros() as u64),
         partitions: all.count("node.partitions").map_or(defaults.partitions, |count| count as u16),
         backend: match all.text("quic.backend").as_deref() {
@@ -84,6 +89,8 @@ pub(crate) fn check(all: &Effective) -> Result<Checked, Vec<Problem>> {
         limits,
         access,
         trace,
+        model_settings,
+        model_default,
         ..defaults
     };
     let logging = LogSettings {
@@ -94,6 +101,17 @@ pub(crate) fn check(all: &Effective) -> Result<Checked, Vec<Problem>> {
         return Err(problems);
     }
     Ok(Checked { node, models: all.list("models.load"), logging, warnings: problems })
+}
+
+/// Where models are computed. Whether it is there is seen when the node starts: settings are checked on other machines too.
+fn device(all: &Effective, problems: &mut Vec<Problem>) -> DeviceChoice {
+    let text = all.text("inference.device").unwrap_or_default();
+    text.parse().unwrap_or_else(|error: DeviceError| {
+        let text = error.to_string();
+        let (what, help) = text.split_once("; ").unwrap_or((&text, ""));
+        problems.push(Problem::error(origin(all, "inference.device"), what, help));
+        DeviceChoice::default()
+    })
 }
 
 fn origin(all: &Effective, name: &str) -> Origin {

@@ -115,7 +115,9 @@ fn variables(
 /// Says so if a variable looks like a setting and is none. Others of our prefix belong to other commands.
 fn unknown_variable(name: &str) -> Option<Problem> {
     let rest = name.strip_prefix("THALWEG_")?.to_ascii_lowercase();
-    let section = SECTIONS.iter().find(|(section, _)| rest.starts_with(&format!("{}_", section.replace('.', "_"))))?;
+    let section = SECTIONS
+        .iter()
+        .find(|(section, _)| !section.is_empty() && rest.starts_with(&format!("{}_", section.replace('.', "_"))))?;
     let names: Vec<_> =
         SETTINGS.iter().filter(|s| s.is_plain()).map(|s| (s.variable().to_ascii_lowercase(), s)).collect();
     let near = nearest(&format!("thalweg_{rest}"), names.iter().map(|(name, _)| name.as_str()));

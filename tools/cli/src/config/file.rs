@@ -96,13 +96,16 @@ fn suggestion(name: &str, section: &str, key: &str) -> String {
     let elsewhere = || SETTINGS.iter().find(|setting| setting.key() == key).map(|setting| setting.name.to_owned());
     let former = || match (section, key.as_str()) {
         ("", "quic" | "http") => Some(format!("{key}.address")),
-        ("", "model" | "no_model") => Some("models.load".to_owned()),
+        ("", "no_model") => Some("models.load".to_owned()),
         ("", "udp") => Some("quic.backend".to_owned()),
         ("", "spin_us") => Some("node.spin".to_owned()),
         ("", "durability") => Some("durability.default".to_owned()),
         _ => None,
     };
-    let sections = || nearest(name, SECTIONS.iter().map(|(name, _)| *name)).map(|name| format!("[{name}]"));
+    let sections = || {
+        nearest(name, SECTIONS.iter().map(|(name, _)| *name).filter(|name| !name.is_empty()))
+            .map(|name| format!("[{name}]"))
+    };
     match meant.or_else(former).or_else(elsewhere).or_else(sections) {
         Some(meant) => format!("did you mean `{meant}`?"),
         None => "`thalweg admin config example` shows all there are".into(),

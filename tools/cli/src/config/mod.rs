@@ -9,6 +9,7 @@ pub(crate) mod checked;
 pub(crate) mod effective;
 mod file;
 mod limits;
+mod models;
 pub(crate) mod problem;
 pub(crate) mod show;
 pub(crate) mod source;

@@ -16,7 +16,7 @@ const HIDDEN: &str = "(secret)";
 pub(crate) fn toml(all: &Effective) -> String {
     let mut text = String::new();
     for (section, _) in SECTIONS {
-        let _ = writeln!(text, "{}[{section}]", if text.is_empty() { "" } else { "\n" });
+        text.push_str(&header(section, text.is_empty()));
         for setting in SETTINGS.iter().filter(|setting| setting.section() == *section) {
             let given = all.get(setting.name);
             let _ = match (&given.value, setting.preset) {
@@ -31,6 +31,14 @@ pub(crate) fn toml(all: &Effective) -> String {
         }
     }
     text
+}
+
+/// The line above the settings of a section.
+fn header(section: &str, first: bool) -> String {
+    match section {
+        "" => String::new(),
+        section => format!("{}[{section}]\n", if first { "" } else { "\n" }),
+    }
 }
 
 /// What holds, for programs.
@@ -53,9 +61,9 @@ pub(crate) fn json(all: &Effective) -> Json {
 pub(crate) fn toml_of_json(running: &Map<String, Json>) -> String {
     let mut text = String::new();
     for (section, _) in SECTIONS {
-        let _ = writeln!(text, "{}[{section}]", if text.is_empty() { "" } else { "\n" });
+        text.push_str(&header(section, text.is_empty()));
         let of_section = running.iter().filter_map(|(name, given)| {
-            let (of, key) = name.rsplit_once('.')?;
+            let (of, key) = name.rsplit_once('.').unwrap_or(("", name));
             (of == *section).then_some((key, given))
         });
         for (key, given) in of_section {
@@ -90,6 +98,17 @@ fn hidden(setting: &Setting, value: &Value) -> Value {
         }
         // An address may carry a password of its own.
         Value::Text(text) => Value::Text(without_password(text)),
+        Value::Tree(tree) => Value::Tree(without_passwords(tree)),
+        other => other.clone(),
+    }
+}
+
+/// Tables without the passwords of addresses in them.
+fn without_passwords(tree: &Json) -> Json {
+    match tree {
+        Json::String(text) => Json::from(without_password(text)),
+        Json::Array(items) => items.iter().map(without_passwords).collect(),
+        Json::Object(fields) => fields.iter().map(|(name, field)| (name.clone(), without_passwords(field))).collect(),
         other => other.clone(),
     }
 }
@@ -108,7 +127,7 @@ fn without_password(text: &str) -> String {
 pub(crate) fn example() -> String {
     let mut text = String::from(HEAD);
     for (section, about) in SECTIONS {
-        let _ = write!(text, "\n# {about}\n[{section}]\n");
+        let _ = write!(text, "\n# {about}\n{}", header(section, true));
         for setting in SETTINGS.iter().filter(|setting| setting.section() == *section) {
             let _ = writeln!(text, "\n# {}", setting.about);
             let mut notes = Vec::new();

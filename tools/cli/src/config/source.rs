@@ -66,6 +66,8 @@ impl SettingsSource for Settings {
             limits: node.limits,
             access: node.access,
             memory_budget_bytes: node.memory_budget_bytes,
+            model_settings: node.model_settings,
+            model_default: node.model_default,
             changed: owned(changed),
             needs_restart: owned(needs_restart),
             commit: Box::new(commit),

@@ -87,7 +87,7 @@ impl Setting {
         self
     }
 
-    /// Everything before the last dot.
+    /// Everything before the last dot; nothing of a setting that stands above all sections.
     pub(crate) fn section(&self) -> &'static str {
         self.name.rsplit_once('.').map_or("", |(section, _)| section)
     }
@@ -115,12 +115,14 @@ impl Setting {
 
 /// The sections, with what each is about, in the order they are shown.
 pub(crate) const SECTIONS: &[(&str, &str)] = &[
+    ("", "What stands above all sections, or in sections of its own."),
     ("node", "The node as a whole: where its data is, and how the machine's CPUs are shared out."),
     ("quic", "Where and how clients are served."),
     ("http", "Where health and metrics are served."),
     ("durability", "What an acknowledged message outlives."),
     ("log", "The log on disk. For measuring and for tests: the defaults are right."),
-    ("models", "Which language models are loaded."),
+    ("models", "Which language models are loaded, and which of them answers."),
+    ("inference", "Where language models are computed."),
     ("memory", "How much memory the node may use before it begins to refuse."),
     ("limits", "What sessions, users and tenants may do and have; what is not set is not limited."),
     ("limits.session", "Each session."),
@@ -150,6 +152,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 #[rustfmt::skip]
 const ROWS: &[Setting] = &[
+    Setting::new("model", Kind::Tables, unset("models are all alike, and run here", MODEL),
+        "What models are good for and cost, and models of other servers, as tables like [model.NAME].").reloads(),
     Setting::new("node.data", Kind::Path, unset(DATA, "\"/var/lib/thalweg\""),
         "The data directory: keys, certificate, log. Made if it is not there; locked while the node runs.")
         .flag("--data").alias("THALWEG_DATA"),
@@ -191,12 +195,16 @@ const ROWS: &[Setting] = &[
         "Which disk stands behind the log: discard forgets with the process what was not synced.").flag("--disk-shell"),
     Setting::new("models.load", Kind::List, unset("every chat model that was pulled", "[\"smollm2-135m\"]"),
         "Models by name or GGUF file, default first; [] for none.").flag("--model"),
+    Setting::new("inference.device", Kind::Text { most: 16 }, Preset::Is("auto"),
+        "Where chat models are computed: cpu; cuda:N, the GPU of that number; auto, a GPU if it can.").flag("--device"),
+    Setting::new("models.default", Kind::Text { most: 128 }, unset("the first model", "\"auto\""),
+        "What a request means that names no model: a model, a class, or auto (by how complex it is).").reloads(),
     Setting::new("memory.budget", Kind::Bytes { least: 16 << 20, most: 1 << 50 },
         unset("three quarters of the machine's, or of its control group's limit", "\"4GiB\""),
         "Near it the node drops history from memory, then refuses new sessions, then writes.").reloads(),
     Setting::new("memory.kv", Kind::Bytes { least: 16 << 20, most: 1 << 50 },
-        unset("a quarter of memory.budget", "\"1GiB\""),
-        "Memory for keys and values of generations, shared by all models: bounds how much runs at once."),
+        unset("1 GiB, and at most a quarter of memory.budget", "\"1GiB\""),
+        "Memory for keys and values of the generations of each model: bounds how much runs at once."),
     Setting::new("limits.tenants", Kind::Tables,
         unset("all tenants are treated alike", "{ acme = { user = { messages_per_second = 100 } } }"),
         "Tenants with limits of their own, as tables like [limits.tenants.acme.user]; the rest is as for all.").reloads(),
@@ -229,6 +237,9 @@ const ROWS: &[Setting] = &[
 
 /// As text, because a default is one. A test compares it with the number.
 const PARTITIONS: &str = "1024";
+
+const MODEL: &str = "{ large = { class = \"accurate\", cost = 10, fallback = \"small\", \
+                     url = \"https://models.example.com/v1\", key_file = \"large.key\" } }";
 
 const ISSUER: &str = "[{ issuer = \"https://id.example.com\", audience = \"thalweg\", tenant = \"default\", \
                       allow = [\"read:*\", \"write:*\"] }]";
