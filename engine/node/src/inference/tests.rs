@@ -11,7 +11,8 @@ use thalweg_remote::{RemoteModel, RemoteStage};
 use thalweg_ring::Bell;
 
 use super::*;
-use crate::models::{Entry, Registry, Served, State};
+use crate::models::registry::Served;
+use crate::models::{Entry, Registry, State};
 
 fn name(text: &str) -> Name {
     Name::new(text).expect("valid")
