@@ -56,7 +56,7 @@ pub enum LoadError {
         bytes: usize,
     },
     /// A model of a kind there is no forward pass for.
-    #[error("{path} holds a model of architecture {architecture:?}; this build runs \"llama\"")]
+    #[error("{path} holds a model of architecture {architecture:?}; this build runs {}", crate::model::known())]
     Architecture {
         /// Which file.
         path: PathBuf,
@@ -90,6 +90,19 @@ pub enum LoadError {
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// A device does not take the weights.
+    #[error(
+        "tensor {tensor} of {path} cannot be put on the device: {reason}; free its memory, take a smaller model, \
+         or the device \"cpu\""
+    )]
+    Device {
+        /// Which file.
+        path: PathBuf,
+        /// Which tensor.
+        tensor: String,
+        /// What the device said.
+        reason: String,
     },
     /// No kernels for what was asked for.
     #[error(transparent)]
@@ -242,6 +255,17 @@ impl Gguf {
             }
         };
         Ok((format, raw.into()))
+    }
+
+    /// A tensor of exactly these dimensions, outermost first, of any format, as floats.
+    pub fn dequantised(&self, name: &str, dims: &[usize]) -> Result<Vec<f32>, LoadError> {
+        let (_, found, _) = self.tensor(name)?;
+        if found != dims {
+            return Err(self.invalid(format!("tensor {name} has dimensions {found:?}, not {dims:?}")));
+        }
+        let tensor = self.content.tensor(&mut Cursor::new(&self.map[..]), name, &Device::Cpu);
+        let floats = tensor.and_then(|tensor| tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1());
+        floats.map_err(|e| self.invalid(format!("tensor {name}: {e}")))
     }
 
     /// A tensor of exactly `len` F32.

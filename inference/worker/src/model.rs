@@ -4,10 +4,19 @@ use std::sync::Arc;
 
 use thalweg_scheduler::Step;
 
+use crate::decoder::{Decoder, Style};
 use crate::gguf::{Gguf, LoadError};
 use crate::kernel::Kernels;
-use crate::llama;
 use crate::team::Team;
+use crate::tensor::{Place, TensorModel};
+use crate::{llama, qwen2, qwen3};
+
+/// Every architecture there is a forward pass for, and in what it differs from the others.
+const ARCHITECTURES: &[(&str, Style)] = &[
+    (llama::ARCHITECTURE, llama::STYLE),
+    (qwen2::ARCHITECTURE, qwen2::STYLE),
+    (qwen3::ARCHITECTURE, qwen3::STYLE),
+];
 
 /// What a model looks like from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +33,11 @@ pub struct Shape {
 pub trait Model: Send + Sync {
     /// What it looks like.
     fn shape(&self) -> Shape;
+
+    /// How many blocks of KV memory there is room for where the model is computed, if that is not the system's memory.
+    fn blocks_free(&self) -> Option<usize> {
+        None
+    }
 
     /// A runner with `blocks` blocks of KV memory, of [`KV_BLOCK_TOKENS`](thalweg_protocol::limits::KV_BLOCK_TOKENS) tokens
     /// each, for steps of up to `rows` rows, whose work `team` shares. The thread that runs steps leads the team. Panics if
@@ -42,10 +56,31 @@ pub trait Runner: Send {
     fn logits(&self) -> &[f32];
 }
 
-/// Reads and packs the weights of a file of any architecture there is a forward pass for.
+/// Reads and packs the weights of a file of any architecture there is a forward pass for, to be computed by the processor.
 pub fn load(file: &Gguf, kernels: Kernels) -> Result<Arc<dyn Model>, LoadError> {
-    match file.text("general.architecture")? {
-        llama::ARCHITECTURE => Ok(Arc::new(llama::load(file, kernels)?)),
-        other => Err(LoadError::Architecture { path: file.path().into(), architecture: other.to_owned() }),
+    let (architecture, style) = architecture(file)?;
+    Ok(Arc::new(Decoder::load(file, kernels, architecture, style)?))
+}
+
+/// The same wherever models are to be computed.
+pub fn load_at(file: &Gguf, place: &Place) -> Result<Arc<dyn Model>, LoadError> {
+    match place {
+        Place::Cpu => load(file, Kernels::choose()?),
+        Place::Device(device) => {
+            let (architecture, style) = architecture(file)?;
+            Ok(Arc::new(TensorModel::load(file, device, architecture, style)?))
+        }
     }
+}
+
+/// The names of all architectures there is a forward pass for.
+pub(crate) fn known() -> String {
+    ARCHITECTURES.iter().map(|(name, _)| format!("{name:?}")).collect::<Vec<_>>().join(", ")
+}
+
+/// The architecture of a file.
+fn architecture(file: &Gguf) -> Result<(&'static str, Style), LoadError> {
+    let found = file.text("general.architecture")?;
+    let known = ARCHITECTURES.iter().find(|(name, _)| *name == found).copied();
+    known.ok_or_else(|| LoadError::Architecture { path: file.path().into(), architecture: found.to_owned() })
 }

@@ -6,14 +6,37 @@ use candle_core::quantized::gguf_file::Value;
 use minijinja::{Environment, context};
 use thalweg_protocol::generation::{ChatMessage, Role};
 use tokenizers::models::bpe::BPE;
-use tokenizers::pre_tokenizers::{byte_level::ByteLevel, digits::Digits, sequence::Sequence};
 use tokenizers::{AddedToken, Tokenizer};
 
+use self::cut::Cut;
 use crate::constraint::Grammars;
 use crate::gguf::{Gguf, LoadError};
 
-/// `tokenizer.ggml.token_type` of a token that steers and has no text.
-const CONTROL: i64 = 3;
+mod cut;
+
+/// What a token is, as `tokenizer.ggml.token_type` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A piece of text, spelled in the letters of GPT-2.
+    Ordinary,
+    /// Steers and has no text.
+    Control,
+    /// A piece of text as it stands, which is found before anything is cut: marks that models write and read.
+    Whole,
+    /// Nothing: fills up the embedding, or stands for what is unknown.
+    Void,
+}
+
+impl Kind {
+    fn read(value: &Value) -> Self {
+        match whole(value) {
+            Some(3) => Self::Control,
+            Some(4) => Self::Whole,
+            Some(2 | 5) => Self::Void,
+            _ => Self::Ordinary,
+        }
+    }
+}
 
 /// What a conversation looked like to the tokenizer when that failed.
 #[derive(Debug, thiserror::Error)]
@@ -39,47 +62,51 @@ pub struct Vocabulary {
     controls: Vec<String>,
     ends: Vec<u32>,
     begin: Option<u32>,
+    /// What templates write where they want the begin token.
+    begin_text: String,
+    /// What they write where they want the end token.
+    end_text: String,
     grammars: Grammars,
 }
 
 impl Vocabulary {
     /// Reads the vocabulary of `file`.
     pub fn load(file: &Gguf) -> Result<Self, LoadError> {
-        let kind = file.text("tokenizer.ggml.model")?;
+        let model = file.text("tokenizer.ggml.model")?;
         let pre = file.text("tokenizer.ggml.pre").unwrap_or("default");
-        if kind != "gpt2" || pre != "smollm" {
-            return Err(
-                file.invalid(format!("tokenizer {kind:?} with pre-tokenizer {pre:?} is not known to this build"))
-            );
-        }
+        let cut = Cut::of(pre).filter(|_| model == "gpt2").ok_or_else(|| {
+            file.invalid(format!("tokenizer {model:?} with pre-tokenizer {pre:?} is not known to this build"))
+        })?;
         let texts = texts(file, "tokenizer.ggml.tokens")?;
         let types = file.list("tokenizer.ggml.token_type")?;
         if types.len() != texts.len() {
             return Err(file.invalid(format!("{} tokens have {} types", texts.len(), types.len())));
         }
-        let is_control: Vec<bool> = types.iter().map(|t| whole(t) == Some(CONTROL)).collect();
-        let (tokenizer, plain) = tokenizers(file, &texts, &is_control)?;
+        let kinds: Vec<Kind> = types.iter().map(Kind::read).collect();
+        let (tokenizer, plain) = tokenizers(file, cut, &texts, &kinds)?;
         let letters = letters();
-        let bytes = texts.iter().zip(&is_control).map(|(text, &control)| match control {
-            true => Box::default(),
-            false => text.chars().flat_map(|c| spelled(&letters, c)).collect(),
+        let bytes = texts.iter().zip(&kinds).map(|(text, kind)| match kind {
+            Kind::Control | Kind::Void => Box::default(),
+            Kind::Whole => text.as_bytes().into(),
+            Kind::Ordinary => text.chars().flat_map(|c| spelled(&letters, c)).collect(),
         });
         let bytes: Vec<Box<[u8]>> = bytes.collect();
-        let mut ends = vec![file.number("tokenizer.ggml.eos_token_id")? as u32];
+        let of_kind =
+            |kind| texts.iter().zip(0..).zip(&kinds).filter(move |(_, k)| **k == kind).map(|(token, _)| token);
+        let controls = || of_kind(Kind::Control);
+        let end = file.number("tokenizer.ggml.eos_token_id")? as u32;
+        let mut ends = vec![end];
         // Chat models end a turn with a token of its own, which need not be the one that ends a document.
-        let turn_ends = ["<|im_end|>", "<|endoftext|>", "<|eot_id|>"];
-        ends.extend((0..texts.len()).filter(|&n| is_control[n] && turn_ends.contains(&texts[n])).map(|n| n as u32));
-        let begin = match file.value("tokenizer.ggml.add_bos_token").and_then(|v| v.to_bool().ok()) {
-            Some(true) => Some(file.number("tokenizer.ggml.bos_token_id")? as u32),
-            _ => None,
+        let turn_ends = ["<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>"];
+        ends.extend(controls().filter(|(text, id)| turn_ends.contains(text) && *id != end).map(|(_, id)| id));
+        let begins = file.value("tokenizer.ggml.add_bos_token").and_then(|v| v.to_bool().ok()).unwrap_or(cut.begins);
+        let begin = match begins {
+            true => Some(file.number("tokenizer.ggml.bos_token_id")? as u32),
+            false => None,
         };
-        let mut templates = Environment::new();
-        templates.set_keep_trailing_newline(true);
-        templates.add_function("raise_exception", |text: String| -> Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, text))
-        });
-        templates
-            .add_template_owned("chat", file.text("tokenizer.chat_template")?.to_owned())
+        let named =
+            |key: &str| file.number(key).ok().and_then(|id| texts.get(id).copied()).unwrap_or_default().to_owned();
+        let templates = environment(file.text("tokenizer.chat_template")?.to_owned())
             .map_err(|e| file.invalid(format!("its chat template does not parse: {e:#}")))?;
         let grammars = Grammars::new(&bytes, &ends);
         let grammars =
@@ -90,9 +117,12 @@ impl Vocabulary {
             templates,
             grammars,
             bytes,
-            controls: texts.iter().zip(&is_control).filter(|(_, c)| **c).map(|(t, _)| (*t).to_owned()).collect(),
+            controls: controls().map(|(text, _)| (*text).to_owned()).collect(),
             ends,
             begin,
+            // The begin token comes before all that the template writes.
+            begin_text: if begins { String::new() } else { named("tokenizer.ggml.bos_token_id") },
+            end_text: named("tokenizer.ggml.eos_token_id"),
         })
     }
 
@@ -172,9 +202,29 @@ impl Vocabulary {
             .map(|(role, content)| HashMap::from([("role", role.as_str().to_owned()), ("content", content)]))
             .collect();
         let template = self.templates.get_template("chat").map_err(|e| PromptError::Template(e.to_string()))?;
-        let values = context! { messages, add_generation_prompt => true };
+        // Models that can think first and then answer are asked to answer.
+        let values = context! {
+            messages,
+            add_generation_prompt => true,
+            enable_thinking => false,
+            bos_token => self.begin_text,
+            eos_token => self.end_text,
+        };
         template.render(values).map_err(|e| PromptError::Template(e.to_string()))
     }
+}
+
+/// What runs the template of a model: as the library does that it was written for.
+fn environment(template: String) -> Result<Environment<'static>, minijinja::Error> {
+    let mut templates = Environment::new();
+    templates.set_trim_blocks(true);
+    templates.set_lstrip_blocks(true);
+    templates.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    templates.add_function("raise_exception", |text: String| -> Result<String, minijinja::Error> {
+        Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, text))
+    });
+    templates.add_template_owned("chat", template)?;
+    Ok(templates)
 }
 
 fn encode(tokenizer: &Tokenizer, text: &str, tokens: &mut Vec<u32>) -> Result<(), PromptError> {
@@ -198,26 +248,24 @@ fn texts<'a>(file: &'a Gguf, key: &str) -> Result<Vec<&'a str>, LoadError> {
 }
 
 /// Two tokenizers of the same vocabulary: one that knows the control tokens, and one that does not.
-fn tokenizers(file: &Gguf, texts: &[&str], is_control: &[bool]) -> Result<(Tokenizer, Tokenizer), LoadError> {
-    let vocabulary: HashMap<String, u32> = texts.iter().zip(0..).map(|(text, id)| ((*text).to_owned(), id)).collect();
+fn tokenizers(file: &Gguf, cut: &Cut, texts: &[&str], kinds: &[Kind]) -> Result<(Tokenizer, Tokenizer), LoadError> {
+    let vocabulary = texts.iter().zip(0..).map(|(text, id)| ((*text).to_owned(), id));
     let merges = self::texts(file, "tokenizer.ggml.merges")?.into_iter().map(|merge| {
         let pair = merge.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned()));
         pair.ok_or_else(|| file.invalid(format!("merge {merge:?} is not a pair")))
     });
     let merges: Vec<(String, String)> = merges.collect::<Result<_, _>>()?;
     let invalid = |e: tokenizers::Error| file.invalid(format!("its vocabulary does not fit together: {e}"));
-    let bpe =
-        BPE::builder().vocab_and_merges(vocabulary.into_iter().collect::<tokenizers::models::bpe::Vocab>(), merges);
-    let mut tokenizer = Tokenizer::new(bpe.build().map_err(invalid)?);
-    // Digits one by one, then words with their leading space, spelled in the letters of GPT-2.
-    tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![
-        Digits::new(true).into(),
-        ByteLevel::new(false, true, true).into(),
-    ])));
-    let plain = tokenizer.clone();
-    let controls = texts.iter().zip(is_control).filter(|(_, control)| **control);
-    let controls: Vec<AddedToken> = controls.map(|(text, _)| AddedToken::from(*text, true).normalized(false)).collect();
-    tokenizer.add_special_tokens(controls).map_err(invalid)?;
+    let bpe = BPE::builder().vocab_and_merges(vocabulary.collect::<tokenizers::models::bpe::Vocab>(), merges);
+    let mut plain = Tokenizer::new(bpe.ignore_merges(cut.whole).build().map_err(invalid)?);
+    cut.apply(&mut plain).map_err(invalid)?;
+    let added = |wanted: Kind, special: bool| {
+        let of_kind = texts.iter().zip(kinds).filter(move |(_, kind)| **kind == wanted);
+        of_kind.map(move |(text, _)| AddedToken::from(*text, special).normalized(false)).collect::<Vec<_>>()
+    };
+    plain.add_tokens(added(Kind::Whole, false)).map_err(invalid)?;
+    let mut tokenizer = plain.clone();
+    tokenizer.add_special_tokens(added(Kind::Control, true)).map_err(invalid)?;
     Ok((tokenizer, plain))
 }
 

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use thalweg_scheduler::{BlockCopy, Part, Row, SequenceId};
+use thalweg_scheduler::{BlockCopy, Part, Row, SequenceId, Step};
 
 use super::*;
 use crate::kernel::Isa;
 
 const WIDTH: usize = 256;
 const HIDDEN: usize = 512;
-const VOCABULARY: usize = 300;
+pub(crate) const VOCABULARY: usize = 300;
 const HEAD: usize = 32;
 const HEADS: usize = 8;
 const KV_HEADS: usize = 2;
@@ -29,6 +29,11 @@ fn noise(count: usize, seed: &str) -> Vec<f32> {
 
 /// Writes the model; `rich`: with biases and norms of heads. Removed by who calls.
 fn write(name: &str, rich: bool) -> PathBuf {
+    write_as(name, rich, None)
+}
+
+/// The same with all matrices in one format.
+pub(crate) fn write_as(name: &str, rich: bool, format: Option<GgmlDType>) -> PathBuf {
     let metadata = [
         ("general.architecture", Value::String("small".into())),
         ("small.embedding_length", Value::U32(WIDTH as u32)),
@@ -46,6 +51,7 @@ fn write(name: &str, rich: bool) -> PathBuf {
         let shift = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
         let values: Vec<f32> = noise(shape.iter().product(), &name).iter().map(|v| v * scale + shift).collect();
         let values = Tensor::from_vec(values, shape, &Device::Cpu).expect("a tensor");
+        let kind = format.filter(|_| shape.len() == 2).unwrap_or(kind);
         tensors.push((name, QTensor::quantize(&values, kind).expect("candle quantises")));
     };
     use GgmlDType::{BF16, F16, F32, Q4_0, Q4_1, Q4K, Q5_0, Q6K, Q8_0};
@@ -95,7 +101,8 @@ fn load(isa: Isa, name: &str, rich: bool) -> Option<Arc<Decoder>> {
     Some(Arc::new(model.expect("loads")))
 }
 
-fn add(step: &mut Step, tokens: &[u32], start: usize, count: usize, table: &[u32]) {
+/// Adds a part with so many of `tokens` from `start` on, all of which want logits.
+pub(crate) fn add(step: &mut Step, tokens: &[u32], start: usize, count: usize, table: &[u32]) {
     let (part, first) = (step.parts.len() as u32, step.rows.len());
     let row = |at: usize| Row { part, position: at as u32, token: tokens[at], wants_logits: true };
     step.rows.extend((start..start + count).map(row));

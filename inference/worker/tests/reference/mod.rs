@@ -1,5 +1,7 @@
 //! The same models in candle's operations, on weights dequantised to f32, for one whole sequence: slow and plain.
 
+#![allow(dead_code, reason = "every test uses a part")]
+
 use std::path::Path;
 
 use candle_core::quantized::gguf_file;
@@ -21,7 +23,11 @@ pub(crate) fn logits(path: &Path, d: &Dimensions, halves: bool, tokens: &[u32]) 
         x.broadcast_div(&scale)?.broadcast_mul(w)
     };
     let (n, pairs) = (tokens.len(), d.head_width / 2);
-    let angle = |at: usize| (at / pairs) as f32 * d.rope_base.powf(-((at % pairs) as f32) / pairs as f32);
+    let factors = tensor("rope_freqs.weight")?.map_or(Ok(vec![1.0; pairs]), |factors| factors.to_vec1::<f32>())?;
+    let angle = |at: usize| {
+        let turn = d.rope_base.powf(-((at % pairs) as f32) / pairs as f32) / factors[at % pairs] / d.rope_stretch;
+        (at / pairs) as f32 * turn
+    };
     let angles = Tensor::from_vec((0..n * pairs).map(angle).collect::<Vec<f32>>(), (n, 1, pairs), cpu)?;
     let (cos, sin) = (angles.cos()?, angles.sin()?);
     let rotate = |x: &Tensor| {
