@@ -4,13 +4,12 @@
 //! drawn the parser says which tokens may come, after it the parser is moved on. Compiled grammars are kept, because the
 //! same schema comes with every request of a program.
 //!
-//! Compiling foreign text is bounded: in the grammar's size, in work, and in what is asked for ([`refuse_costly`]). It can
+//! Compiling foreign text is bounded: in the grammar's size, in work, and in what is asked for ([`Cost`]). It can
 //! still take a while, so that who must not wait looks into the memory ([`Grammars::known`]) and has somebody else
 //! [compile](Grammars::compile).
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use llguidance::api::TopLevelGrammar;
@@ -37,6 +36,18 @@ const GRAMMAR_SYMBOLS: usize = 150_000;
 const LEXER_STATES: usize = 20_000;
 /// Largest divisor of `multipleOf`, without its decimal point: the automaton has a state for each remainder.
 const DIVISOR_MAX: u64 = 10_000;
+/// Stack for compiling, of which what is not used takes no memory. A stack that overflows ends the process.
+const COMPILE_STACK_BYTES: usize = 64 << 20;
+/// Objects in a schema, itself and those inside of it. Compiling takes a time that grows with the square of their number,
+/// and nests as deep as they do.
+const SCHEMAS_MAX: usize = 1_000;
+/// References in a schema, which nest what they refer to.
+const REFERENCES_MAX: usize = 200;
+/// Schemas, or expressions of a grammar, that one text has to satisfy at once: what they allow together can take time that
+/// doubles with each.
+const CONJUNCTS_MAX: usize = 16;
+/// Lines of a grammar. A rule has one at least, and rules nest what they name.
+const GRAMMAR_LINES_MAX: usize = 400;
 /// Between two parts of JSON: nothing, a space, or a new line and some indentation. Without a bound a model that has lost
 /// its way writes spaces to the end.
 const WHITESPACE: &str = r" |\n[ ]{0,24}";
@@ -122,9 +133,15 @@ impl Grammars {
         if let Some(known) = self.known(constraint) {
             return known;
         }
-        // Foreign code fed with foreign text.
-        let result = catch_unwind(AssertUnwindSafe(|| self.compile_fresh(constraint)));
-        let result = result.unwrap_or_else(|_| Err("the compiler of constraints failed at it".into()));
+        // Foreign code fed with foreign text: it may panic, and calls itself as deep as the text nests.
+        let result = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("thalweg-compile".into()).stack_size(COMPILE_STACK_BYTES);
+            let thread = thread.spawn_scoped(scope, || self.compile_fresh(constraint))?;
+            Ok(thread.join().unwrap_or_else(|_| Err("the compiler of constraints failed at it".into())))
+        });
+        let result = result.map_err(|error: std::io::Error| {
+            Reject::new(RejectCode::Busy, format!("no thread can be started to compile the constraint: {error}"))
+        })?;
         let refusal = |reason: String| {
             let text = format!("{}: {}", constraint.as_str(), reason.lines().next().unwrap_or_default());
             Reject::new(RejectCode::ConstraintInvalid, text)
@@ -174,7 +191,7 @@ fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, String> {
         Constraint::Json => TopLevelGrammar::from_json_schema(json!({ "type": "object", "x-guidance": spacing() })),
         Constraint::JsonSchema(text) => {
             let schema: Value = serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))?;
-            refuse_costly(&schema, &mut String::from("#"))?;
+            Cost::default().add(&schema, &mut String::from("#"))?;
             TopLevelGrammar::from_json_schema(spaced(schema)?)
         }
         Constraint::Regex(text) => TopLevelGrammar::from_regex(text),
@@ -202,12 +219,19 @@ fn spaced(schema: Value) -> Result<Value, String> {
 /// A grammar whose JSON Schemas (`%json {…}`) are held to what schemas alone are held to.
 fn with_schemas(grammar: &str) -> Result<String, String> {
     const MARK: &str = "%json";
+    if grammar.lines().count() > GRAMMAR_LINES_MAX {
+        return Err(format!("it has more than {GRAMMAR_LINES_MAX} lines; make it smaller"));
+    }
+    if grammar.matches('&').count() >= CONJUNCTS_MAX {
+        return Err(format!("more than {CONJUNCTS_MAX} expressions are to be satisfied at once (\"&\")"));
+    }
+    let mut cost = Cost::default();
     let (mut rest, mut out) = (grammar, String::with_capacity(grammar.len()));
     while let Some((before, after)) = rest.split_once(MARK) {
         let mut values = serde_json::Deserializer::from_str(after).into_iter::<Value>();
         let schema = values.next().unwrap_or_else(|| Ok(Value::Null));
         let schema = schema.map_err(|error| format!("no schema follows {MARK}: {error}"))?;
-        refuse_costly(&schema, &mut format!("{MARK} #"))?;
+        cost.add(&schema, &mut format!("{MARK} #"))?;
         out.extend([before, MARK, " ", &spaced(schema)?.to_string()]);
         rest = &after[values.byte_offset()..];
     }
@@ -215,28 +239,62 @@ fn with_schemas(grammar: &str) -> Result<String, String> {
     Ok(out)
 }
 
-/// Refuses what the compiler would take for ever for, naming where it stands. `path`: a JSON Pointer to `schema`.
-fn refuse_costly(schema: &Value, path: &mut String) -> Result<(), String> {
-    let length = path.len();
-    let mut inside = |name: &str, value: &Value| {
+/// What schemas ask for that the compiler takes long for, or nests deep for.
+#[derive(Debug, Default)]
+struct Cost {
+    schemas: usize,
+    references: usize,
+    conjuncts: usize,
+}
+
+impl Cost {
+    /// Adds a schema. Refuses what would cost too much, naming where it stands. `path`: a JSON Pointer to `schema`.
+    fn add(&mut self, schema: &Value, path: &mut String) -> Result<(), String> {
+        match schema {
+            Value::Object(fields) => {
+                self.add_object(fields, path)?;
+                fields.iter().try_for_each(|(name, value)| self.add_inside(name, value, path))
+            }
+            Value::Array(values) => {
+                values.iter().enumerate().try_for_each(|(at, value)| self.add_inside(&at.to_string(), value, path))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn add_inside(&mut self, name: &str, value: &Value, path: &mut String) -> Result<(), String> {
+        let length = path.len();
         path.push('/');
         path.push_str(&name.replace('~', "~0").replace('/', "~1"));
-        let result = refuse_costly(value, path);
+        let result = self.add(value, path);
         path.truncate(length);
         result
-    };
-    match schema {
-        Value::Object(fields) => {
-            fields.iter().try_for_each(|(name, value)| inside(name, value))?;
-            match fields.get("multipleOf") {
-                Some(Value::Number(divisor)) if digits_of(&divisor.to_string()).is_none_or(|d| d > DIVISOR_MAX) => {
-                    Err(format!("{path}/multipleOf is {divisor}; its digits are at most {DIVISOR_MAX}"))
-                }
-                _ => Ok(()),
-            }
+    }
+
+    /// Adds an object, without what is inside of it.
+    fn add_object(&mut self, fields: &Map<String, Value>, path: &str) -> Result<(), String> {
+        self.schemas += 1;
+        let many = |count: usize, max: usize, what: &str| match count > max {
+            true => Err(format!("{path} is one of more than {max} {what}; make it smaller")),
+            false => Ok(()),
+        };
+        if let Some(Value::Array(all)) = fields.get("allOf") {
+            self.conjuncts += all.len().saturating_sub(1) + usize::from(fields.len() > 1);
         }
-        Value::Array(values) => values.iter().enumerate().try_for_each(|(at, value)| inside(&at.to_string(), value)),
-        _ => Ok(()),
+        if fields.get("$ref").is_some_and(Value::is_string) {
+            self.references += 1;
+            let says_nothing = |name: &str| ["$ref", "title", "description", "default", "$defs"].contains(&name);
+            self.conjuncts += usize::from(!fields.keys().all(|name| says_nothing(name)));
+        }
+        many(self.schemas, SCHEMAS_MAX, "objects")?;
+        many(self.references, REFERENCES_MAX, "references")?;
+        many(self.conjuncts, CONJUNCTS_MAX, "schemas to be satisfied at once")?;
+        match fields.get("multipleOf") {
+            Some(Value::Number(divisor)) if digits_of(&divisor.to_string()).is_none_or(|d| d > DIVISOR_MAX) => {
+                Err(format!("{path}/multipleOf is {divisor}; its digits are at most {DIVISOR_MAX}"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

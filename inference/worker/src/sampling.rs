@@ -175,7 +175,8 @@ fn shift(logits: &mut [f32], sampling: &Sampling, history: Option<&History>) {
 /// Sets the logits of all tokens that are not allowed to minus infinity.
 fn forbid(logits: &mut [f32], Allowed(allowed): Allowed<'_>) {
     let mut chunks = logits.chunks_mut(32);
-    for (chunk, &bits) in chunks.by_ref().zip(allowed) {
+    // The mask is asked first: a chunk taken and then found to have no bits would be left as it is.
+    for (&bits, chunk) in allowed.iter().zip(chunks.by_ref()) {
         match bits {
             u32::MAX => {}
             0 => chunk.fill(f32::NEG_INFINITY),

@@ -84,7 +84,6 @@ fn satisfies(value: &Value, schema: &Value, root: &Value) -> bool {
         ("anyOf", _) => wanted.as_array().expect("a list").iter().any(|wanted| satisfies(value, wanted, root)),
         ("minimum", _) => value.as_f64() >= wanted.as_f64(),
         ("maximum", _) => value.as_f64() <= wanted.as_f64(),
-        ("multipleOf", _) => value.as_i64().expect("an integer") % wanted.as_i64().expect("an integer") == 0,
         ("minLength", Value::String(text)) => text.chars().count() as u64 >= wanted.as_u64().expect("a number"),
         ("maxLength", Value::String(text)) => text.chars().count() as u64 <= wanted.as_u64().expect("a number"),
         ("minItems", Value::Array(items)) => items.len() as u64 >= wanted.as_u64().expect("a number"),
@@ -112,7 +111,6 @@ fn json_is_what_its_schema_wants_whatever_the_logits_want() {
         r#"{"type":"object","properties":{"name":{"type":"string","maxLength":20},"age":{"type":"integer","minimum":0,"maximum":150}},"required":["name","age"],"additionalProperties":false}"#,
         r#"{"type":"array","items":{"enum":["red","green","blå"]},"minItems":2,"maxItems":6}"#,
         r#"{"anyOf":[{"type":"boolean"},{"const":"so\"me"},{"type":"number"}]}"#,
-        r#"{"type":"integer","multipleOf":7}"#,
         r##"{"$defs":{"tree":{"type":"object","properties":{"value":{"type":"integer"},"left":{"$ref":"#/$defs/tree"},"right":{"$ref":"#/$defs/tree"}},"required":["value"],"additionalProperties":false}},"$ref":"#/$defs/tree"}"##,
         r#"{"type":"string","minLength":3,"maxLength":9}"#,
         r#"{"type":"object","properties":{"at":{"type":"string","maxLength":40},"tags":{"type":"array","items":{"type":"string","maxLength":8},"maxItems":4},"deep":{"type":"object","properties":{"x":{"type":"number"}},"required":["x"],"additionalProperties":false}},"required":["at","tags","deep"],"additionalProperties":false}"#,
@@ -126,6 +124,15 @@ fn json_is_what_its_schema_wants_whatever_the_logits_want() {
                 serde_json::from_str(&written).unwrap_or_else(|error| panic!("{error}: {written:?} of {text}"));
             assert!(satisfies(&value, &schema, &schema), "{written} is not what {text} wants");
         }
+    }
+    let sevens = Constraint::JsonSchema(r#"{"type":"integer","multipleOf":7}"#.into());
+    for seed in 0..25 {
+        // Of as many digits as the model likes: more than the numbers of this test's own parser have.
+        let (written, _) = write(&grammars, &sevens, seed);
+        let digits = written.strip_prefix('-').unwrap_or(&written);
+        assert!(!digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()), "{written}");
+        let remainder = digits.bytes().fold(0, |left, digit| (left * 10 + u32::from(digit - b'0')) % 7);
+        assert!(remainder == 0 && (digits == "0" || !digits.starts_with('0')), "{written}");
     }
     for seed in 0..25 {
         let (written, tokens) = write(&grammars, &Constraint::Json, seed);
@@ -158,6 +165,66 @@ fn expressions_and_grammars_are_matched_as_a_whole() {
     }
 }
 
+/// A schema of so many objects inside of it, these.
+fn fields(count: usize, each: &str) -> Constraint {
+    let fields: Vec<String> = (0..count).map(|n| format!(r#""p{n}":{each}"#)).collect();
+    Constraint::JsonSchema(format!(r#"{{"type":"object","properties":{{{}}}}}"#, fields.join(",")))
+}
+
+/// A schema of so many references, each to the next.
+fn chain(count: usize) -> Constraint {
+    let links: Vec<String> = (1..count).map(|n| format!(r##""d{n}":{{"$ref":"#/$defs/d{}"}}"##, n + 1)).collect();
+    let last = format!(r#""d{count}":{{"type":"integer"}}"#);
+    let links = links.iter().map(String::as_str).chain([last.as_str()]).collect::<Vec<_>>().join(",");
+    Constraint::JsonSchema(format!(r##"{{"$defs":{{{links}}},"$ref":"#/$defs/d1"}}"##))
+}
+
+/// A grammar of so many lines, each rule naming the next.
+fn rules(count: usize) -> Constraint {
+    let rules: String = (1..count).map(|n| format!("r{n}: \"a\" r{} | \"b\"\n", n + 1)).collect();
+    Constraint::Lark(format!("{}r{count}: \"c\"\n", rules.replacen("r1:", "start:", 1)))
+}
+
+/// A stack that overflows ends the process, so that nothing a request may ask for can be nested so deep: shown on half of
+/// what threads have that follow constraints.
+#[test]
+fn what_is_nested_as_deep_as_it_may_be_does_not_exhaust_the_stack() {
+    let deep = |levels: usize, inside: &str| {
+        format!("{}{inside}{}", r#"{"type":"array","items":"#.repeat(levels), "}".repeat(levels))
+    };
+    let defs: Vec<String> = (0..8)
+        .map(|n| format!(r##""d{n}":{}"##, deep(120, &format!(r##"{{"$ref":"#/$defs/d{}"}}"##, n + 1))))
+        .collect();
+    let nested = format!(r##"{{"$defs":{{{},"d8":{{"type":"integer"}}}},"$ref":"#/$defs/d0"}}"##, defs.join(","));
+    let terminals = {
+        let rules: String = (1..399).map(|n| format!("R{n}: \"a\" R{} | \"b\"\n", n + 1)).collect();
+        Constraint::Lark(format!("start: R1\n{rules}R399: \"c\"\n"))
+    };
+    let all: Vec<String> = (0..16).map(|n| format!(r#"{{"type":"string","pattern":".*{n}.*"}}"#)).collect();
+    let all = [
+        chain(200),
+        rules(400),
+        terminals,
+        Constraint::JsonSchema(nested),
+        fields(998, "{}"),
+        Constraint::JsonSchema(format!(r#"{{"allOf":[{}]}}"#, all.join(","))),
+        Constraint::Lark(format!("start: A\nA: {}/b/", "/.*a.*/ & ".repeat(15))),
+        Constraint::Regex("[a-z]?".repeat(3_000)),
+    ];
+    let follow = move || {
+        let grammars = grammars();
+        for constraint in all {
+            let start = Instant::now();
+            match grammars.compile(&constraint) {
+                Ok(mut follower) => drop(follower.allowed().map(|_| ())),
+                Err(reject) => assert_eq!(reject.code, RejectCode::ConstraintInvalid),
+            }
+            println!("{:?} for {}", start.elapsed(), &format!("{constraint:?}")[..40]);
+        }
+    };
+    std::thread::Builder::new().stack_size(1 << 20).spawn(follow).expect("a thread").join().expect("it ends");
+}
+
 #[test]
 fn what_cannot_be_followed_is_refused_by_name() {
     let grammars = grammars();
@@ -186,16 +253,19 @@ fn what_cannot_be_followed_is_refused_by_name() {
     check(schema(r#"{"type":"array","items":[{"multipleOf":1e-9}]}"#), "#/items/0/multipleOf");
     let nested = format!("{}1{}", "[".repeat(200), "]".repeat(200));
     check(schema(&nested), "recursion limit");
-    let fields: String =
-        (0..3_000).map(|n| format!(r#""p{n}":{{"type":"string","pattern":"^a{{1,9}}b{n}$"}},"#)).collect();
-    check(schema(&format!(r#"{{"type":"object","properties":{{{fields}"z":{{}}}}}}"#)), "json_schema");
+    check(fields(1_000, r#"{"type":"string","pattern":"^a{1,9}b$"}"#), "more than 1000 objects");
+    check(chain(201), "more than 200 references");
+    let all: Vec<String> = (0..18).map(|n| format!(r#"{{"type":"string","pattern":".*{n}.*"}}"#)).collect();
+    check(schema(&format!(r#"{{"allOf":[{}]}}"#, all.join(","))), "more than 16 schemas to be satisfied at once");
+    check(rules(401), "more than 400 lines");
+    check(Constraint::Lark(format!("start: A\nA: {}/b/", "/.*a.*/ & ".repeat(16))), "at once");
     check(Constraint::Regex("(a".into()), "regex");
     check(Constraint::Regex("[a&&b]".into()), "no text satisfies it");
     check(Constraint::Lark("start: nothing".into()), "unknown name");
     check(Constraint::Lark("start: %json { \"multipleOf\": 99999999 }".into()), "%json #/multipleOf is 99999999");
     check(Constraint::Lark("start: %json [1".into()), "no schema follows %json: EOF");
     check(Constraint::Lark("start: %json false".into()), "it is false");
-    check(Constraint::Lark("start: \"a\" start\n".into()), "lark");
+    check(Constraint::Lark("start: \"a\n".into()), "lark");
     check(Constraint::Lark(format!("start: {}\"a\"{}", "(".repeat(9_000), ")".repeat(9_000))), "too deeply nested");
 }
 
