@@ -45,7 +45,7 @@ const SCHEMAS_MAX: usize = 1_000;
 const REFERENCES_MAX: usize = 200;
 /// Schemas, or expressions of a grammar, that one text has to satisfy at once: what they allow together can take time that
 /// doubles with each.
-const CONJUNCTS_MAX: usize = 16;
+const CONJUNCTS_MAX: usize = 8;
 /// Lines of a grammar. A rule has one at least, and rules nest what they name.
 const GRAMMAR_LINES_MAX: usize = 400;
 /// Between two parts of JSON: nothing, a space, or a new line and some indentation. Without a bound a model that has lost
