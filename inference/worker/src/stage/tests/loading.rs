@@ -25,7 +25,8 @@ fn a_model_is_loaded_while_another_answers_and_unloaded_while_it_does() {
     bench.until_ended([1]);
     assert_eq!(bench.seen[&1].refused.as_ref().expect("refused").code, RejectCode::ModelUnknown);
 
-    bench.ask(2, "smollm2-135m", |submit| submit.sampling.max_tokens = 2_000);
+    // It is at its credit's end soon, and stays.
+    bench.ask(2, "smollm2-135m", |submit| submit.credit = 4);
     bench.until(|seen| !seen[&2].texts.is_empty());
     let source = ModelSource { name: name("second"), path: model_path() };
     let info = loader.load(&source).expect("it loads");
@@ -72,7 +73,7 @@ fn a_model_is_loaded_while_another_answers_and_unloaded_while_it_does() {
     assert!(bench.seen[&6].refused.as_ref().expect("refused").message.contains("no model"));
     let counted = bench.stage.stats();
     assert_eq!((counted.blocks_total, counted.running), (0, 0));
-    assert!(counted.finished >= 5 && counted.tokens > 50, "what was done stays counted");
+    assert!(counted.finished >= 4 && counted.tokens > 20, "what was done stays counted");
 
     loader.load_from(renamed("third")).expect("there is room");
     bench.submit(7, "What color is the sky?", 100, |submit| submit.model = Some(name("third")));
