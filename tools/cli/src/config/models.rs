@@ -282,7 +282,7 @@ mod tests {
         check("[model.a]\nurl = \"https://\"", "url: it is not an address up to /v1");
         check("[model.a]\nurl = \"https://u:p@h/v1\"", "url: it holds a password");
         check("[model.a]\nurl = \"http://h/v1\"\nkey_file = \"k\"", "url: the key would be readable on the way");
-        check("[model.a]\nurl = \"https://h/v1\"\ntimeout = \"1h\"", "timeout: 60m is too much");
+        check("[model.a]\nurl = \"https://h/v1\"\ntimeout = \"1h\"", "timeout: 1h is too much");
         check("[model.a]\nurl = \"https://h/v1\"\n[models]\nload = [\"a\"]", "models.load loads a model of that name");
         check("[models]\ndefault = \"b\"\nload = [\"a\"]", "models.default: there is no model or class b");
         let local = "[model.a]\nurl = \"http://127.0.0.1:1/v1\"\nkey_file = \"k\"";
