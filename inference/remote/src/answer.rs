@@ -200,7 +200,9 @@ mod tests {
 
     use super::*;
 
-    fn read(events: &[&str]) -> (Vec<String>, Result<(FinishReason, Option<Usage>), Fault>) {
+    type End = Result<(FinishReason, Option<Usage>), Fault>;
+
+    fn read(events: &[&str]) -> (Vec<String>, End) {
         let mut answer = Answer::default();
         let mut failed = None;
         for event in events {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,9 @@ use crate::{Key, RemoteError, RemoteLink, RemoteModel, RemoteStage};
 fn name(text: &str) -> Name {
     Name::new(text).expect("a valid name")
 }
+
+/// What servers tell their tests, at the most.
+const TOLD_MAX: usize = 1_024;
 
 /// What a remote was asked.
 struct Asked {
@@ -210,7 +213,7 @@ impl Bench {
 
 #[test]
 fn an_answer_comes_in_pieces_and_with_what_it_cost() {
-    let (tell, told) = channel();
+    let (tell, told) = sync_channel(TOLD_MAX);
     let address = remote(move |mut asked| {
         let _ = tell.send((asked.head.clone(), asked.body.clone()));
         asked.begin();
@@ -346,7 +349,7 @@ fn a_remote_that_is_silent_or_away_is_given_up() {
 /// A remote that says more than anybody reads: it is held back by its socket, not by this node's memory.
 #[test]
 fn a_reader_without_credit_holds_the_remote_back() {
-    let (tell, told): (_, Receiver<&'static str>) = channel();
+    let (tell, told): (_, Receiver<&'static str>) = sync_channel(TOLD_MAX);
     let said = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&said);
     let address = remote(move |mut asked| {
@@ -402,7 +405,7 @@ fn tokens_end_where_they_were_to() {
 #[test]
 fn places_are_bounded_and_what_waits_gets_one() {
     let open = Arc::new(Mutex::new(Vec::new()));
-    let (kept, (tell, told)) = (Arc::clone(&open), channel());
+    let (kept, (tell, told)) = (Arc::clone(&open), sync_channel(TOLD_MAX));
     let address = remote(move |mut asked| {
         asked.begin();
         asked.token("hello");
@@ -440,7 +443,7 @@ fn places_are_bounded_and_what_waits_gets_one() {
 
 #[test]
 fn models_come_change_and_go_while_answers_run() {
-    let (tell, told) = channel();
+    let (tell, told) = sync_channel(TOLD_MAX);
     let address = remote(move |mut asked| {
         let _ = tell.send(asked.body["model"].as_str().unwrap_or_default().to_owned());
         asked.begin();
@@ -492,7 +495,7 @@ fn models_come_change_and_go_while_answers_run() {
 
 #[test]
 fn a_core_that_goes_takes_its_connections_along() {
-    let (tell, told) = channel();
+    let (tell, told) = sync_channel(TOLD_MAX);
     let address = remote(move |mut asked| {
         asked.begin();
         asked.token("hello");

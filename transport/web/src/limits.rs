@@ -22,6 +22,8 @@ pub(crate) const V1_TOOL_NAME_BYTES_MAX: usize = 64;
 pub(crate) const SEND_BUFFER_BYTES: usize = 16 << 10;
 /// Bytes that were written and not sent above which the kernel takes no more.
 pub(crate) const NOT_SENT_BYTES: u32 = 4 << 10;
+/// Frames of one answer between its core and the connection: each has a token at least, but for the last ones.
+pub(crate) const V1_FRAMES_WAITING: usize = 2 * V1_LEAD_TOKENS as usize;
 /// Slots of the rings between a thread and its core that sessions use.
 pub(crate) const SESSION_RING_SLOTS: usize = RING_SLOTS;
 /// Between two tries to send a core what its ring had no room for, in milliseconds.

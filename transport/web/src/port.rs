@@ -24,7 +24,7 @@ use thalweg_ring::Producer;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::Refusal;
-use crate::limits::{V1_CREDIT_TOKENS, V1_LEAD_TOKENS};
+use crate::limits::{V1_CREDIT_TOKENS, V1_FRAMES_WAITING, V1_LEAD_TOKENS};
 use crate::link::{Desk, gone, unavailable};
 
 /// What the stage tells a core about one of its sessions.
@@ -107,7 +107,7 @@ type Frame = Result<Bytes, Reject>;
 #[derive(Default)]
 struct Mailboxes {
     answers: HashMap<Request, Answer>,
-    watches: HashMap<Watch, mpsc::UnboundedSender<Frame>>,
+    watches: HashMap<Watch, mpsc::Sender<Frame>>,
     closed: Option<Reject>,
 }
 
@@ -161,10 +161,13 @@ impl Sessions {
                 }
             }
             SessionNews::Frame { watch, payload, last } => {
-                if let Some(frames) = mailboxes.watches.get(&watch) {
-                    drop(frames.send(Ok(payload)));
+                let sent = mailboxes.watches.get(&watch).map(|frames| frames.try_send(Ok(payload)));
+                // The reader reads what it has, and then that nothing more comes.
+                let full = matches!(sent, Some(Err(mpsc::error::TrySendError::Full(_))));
+                if full {
+                    tracing::error!("a core sent an HTTP request more than it was given credit for");
                 }
-                if last {
+                if last || full {
                     mailboxes.watches.remove(&watch);
                 }
             }
@@ -186,7 +189,8 @@ impl Mailboxes {
             drop(answer.send(Err(reject.clone())));
         }
         for (_, frames) in self.watches.drain() {
-            drop(frames.send(Err(reject.clone())));
+            // Without room it reads that nothing more comes.
+            drop(frames.try_send(Err(reject.clone())));
         }
         self.closed = Some(reject.clone());
     }
@@ -268,7 +272,7 @@ impl Session {
         &self,
         op: ClientOp,
         context: Option<TraceContext>,
-        frames: Option<mpsc::UnboundedSender<Frame>>,
+        frames: Option<mpsc::Sender<Frame>>,
     ) -> Result<(Request, oneshot::Receiver<Result<ServerOp, Reject>>), Refusal> {
         let request = self.next_request();
         let (sender, answer) = oneshot::channel();
@@ -300,7 +304,7 @@ impl Session {
         context: Option<TraceContext>,
     ) -> Result<Reader, Refusal> {
         let ask = AskRequest { lead: V1_LEAD_TOKENS, ..ask };
-        let (sender, frames) = mpsc::unbounded_channel();
+        let (sender, frames) = mpsc::channel(V1_FRAMES_WAITING);
         let (request, answer) = self.begin(ClientOp::Ask(Box::new(ask)), context, Some(sender))?;
         let mut reader = Reader {
             session: Arc::clone(self),
@@ -334,7 +338,7 @@ pub(crate) struct Reader {
     pub(crate) generation: GenerationId,
     /// The model that answers.
     pub(crate) model: String,
-    frames: mpsc::UnboundedReceiver<Frame>,
+    frames: mpsc::Receiver<Frame>,
     reported: u32,
     over: bool,
 }

@@ -316,7 +316,8 @@ mod tests {
         assert!(book.is_stopped(0) && matches!(book.turn(20 * MS), Ok(Turn::Wait)));
         (1..=4).for_each(|n| check(&mut book, 1, 30 * n, false));
         (1..=3).for_each(|n| check(&mut book, 2, 50 * n, false));
-        (book.ended(1, 4), book.ended(2, 3));
+        book.ended(1, 4);
+        book.ended(2, 3);
         assert!(matches!(book.turn(200 * MS), Ok(Turn::Resume(readers)) if readers == [(0, 2)]));
         (0..2).for_each(|n| check(&mut book, 0, 210 + 10 * n, false));
         book.ended(0, 4);

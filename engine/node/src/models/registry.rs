@@ -196,7 +196,7 @@ impl Gauges {
                 self.failed_in_row.fetch_add(1, Ordering::Relaxed);
                 add(&self.failed, 1);
             }
-            Outcome::Busy => drop(add(&self.busy, 1)),
+            Outcome::Busy => add(&self.busy, 1),
             Outcome::FellBack => return add(&self.fell_back, 1),
         }
         self.bell.ring();

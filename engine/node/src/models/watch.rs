@@ -302,7 +302,7 @@ mod tests {
     #[test]
     fn the_thread_tells_what_changed() {
         let registry = registry();
-        let (tell, told) = mpsc::channel();
+        let (tell, told) = mpsc::sync_channel(64);
         let mut refuses = true;
         let (watch, first) = Watch::start(Arc::clone(&registry), Instant::now(), move |news| {
             refuses = !refuses;

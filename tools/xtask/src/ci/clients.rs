@@ -140,13 +140,13 @@ impl Node {
         let mut process = serve.spawn().context("cannot run thalweg serve")?;
         let output = process.stdout.take().context("thalweg serve has no output")?;
         let mut node = Self { process, data: data.clone(), http: String::new(), token: String::new() };
-        let (tell, told) = mpsc::channel();
+        let (tell, told) = mpsc::sync_channel(1);
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
                 let http = line.split_whitespace().find_map(|word| word.strip_prefix("http=").map(str::to_owned));
                 if let Some(http) = http.filter(|_| line.starts_with("ready ")) {
                     // Nobody listens any more if it took too long.
-                    drop(tell.send(http));
+                    drop(tell.try_send(http));
                 }
             }
         });
