@@ -120,11 +120,16 @@ fn tensors(root: &Path, home: &Path) -> Result<PathBuf> {
     let source = manifest.and_then(|path| Path::new(path).parent());
     let source = source.with_context(|| format!("no {TENSORS} in the answer of `cargo metadata`"))?;
     let copy = home.join(TENSORS);
-    copy_folder(source, &copy)?;
-    let path = copy.join("Cargo.toml");
-    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    write_if_changed(&path, &loaded_at_run_time(&text)?)?;
+    copy_changed(source, &copy)?;
     Ok(copy)
+}
+
+/// Copies the tensor library, its manifest changed, where that is not what is there: what was built of it stays good.
+fn copy_changed(source: &Path, copy: &Path) -> Result<()> {
+    copy_folder(source, copy)?;
+    let path = source.join("Cargo.toml");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    write_if_changed(&copy.join("Cargo.toml"), loaded_at_run_time(&text)?.as_bytes())
 }
 
 /// The manifest with the one word changed.
@@ -135,7 +140,7 @@ fn loaded_at_run_time(manifest: &str) -> Result<String> {
     Ok(manifest.replace(LINKED, LOADED))
 }
 
-/// Copies what differs, so that what was built of it stays good. What is there besides is left.
+/// Copies all but manifests. What is there besides is left.
 fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).with_context(|| format!("making {}", to.display()))?;
     for entry in fs::read_dir(from).with_context(|| format!("reading {}", from.display()))? {
@@ -143,33 +148,19 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
         let target = to.join(entry.file_name());
         if entry.file_type()?.is_dir() {
             copy_folder(&entry.path(), &target)?;
-            continue;
-        }
-        // The manifest is written once, changed: were it copied first, everything would be built again.
-        if entry.file_name() == "Cargo.toml" && target.is_file() && !is_stale(&entry.path(), &target)? {
-            continue;
-        }
-        let bytes = fs::read(entry.path()).with_context(|| format!("reading {}", entry.path().display()))?;
-        if fs::read(&target).ok().as_ref() != Some(&bytes) {
-            fs::write(&target, bytes).with_context(|| format!("writing {}", target.display()))?;
+        } else if entry.file_name() != "Cargo.toml" {
+            let bytes = fs::read(entry.path()).with_context(|| format!("reading {}", entry.path().display()))?;
+            write_if_changed(&target, &bytes)?;
         }
     }
     Ok(())
 }
 
-/// Whether a changed manifest was made from another than this one.
-fn is_stale(original: &Path, changed: &Path) -> Result<bool> {
-    let [original, changed] =
-        [original, changed].map(|path| fs::read_to_string(path).with_context(|| format!("reading {}", path.display())));
-    let (original, changed) = (original?, changed?);
-    Ok(original != changed && original.replace(LINKED, LOADED) != changed)
-}
-
-fn write_if_changed(path: &Path, text: &str) -> Result<()> {
-    if fs::read_to_string(path).is_ok_and(|found| found == text) {
+fn write_if_changed(path: &Path, bytes: &[u8]) -> Result<()> {
+    if fs::read(path).is_ok_and(|found| found == bytes) {
         return Ok(());
     }
-    fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+    fs::write(path, bytes).with_context(|| format!("writing {}", path.display()))
 }
 
 /// A workspace of links to this one. Its lock file is its own: the copy of the tensor library would stand in ours.
@@ -238,11 +229,7 @@ mod tests {
         fs::create_dir_all(from.join("src")).expect("made");
         let write = |name: &str, text: &str| fs::write(from.join(name), text).expect("written");
         let copy = || {
-            copy_folder(&from, &to).expect("copied");
-            let manifest = fs::read_to_string(to.join("Cargo.toml")).expect("read");
-            if let Ok(changed) = loaded_at_run_time(&manifest) {
-                write_if_changed(&to.join("Cargo.toml"), &changed).expect("written");
-            }
+            copy_changed(&from, &to).expect("copied");
             let when = |name: &str| fs::metadata(to.join(name)).and_then(|found| found.modified()).expect("there");
             let text = |name: &str| fs::read_to_string(to.join(name)).expect("read");
             ([when("Cargo.toml"), when("src/lib.rs")], [text("Cargo.toml"), text("src/lib.rs")])
