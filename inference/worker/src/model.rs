@@ -12,11 +12,8 @@ use crate::tensor::{Place, TensorModel};
 use crate::{llama, qwen2, qwen3};
 
 /// Every architecture there is a forward pass for, and in what it differs from the others.
-const ARCHITECTURES: &[(&str, Style)] = &[
-    (llama::ARCHITECTURE, llama::STYLE),
-    (qwen2::ARCHITECTURE, qwen2::STYLE),
-    (qwen3::ARCHITECTURE, qwen3::STYLE),
-];
+const ARCHITECTURES: &[(&str, Style)] =
+    &[(llama::ARCHITECTURE, llama::STYLE), (qwen2::ARCHITECTURE, qwen2::STYLE), (qwen3::ARCHITECTURE, qwen3::STYLE)];
 
 /// What a model looks like from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -96,7 +96,7 @@ impl Trial {
     fn outcome(mut self) -> Result<Outcome> {
         let output = self.child.stdout.take().context("the node has no output")?;
         let errors = self.child.stderr.take().context("the node has no errors")?;
-        let (ready, is_ready) = std::sync::mpsc::channel();
+        let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
         let lines = std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
                 if line.starts_with("ready ") && ready.send(()).is_err() {
@@ -106,7 +106,10 @@ impl Trial {
         });
         let said = std::thread::spawn(move || {
             let lines = BufReader::new(errors).lines().map_while(Result::ok);
-            lines.filter(|line| line.contains("error") || line.contains("panicked")).collect::<Vec<_>>().join("; ")
+            lines
+                .filter(|line| line.starts_with("thalweg: ") || line.contains("panicked"))
+                .collect::<Vec<_>>()
+                .join("; ")
         });
         let start = Instant::now();
         let serves = loop {
