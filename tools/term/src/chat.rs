@@ -167,7 +167,7 @@ impl Chat {
         let user = text::clean_line(user);
         if !on {
             self.typing.remove(&user);
-        } else if self.wrote.contains_key(&user) {
+        } else if self.wrote.get(&user).is_some_and(|until| *until > now.mono) {
             // It was sent before what they wrote.
         } else if self.typing.len() < TYPING_MAX || self.typing.contains_key(&user) {
             self.typing.insert(user, now.mono + TYPING_FOR);

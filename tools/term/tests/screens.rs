@@ -209,7 +209,7 @@ fn notes_of_what_happened() {
         sampled: false,
     });
     stage.item(Item::Missed { from: 5, to: 7 });
-    stage.later(2);
+    stage.quietly_later(2);
     stage.item(Item::Typing { user: "grace".into(), on: true });
     stage.item(Item::Typing { user: "bob".into(), on: true });
     stage.shows("notes");

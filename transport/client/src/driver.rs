@@ -186,12 +186,18 @@ async fn serve(shared: &Arc<Shared>, dialer: &Dialer, established: Established, 
             () = shared.wake.notified() => {}
             datagram = connection.read_datagram() => match datagram {
                 Ok(datagram) => shared.state.lock().expect("nothing panics under this lock").datagram(datagram),
-                Err(error) => return gone(&error),
+                Err(error) => {
+                    last_words(shared, &mut receive, &mut splitter).await;
+                    return gone(&error);
+                }
             },
             _ = heartbeat.tick() => beat(shared, &connection),
             lane = connection.accept_uni() => match lane {
                 Ok(lane) => drop(lanes.spawn(read_lane(shared.clone(), lane))),
-                Err(error) => return gone(&error),
+                Err(error) => {
+                    last_words(shared, &mut receive, &mut splitter).await;
+                    return gone(&error);
+                }
             },
             Some(lane) = lanes.join_next() => if let Ok(Err(error)) = lane {
                 return ended(&connection, error);
@@ -205,6 +211,17 @@ async fn serve(shared: &Arc<Shared>, dialer: &Dialer, established: Established, 
                 }
             }
         }
+    }
+}
+
+/// Reads what came before the connection ended: it may be the answer to what ended it.
+async fn last_words(shared: &Shared, receive: &mut RecvStream, splitter: &mut Splitter) {
+    // Of a connection that is over, this gives what is there and then an error.
+    while let Ok(Some(chunk)) = receive.read_chunk(CLIENT_READ_BYTES, true).await {
+        splitter.push(chunk.bytes);
+    }
+    if let Err(error) = command_frames(shared, splitter) {
+        tracing::debug!(%error, "the last words were not understood");
     }
 }
 

@@ -84,9 +84,14 @@ impl Stage {
 
     /// Time passes.
     pub(crate) fn later(&mut self, seconds: u64) {
+        self.quietly_later(seconds);
+        self.event(Event::Timer);
+    }
+
+    /// Time passes, and nothing is due.
+    pub(crate) fn quietly_later(&mut self, seconds: u64) {
         self.now.mono += Duration::from_secs(seconds);
         self.now.wall_us += seconds * 1_000_000;
-        self.event(Event::Timer);
     }
 
     pub(crate) fn opened(&mut self, channel: &str, next: u64, head: u64) {
