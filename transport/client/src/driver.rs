@@ -186,18 +186,12 @@ async fn serve(shared: &Arc<Shared>, dialer: &Dialer, established: Established, 
             () = shared.wake.notified() => {}
             datagram = connection.read_datagram() => match datagram {
                 Ok(datagram) => shared.state.lock().expect("nothing panics under this lock").datagram(datagram),
-                Err(error) => {
-                    last_words(shared, &mut receive, &mut splitter).await;
-                    return gone(&error);
-                }
+                Err(error) => return last_words(shared, &mut receive, &mut splitter, gone(&error)).await,
             },
             _ = heartbeat.tick() => beat(shared, &connection),
             lane = connection.accept_uni() => match lane {
                 Ok(lane) => drop(lanes.spawn(read_lane(shared.clone(), lane))),
-                Err(error) => {
-                    last_words(shared, &mut receive, &mut splitter).await;
-                    return gone(&error);
-                }
+                Err(error) => return last_words(shared, &mut receive, &mut splitter, gone(&error)).await,
             },
             Some(lane) = lanes.join_next() => if let Ok(Err(error)) = lane {
                 return ended(&connection, error);
@@ -215,7 +209,7 @@ async fn serve(shared: &Arc<Shared>, dialer: &Dialer, established: Established, 
 }
 
 /// Reads what came before the connection ended: it may be the answer to what ended it.
-async fn last_words(shared: &Shared, receive: &mut RecvStream, splitter: &mut Splitter) {
+async fn last_words(shared: &Shared, receive: &mut RecvStream, splitter: &mut Splitter, over: Over) -> Over {
     // Of a connection that is over, this gives what is there and then an error.
     while let Ok(Some(chunk)) = receive.read_chunk(CLIENT_READ_BYTES, true).await {
         splitter.push(chunk.bytes);
@@ -223,6 +217,7 @@ async fn last_words(shared: &Shared, receive: &mut RecvStream, splitter: &mut Sp
     if let Err(error) = command_frames(shared, splitter) {
         tracing::debug!(%error, "the last words were not understood");
     }
+    over
 }
 
 /// Says that the user is there, if anybody wants to know.
