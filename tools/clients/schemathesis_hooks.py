@@ -14,4 +14,8 @@ def before_call(context, case, kwargs):
         value = body.get(name)
         if type(value) is int and 1 <= value <= most:
             body[name] = min(value, short)
+    tools = body.get("tools")
+    if isinstance(tools, list) and 2 < len(tools) <= 128:
+        # Each is described in the prompt.
+        body["tools"] = tools[:2]
     body.setdefault("max_tokens", TOKENS)
