@@ -142,7 +142,8 @@ fn succeed(mut command: Command) -> Result<Outcome> {
 
 /// What must be there before anything else: programs of the distribution, components of the toolchain, locked memory.
 fn machine(root: &Path) -> Result<Outcome> {
-    const PROGRAMS: &[(&str, &str)] = &[("cc", "gcc"), ("git", "git"), ("python3", "python3")];
+    const PROGRAMS: &[(&str, &str)] =
+        &[("cc", "gcc"), ("git", "git"), ("python3", "python3"), ("node", "nodejs"), ("npm", "npm")];
     let runs = |program: &str, arguments: &[&str]| {
         let mut probe = command(root, program);
         probe.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
@@ -152,6 +153,9 @@ fn machine(root: &Path) -> Result<Outcome> {
         PROGRAMS.iter().filter(|(program, _)| !runs(program, &["--version"])).map(|(_, package)| *package).collect();
     if !runs("python3", &["-m", "pip", "--version"]) {
         missing.push("python3-pip");
+    }
+    if !runs("python3", &["-c", "import ensurepip, venv"]) {
+        missing.push("python3-venv"); // in which the Python client is installed
     }
     if !runs("tmux", &["-V"]) {
         missing.push("tmux"); // in which the terminal client is tested
