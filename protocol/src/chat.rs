@@ -13,6 +13,9 @@ pub enum ChannelKind {
     Private,
     /// Its members only, whose number does not change; the node gave it its name.
     Direct,
+    /// A document: everybody whose token covers it opens it, and its messages are what it was edited by. A kind that is
+    /// chosen when it is made, and stays.
+    Document,
 }
 
 impl ChannelKind {
@@ -22,6 +25,7 @@ impl ChannelKind {
             Self::Open => "open",
             Self::Private => "private",
             Self::Direct => "direct",
+            Self::Document => "document",
         }
     }
 }
@@ -110,6 +114,15 @@ pub enum PostKind {
     React,
     /// Takes a reaction back; the body is the emoji.
     Unreact,
+    /// Edits a document; the body is a Yjs update (version 1). May be repeated at will.
+    Update,
+    /// Edits the text of a document; the body is [`Operations`](crate::document::Operations), the target the revision they
+    /// were made at.
+    Operations,
+    /// Gives a revision of a document, the target (0: the newest), a name, the body.
+    Version,
+    /// Makes a document read again as it did at a revision, the target, by a new edit.
+    Restore,
 }
 
 /// What a write does, and to which message.
@@ -117,14 +130,15 @@ pub enum PostKind {
 pub struct Post {
     /// What it does.
     pub kind: PostKind,
-    /// A message: the one it answers (0: none). Otherwise: the message that is meant.
+    /// A message: the one it answers (0: none). In a document: a revision. Otherwise: the message that is meant.
     pub target: Position,
 }
 
 /// What a delivery says of the place it has in its channel.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Context {
-    /// The message that is answered, edited, taken back or reacted to; 0 for none.
+    /// The message that is answered, edited, taken back or reacted to; 0 for none. Of an update: the first revision that is
+    /// merged in it, 0 if it is one. Of a version: the revision that is named. Of a part of a snapshot: the first part.
     pub target: Position,
     /// How many messages people and models had written in the channel with this one, whatever happened to them since.
     pub number: u64,

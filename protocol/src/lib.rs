@@ -16,6 +16,7 @@
 #![deny(unsafe_code)]
 
 pub mod chat;
+pub mod document;
 pub mod frame;
 pub mod generation;
 pub mod ids;

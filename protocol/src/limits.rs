@@ -46,9 +46,9 @@ pub const SESSION_QUEUE_BYTES: usize = 256 << 10;
 /// Bytes queued towards one connection over all of its lanes; a frame more is refused. Above [`SESSION_QUEUE_BYTES`], since
 /// answers to requests and generations are queued beside what subscriptions wait for.
 pub const LINK_QUEUE_BYTES: usize = 4 << 20;
-/// Lanes of one connection open at a time: command, delivery, and one per generation watched, some of which may still be
-/// finishing.
-pub const LANES_MAX: usize = 2 + 2 * WATCHES_MAX;
+/// Lanes of one connection open at a time: command, delivery, and one per generation watched and document open, some of which
+/// may still be finishing.
+pub const LANES_MAX: usize = 2 + 2 * WATCHES_MAX + 2 * DOCUMENTS_PER_SESSION_MAX;
 /// Answers to datagrams of no connection (retries, refusals, resets) that wait to be sent by one core; more are dropped.
 pub const UNCONNECTED_ANSWERS_MAX: usize = 256;
 
@@ -173,6 +173,58 @@ pub const MANAGED_BYTES_MAX: usize = 768 << 10;
 pub const GATE_REQUESTS_MAX: usize = 256;
 /// Users and tenants whose use one core counts; those who used least recently are forgotten.
 pub const USAGES_MAX: usize = 65_536;
+
+/// Largest edit of a document, in bytes of a Yjs update; a larger paste comes in pieces.
+pub const DOCUMENT_UPDATE_BYTES_MAX: usize = 768 << 10;
+/// Largest document, in bytes of its encoded state; what would make it larger is refused.
+pub const DOCUMENT_BYTES_MAX: usize = 4 << 20;
+/// Largest state vector of a document, in bytes: one entry for everybody who ever edited it.
+pub const STATE_VECTOR_BYTES_MAX: usize = 256 << 10;
+/// Documents that one core holds open; beyond it the one that was used least recently is let go of, or, if all are in use,
+/// one more is refused.
+pub const DOCUMENTS_OPEN_MAX: usize = 16_384;
+/// Requests to one document that wait until it was read from disk; one more is refused as busy.
+pub const DOCUMENT_WAITING_MAX: usize = 1_024;
+/// A document that nobody reads or edits for this long is let go of, in milliseconds.
+pub const DOCUMENT_IDLE_MS: u64 = 60_000;
+/// A document is written as a whole when at least so many bytes of edits, and as many as it has itself, came since it was
+/// last written so.
+pub const DOCUMENT_SNAPSHOT_BYTES: usize = 64 << 10;
+/// A document is written as a whole after so many edits at the latest.
+pub const DOCUMENT_SNAPSHOT_UPDATES: u64 = 4_096;
+/// Revisions of one open document against which positional operations may be made; older ones are refused.
+pub const DOCUMENT_DELTAS_KEPT: usize = 1_024;
+/// Bytes of positional operations that one open document keeps for that.
+pub const DOCUMENT_DELTAS_BYTES: usize = 256 << 10;
+/// Parts of one positional operation: stretches kept, inserted or deleted.
+pub const OPERATIONS_MAX: usize = 4_096;
+/// Longest name of a version, in bytes.
+pub const VERSION_BYTES_MAX: usize = 128;
+/// Updates in a row that a document's reader may be sent ahead of what it reported as consumed, by default; what is beyond
+/// is merged for it.
+pub const LEAD_UPDATES: u32 = 64;
+/// Bytes of a document's state in one frame.
+pub const DOCUMENT_PART_BYTES: usize = 128 << 10;
+/// Documents that one session has open.
+pub const DOCUMENTS_PER_SESSION_MAX: usize = 64;
+/// Largest update of awareness, in bytes.
+pub const AWARENESS_BYTES_MAX: usize = 16 << 10;
+/// Editors whose awareness one document keeps; further ones are not shown.
+pub const AWARENESS_CLIENTS_MAX: usize = 1_024;
+/// Changes of awareness in a document are gathered for this long before its readers are told, in milliseconds.
+pub const AWARENESS_TICK_MS: u64 = 40;
+/// An editor that does not renew its awareness for this long is taken out of it, in milliseconds.
+pub const AWARENESS_TIMEOUT_MS: u64 = 30_000;
+/// Models that write in one document at a time.
+pub const DOCUMENT_ASKS_MAX: usize = 4;
+/// Longest instruction for a model in a document, in bytes.
+pub const INSTRUCTION_BYTES_MAX: usize = 4 << 10;
+/// Bytes of a document's text around the place that a model is given.
+pub const DOCUMENT_CONTEXT_BYTES: usize = 6 << 10;
+/// How often a model that writes in a document begins anew because the text around it changed.
+pub const DOCUMENT_REFRESHES_MAX: u32 = 4;
+/// Text around a model's place must have been left alone for this long before the model is told, in milliseconds.
+pub const DOCUMENT_REFRESH_MS: u64 = 500;
 
 /// Slots of a ring between two cores, or between a core and an inference thread.
 pub const RING_SLOTS: usize = 4_096;
@@ -347,4 +399,11 @@ const _: () = {
     assert!(CHANNELS_LISTED * (NAME_BYTES_MAX + TOPIC_BYTES_MAX + 256) <= FRAME_BYTES_MAX, "a list fits in a frame");
     assert!(MANAGED_BYTES_MAX + 1024 <= FRAME_BYTES_MAX && MANAGE_BYTES_MAX <= MANAGED_BYTES_MAX);
     assert!(CONVERSATION_BYTES <= PROMPT_BYTES_MAX, "a channel's past fits in a prompt");
+    assert!(DOCUMENT_UPDATE_BYTES_MAX + (64 << 10) <= FRAME_BYTES_MAX, "an edit and its envelope fit in a frame");
+    assert!(DOCUMENT_UPDATE_BYTES_MAX + (64 << 10) <= LOG_RECORD_BYTES_MAX, "an edit fits in a record");
+    assert!(TAIL_BYTES >= 2 * DOCUMENT_UPDATE_BYTES_MAX, "a tail holds at least two edits");
+    assert!(STATE_VECTOR_BYTES_MAX + 4096 <= FRAME_BYTES_MAX, "a document can be asked for");
+    assert!(DOCUMENT_PART_BYTES <= SESSION_QUEUE_BYTES && DOCUMENT_PART_BYTES <= BODY_BYTES_MAX);
+    assert!(DOCUMENT_BYTES_MAX <= TAIL_BYTES, "whoever gets a document anew does not hold more than a tail");
+    assert!(INSTRUCTION_BYTES_MAX + DOCUMENT_CONTEXT_BYTES <= PROMPT_BYTES_MAX, "a document's part fits in a prompt");
 };

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use crate::chat::{
     ChannelAbout, ChannelReport, ChannelSummary, ChatOp, Context, Post, Presence, PresentUser, ProfileReport,
 };
+use crate::document::{DocumentNews, DocumentOp};
 use crate::generation::{AskRequest, FinishReason, TokenDetail, Usage};
 use crate::ids::{Epoch, GenerationId, Name, Position, Sequence, SessionId, Subscription, Watch};
 use crate::reject::Reject;
@@ -208,6 +209,8 @@ pub enum ClientOp {
     /// Asks for vectors that say what texts are about, from a model or the node's first that makes any. Answer:
     /// `Embedded`.
     Embed { model: Option<Name>, texts: Vec<String> },
+    /// Something about a document.
+    Document(DocumentOp),
 }
 
 /// A request for a token.
@@ -282,6 +285,12 @@ pub enum DeliveryKind {
     Membership,
     /// The channel is used in another way; the body is its topic.
     Info,
+    /// A document was edited; the body is a Yjs update (version 1).
+    Update,
+    /// A part of what a document was before this position, encoded as one update. Kept by the node, not sent to readers.
+    Snapshot,
+    /// A revision of a document was given a name, the body; the target says which.
+    Version,
 }
 
 /// One record of a channel, as its readers get it.
@@ -367,6 +376,8 @@ pub enum ServerOp {
     Managed { json: Bytes },
     /// Answer to `Embed`: a vector of `dimensions` numbers for each text, one after the other, and the tokens of the texts.
     Embedded { model: Name, dimensions: u32, vectors: Vec<f32>, tokens: u32 },
+    /// News of a document.
+    Document(DocumentNews),
 }
 
 #[cfg(test)]

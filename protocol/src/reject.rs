@@ -114,6 +114,18 @@ codes! {
     EmbeddingsUnsupported = 40, "embeddings_unsupported";
     /// The model is run elsewhere, and cannot be reached there or fails; come back after the given delay.
     ModelUnavailable = 41, "model_unavailable";
+    /// Not a Yjs update, or one that no honest editor makes.
+    UpdateInvalid = 42, "update_invalid";
+    /// An update that builds on edits the node does not have; send what the node lacks first.
+    UpdateIncomplete = 43, "update_incomplete";
+    /// No such revision: it lies ahead of the document, or is too old to be edited against.
+    RevisionUnknown = 44, "revision_unknown";
+    /// Positional operations that do not fit the text of their revision.
+    OperationsInvalid = 45, "operations_invalid";
+    /// The document would be larger than the limit.
+    DocumentTooLarge = 46, "document_too_large";
+    /// The name is that of a channel and not of a document, or the other way round.
+    KindMismatch = 47, "kind_mismatch";
 }
 
 impl fmt::Display for RejectCode {

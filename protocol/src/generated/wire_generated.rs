@@ -105,14 +105,15 @@ impl ::flatbuffers::SimpleToVerifyInSlice for Durability {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_CHANNEL_KIND: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_CHANNEL_KIND: u8 = 3;
+pub const ENUM_MAX_CHANNEL_KIND: u8 = 4;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_CHANNEL_KIND: [ChannelKind; 4] = [
+pub const ENUM_VALUES_CHANNEL_KIND: [ChannelKind; 5] = [
   ChannelKind::Unsaid,
   ChannelKind::Open,
   ChannelKind::Private,
   ChannelKind::Direct,
+  ChannelKind::Document,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -124,14 +125,16 @@ impl ChannelKind {
   pub const Open: Self = Self(1);
   pub const Private: Self = Self(2);
   pub const Direct: Self = Self(3);
+  pub const Document: Self = Self(4);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 3;
+  pub const ENUM_MAX: u8 = 4;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::Unsaid,
     Self::Open,
     Self::Private,
     Self::Direct,
+    Self::Document,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -140,6 +143,7 @@ impl ChannelKind {
       Self::Open => Some("Open"),
       Self::Private => Some("Private"),
       Self::Direct => Some("Direct"),
+      Self::Document => Some("Document"),
       _ => None,
     }
   }
@@ -393,15 +397,19 @@ impl ::flatbuffers::SimpleToVerifyInSlice for MemberRole {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_POST_KIND: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_POST_KIND: u8 = 4;
+pub const ENUM_MAX_POST_KIND: u8 = 8;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_POST_KIND: [PostKind; 5] = [
+pub const ENUM_VALUES_POST_KIND: [PostKind; 9] = [
   PostKind::Message,
   PostKind::Edit,
   PostKind::Redact,
   PostKind::React,
   PostKind::Unreact,
+  PostKind::Update,
+  PostKind::Operations,
+  PostKind::Version,
+  PostKind::Restore,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -414,15 +422,23 @@ impl PostKind {
   pub const Redact: Self = Self(2);
   pub const React: Self = Self(3);
   pub const Unreact: Self = Self(4);
+  pub const Update: Self = Self(5);
+  pub const Operations: Self = Self(6);
+  pub const Version: Self = Self(7);
+  pub const Restore: Self = Self(8);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 4;
+  pub const ENUM_MAX: u8 = 8;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::Message,
     Self::Edit,
     Self::Redact,
     Self::React,
     Self::Unreact,
+    Self::Update,
+    Self::Operations,
+    Self::Version,
+    Self::Restore,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -432,6 +448,10 @@ impl PostKind {
       Self::Redact => Some("Redact"),
       Self::React => Some("React"),
       Self::Unreact => Some("Unreact"),
+      Self::Update => Some("Update"),
+      Self::Operations => Some("Operations"),
+      Self::Version => Some("Version"),
+      Self::Restore => Some("Restore"),
       _ => None,
     }
   }
@@ -1027,12 +1047,184 @@ impl<'a> ::flatbuffers::Verifiable for PresenceState {
 
 impl ::flatbuffers::SimpleToVerifyInSlice for PresenceState {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MIN_DELIVERY_KIND: u8 = 0;
+pub const ENUM_MIN_DOCUMENT_FORM: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_DELIVERY_KIND: u8 = 9;
+pub const ENUM_MAX_DOCUMENT_FORM: u8 = 1;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_DELIVERY_KIND: [DeliveryKind; 10] = [
+pub const ENUM_VALUES_DOCUMENT_FORM: [DocumentForm; 2] = [
+  DocumentForm::Updates,
+  DocumentForm::Operations,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct DocumentForm(pub u8);
+#[allow(non_upper_case_globals)]
+impl DocumentForm {
+  pub const Updates: Self = Self(0);
+  pub const Operations: Self = Self(1);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 1;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::Updates,
+    Self::Operations,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::Updates => Some("Updates"),
+      Self::Operations => Some("Operations"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for DocumentForm {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for DocumentForm {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for DocumentForm {
+    type Output = DocumentForm;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for DocumentForm {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for DocumentForm {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for DocumentForm {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_READ_FORM: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_READ_FORM: u8 = 2;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_READ_FORM: [ReadForm; 3] = [
+  ReadForm::Text,
+  ReadForm::State,
+  ReadForm::Json,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct ReadForm(pub u8);
+#[allow(non_upper_case_globals)]
+impl ReadForm {
+  pub const Text: Self = Self(0);
+  pub const State: Self = Self(1);
+  pub const Json: Self = Self(2);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 2;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::Text,
+    Self::State,
+    Self::Json,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::Text => Some("Text"),
+      Self::State => Some("State"),
+      Self::Json => Some("Json"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for ReadForm {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for ReadForm {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for ReadForm {
+    type Output = ReadForm;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for ReadForm {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for ReadForm {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for ReadForm {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_DELIVERY_KIND: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_DELIVERY_KIND: u8 = 12;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_DELIVERY_KIND: [DeliveryKind; 13] = [
   DeliveryKind::Message,
   DeliveryKind::Tokens,
   DeliveryKind::GenerationStarted,
@@ -1043,6 +1235,9 @@ pub const ENUM_VALUES_DELIVERY_KIND: [DeliveryKind; 10] = [
   DeliveryKind::Unreaction,
   DeliveryKind::Membership,
   DeliveryKind::Info,
+  DeliveryKind::Update,
+  DeliveryKind::Snapshot,
+  DeliveryKind::Version,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -1060,9 +1255,12 @@ impl DeliveryKind {
   pub const Unreaction: Self = Self(7);
   pub const Membership: Self = Self(8);
   pub const Info: Self = Self(9);
+  pub const Update: Self = Self(10);
+  pub const Snapshot: Self = Self(11);
+  pub const Version: Self = Self(12);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 9;
+  pub const ENUM_MAX: u8 = 12;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::Message,
     Self::Tokens,
@@ -1074,6 +1272,9 @@ impl DeliveryKind {
     Self::Unreaction,
     Self::Membership,
     Self::Info,
+    Self::Update,
+    Self::Snapshot,
+    Self::Version,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -1088,6 +1289,9 @@ impl DeliveryKind {
       Self::Unreaction => Some("Unreaction"),
       Self::Membership => Some("Membership"),
       Self::Info => Some("Info"),
+      Self::Update => Some("Update"),
+      Self::Snapshot => Some("Snapshot"),
+      Self::Version => Some("Version"),
       _ => None,
     }
   }
@@ -1235,12 +1439,100 @@ impl<'a> ::flatbuffers::Verifiable for FinishReason {
 
 impl ::flatbuffers::SimpleToVerifyInSlice for FinishReason {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MIN_OP: u8 = 0;
+pub const ENUM_MIN_DOCUMENT_ACCESS: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_OP: u8 = 63;
+pub const ENUM_MAX_DOCUMENT_ACCESS: u8 = 2;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_OP: [Op; 64] = [
+pub const ENUM_VALUES_DOCUMENT_ACCESS: [DocumentAccess; 3] = [
+  DocumentAccess::Read,
+  DocumentAccess::Comment,
+  DocumentAccess::Write,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct DocumentAccess(pub u8);
+#[allow(non_upper_case_globals)]
+impl DocumentAccess {
+  pub const Read: Self = Self(0);
+  pub const Comment: Self = Self(1);
+  pub const Write: Self = Self(2);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 2;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::Read,
+    Self::Comment,
+    Self::Write,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::Read => Some("Read"),
+      Self::Comment => Some("Comment"),
+      Self::Write => Some("Write"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for DocumentAccess {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for DocumentAccess {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for DocumentAccess {
+    type Output = DocumentAccess;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for DocumentAccess {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for DocumentAccess {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for DocumentAccess {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_OP: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_OP: u8 = 71;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_OP: [Op; 72] = [
   Op::NONE,
   Op::Hello,
   Op::CreateChannel,
@@ -1305,6 +1597,14 @@ pub const ENUM_VALUES_OP: [Op; 64] = [
   Op::Managed,
   Op::Embed,
   Op::Embedded,
+  Op::OpenDocument,
+  Op::ReadDocument,
+  Op::AskInDocument,
+  Op::ShareAwareness,
+  Op::DocumentOpened,
+  Op::DocumentState,
+  Op::DocumentOperations,
+  Op::Awareness,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -1376,9 +1676,17 @@ impl Op {
   pub const Managed: Self = Self(61);
   pub const Embed: Self = Self(62);
   pub const Embedded: Self = Self(63);
+  pub const OpenDocument: Self = Self(64);
+  pub const ReadDocument: Self = Self(65);
+  pub const AskInDocument: Self = Self(66);
+  pub const ShareAwareness: Self = Self(67);
+  pub const DocumentOpened: Self = Self(68);
+  pub const DocumentState: Self = Self(69);
+  pub const DocumentOperations: Self = Self(70);
+  pub const Awareness: Self = Self(71);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 63;
+  pub const ENUM_MAX: u8 = 71;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::Hello,
@@ -1444,6 +1752,14 @@ impl Op {
     Self::Managed,
     Self::Embed,
     Self::Embedded,
+    Self::OpenDocument,
+    Self::ReadDocument,
+    Self::AskInDocument,
+    Self::ShareAwareness,
+    Self::DocumentOpened,
+    Self::DocumentState,
+    Self::DocumentOperations,
+    Self::Awareness,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -1512,6 +1828,14 @@ impl Op {
       Self::Managed => Some("Managed"),
       Self::Embed => Some("Embed"),
       Self::Embedded => Some("Embedded"),
+      Self::OpenDocument => Some("OpenDocument"),
+      Self::ReadDocument => Some("ReadDocument"),
+      Self::AskInDocument => Some("AskInDocument"),
+      Self::ShareAwareness => Some("ShareAwareness"),
+      Self::DocumentOpened => Some("DocumentOpened"),
+      Self::DocumentState => Some("DocumentState"),
+      Self::DocumentOperations => Some("DocumentOperations"),
+      Self::Awareness => Some("Awareness"),
       _ => None,
     }
   }
@@ -6892,6 +7216,713 @@ impl ::core::fmt::Debug for Embed<'_> {
       ds.finish()
   }
 }
+pub enum OpenDocumentOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct OpenDocument<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for OpenDocument<'a> {
+  type Inner = OpenDocument<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> OpenDocument<'a> {
+  pub const VT_DOCUMENT: ::flatbuffers::VOffsetT = 4;
+  pub const VT_STATE: ::flatbuffers::VOffsetT = 6;
+  pub const VT_FORM: ::flatbuffers::VOffsetT = 8;
+  pub const VT_MAKE: ::flatbuffers::VOffsetT = 10;
+  pub const VT_LEAD: ::flatbuffers::VOffsetT = 12;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    OpenDocument { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args OpenDocumentArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<OpenDocument<'bldr>> {
+    let mut builder = OpenDocumentBuilder::new(_fbb);
+    builder.add_lead(args.lead);
+    if let Some(x) = args.state { builder.add_state(x); }
+    if let Some(x) = args.document { builder.add_document(x); }
+    builder.add_make(args.make);
+    builder.add_form(args.form);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn document(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(OpenDocument::VT_DOCUMENT, None)}
+  }
+  #[inline]
+  pub fn state(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(OpenDocument::VT_STATE, None)}
+  }
+  #[inline]
+  pub fn form(&self) -> DocumentForm {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<DocumentForm>(OpenDocument::VT_FORM, Some(DocumentForm::Updates)).unwrap()}
+  }
+  #[inline]
+  pub fn make(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(OpenDocument::VT_MAKE, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn lead(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(OpenDocument::VT_LEAD, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for OpenDocument<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("document", Self::VT_DOCUMENT, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("state", Self::VT_STATE, false)?
+     .visit_field::<DocumentForm>("form", Self::VT_FORM, false)?
+     .visit_field::<bool>("make", Self::VT_MAKE, false)?
+     .visit_field::<u32>("lead", Self::VT_LEAD, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct OpenDocumentArgs<'a> {
+    pub document: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub state: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+    pub form: DocumentForm,
+    pub make: bool,
+    pub lead: u32,
+}
+impl<'a> Default for OpenDocumentArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    OpenDocumentArgs {
+      document: None,
+      state: None,
+      form: DocumentForm::Updates,
+      make: false,
+      lead: 0,
+    }
+  }
+}
+
+pub struct OpenDocumentBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> OpenDocumentBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_document(&mut self, document: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(OpenDocument::VT_DOCUMENT, document);
+  }
+  #[inline]
+  pub fn add_state(&mut self, state: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(OpenDocument::VT_STATE, state);
+  }
+  #[inline]
+  pub fn add_form(&mut self, form: DocumentForm) {
+    self.fbb_.push_slot::<DocumentForm>(OpenDocument::VT_FORM, form, DocumentForm::Updates);
+  }
+  #[inline]
+  pub fn add_make(&mut self, make: bool) {
+    self.fbb_.push_slot::<bool>(OpenDocument::VT_MAKE, make, false);
+  }
+  #[inline]
+  pub fn add_lead(&mut self, lead: u32) {
+    self.fbb_.push_slot::<u32>(OpenDocument::VT_LEAD, lead, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> OpenDocumentBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    OpenDocumentBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<OpenDocument<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for OpenDocument<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("OpenDocument");
+      ds.field("document", &self.document());
+      ds.field("state", &self.state());
+      ds.field("form", &self.form());
+      ds.field("make", &self.make());
+      ds.field("lead", &self.lead());
+      ds.finish()
+  }
+}
+pub enum ReadDocumentOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ReadDocument<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ReadDocument<'a> {
+  type Inner = ReadDocument<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ReadDocument<'a> {
+  pub const VT_DOCUMENT: ::flatbuffers::VOffsetT = 4;
+  pub const VT_REVISION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_FORM: ::flatbuffers::VOffsetT = 8;
+  pub const VT_OFFSET: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ReadDocument { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ReadDocumentArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ReadDocument<'bldr>> {
+    let mut builder = ReadDocumentBuilder::new(_fbb);
+    builder.add_offset(args.offset);
+    builder.add_revision(args.revision);
+    if let Some(x) = args.document { builder.add_document(x); }
+    builder.add_form(args.form);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn document(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ReadDocument::VT_DOCUMENT, None)}
+  }
+  #[inline]
+  pub fn revision(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ReadDocument::VT_REVISION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn form(&self) -> ReadForm {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<ReadForm>(ReadDocument::VT_FORM, Some(ReadForm::Text)).unwrap()}
+  }
+  #[inline]
+  pub fn offset(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ReadDocument::VT_OFFSET, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ReadDocument<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("document", Self::VT_DOCUMENT, false)?
+     .visit_field::<u64>("revision", Self::VT_REVISION, false)?
+     .visit_field::<ReadForm>("form", Self::VT_FORM, false)?
+     .visit_field::<u64>("offset", Self::VT_OFFSET, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ReadDocumentArgs<'a> {
+    pub document: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub revision: u64,
+    pub form: ReadForm,
+    pub offset: u64,
+}
+impl<'a> Default for ReadDocumentArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ReadDocumentArgs {
+      document: None,
+      revision: 0,
+      form: ReadForm::Text,
+      offset: 0,
+    }
+  }
+}
+
+pub struct ReadDocumentBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ReadDocumentBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_document(&mut self, document: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ReadDocument::VT_DOCUMENT, document);
+  }
+  #[inline]
+  pub fn add_revision(&mut self, revision: u64) {
+    self.fbb_.push_slot::<u64>(ReadDocument::VT_REVISION, revision, 0);
+  }
+  #[inline]
+  pub fn add_form(&mut self, form: ReadForm) {
+    self.fbb_.push_slot::<ReadForm>(ReadDocument::VT_FORM, form, ReadForm::Text);
+  }
+  #[inline]
+  pub fn add_offset(&mut self, offset: u64) {
+    self.fbb_.push_slot::<u64>(ReadDocument::VT_OFFSET, offset, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ReadDocumentBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ReadDocumentBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ReadDocument<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ReadDocument<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ReadDocument");
+      ds.field("document", &self.document());
+      ds.field("revision", &self.revision());
+      ds.field("form", &self.form());
+      ds.field("offset", &self.offset());
+      ds.finish()
+  }
+}
+pub enum AskInDocumentOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct AskInDocument<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for AskInDocument<'a> {
+  type Inner = AskInDocument<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> AskInDocument<'a> {
+  pub const VT_DOCUMENT: ::flatbuffers::VOffsetT = 4;
+  pub const VT_INSTRUCTION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_MODEL: ::flatbuffers::VOffsetT = 8;
+  pub const VT_START: ::flatbuffers::VOffsetT = 10;
+  pub const VT_END: ::flatbuffers::VOffsetT = 12;
+  pub const VT_REVISION: ::flatbuffers::VOffsetT = 14;
+  pub const VT_START_OFFSET: ::flatbuffers::VOffsetT = 16;
+  pub const VT_END_OFFSET: ::flatbuffers::VOffsetT = 18;
+  pub const VT_MAX_TOKENS: ::flatbuffers::VOffsetT = 20;
+  pub const VT_TEMPERATURE: ::flatbuffers::VOffsetT = 22;
+  pub const VT_SEED: ::flatbuffers::VOffsetT = 24;
+  pub const VT_HAS_SEED: ::flatbuffers::VOffsetT = 26;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    AskInDocument { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args AskInDocumentArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<AskInDocument<'bldr>> {
+    let mut builder = AskInDocumentBuilder::new(_fbb);
+    builder.add_seed(args.seed);
+    builder.add_revision(args.revision);
+    builder.add_temperature(args.temperature);
+    builder.add_max_tokens(args.max_tokens);
+    builder.add_end_offset(args.end_offset);
+    builder.add_start_offset(args.start_offset);
+    if let Some(x) = args.end { builder.add_end(x); }
+    if let Some(x) = args.start { builder.add_start(x); }
+    if let Some(x) = args.model { builder.add_model(x); }
+    if let Some(x) = args.instruction { builder.add_instruction(x); }
+    if let Some(x) = args.document { builder.add_document(x); }
+    builder.add_has_seed(args.has_seed);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn document(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(AskInDocument::VT_DOCUMENT, None)}
+  }
+  #[inline]
+  pub fn instruction(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(AskInDocument::VT_INSTRUCTION, None)}
+  }
+  #[inline]
+  pub fn model(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(AskInDocument::VT_MODEL, None)}
+  }
+  #[inline]
+  pub fn start(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(AskInDocument::VT_START, None)}
+  }
+  #[inline]
+  pub fn end(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(AskInDocument::VT_END, None)}
+  }
+  #[inline]
+  pub fn revision(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(AskInDocument::VT_REVISION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn start_offset(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(AskInDocument::VT_START_OFFSET, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn end_offset(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(AskInDocument::VT_END_OFFSET, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn max_tokens(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(AskInDocument::VT_MAX_TOKENS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn temperature(&self) -> f32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<f32>(AskInDocument::VT_TEMPERATURE, Some(0.0)).unwrap()}
+  }
+  #[inline]
+  pub fn seed(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(AskInDocument::VT_SEED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn has_seed(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(AskInDocument::VT_HAS_SEED, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for AskInDocument<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("document", Self::VT_DOCUMENT, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("instruction", Self::VT_INSTRUCTION, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("model", Self::VT_MODEL, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("start", Self::VT_START, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("end", Self::VT_END, false)?
+     .visit_field::<u64>("revision", Self::VT_REVISION, false)?
+     .visit_field::<u32>("start_offset", Self::VT_START_OFFSET, false)?
+     .visit_field::<u32>("end_offset", Self::VT_END_OFFSET, false)?
+     .visit_field::<u32>("max_tokens", Self::VT_MAX_TOKENS, false)?
+     .visit_field::<f32>("temperature", Self::VT_TEMPERATURE, false)?
+     .visit_field::<u64>("seed", Self::VT_SEED, false)?
+     .visit_field::<bool>("has_seed", Self::VT_HAS_SEED, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct AskInDocumentArgs<'a> {
+    pub document: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub instruction: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub model: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub start: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+    pub end: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+    pub revision: u64,
+    pub start_offset: u32,
+    pub end_offset: u32,
+    pub max_tokens: u32,
+    pub temperature: f32,
+    pub seed: u64,
+    pub has_seed: bool,
+}
+impl<'a> Default for AskInDocumentArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    AskInDocumentArgs {
+      document: None,
+      instruction: None,
+      model: None,
+      start: None,
+      end: None,
+      revision: 0,
+      start_offset: 0,
+      end_offset: 0,
+      max_tokens: 0,
+      temperature: 0.0,
+      seed: 0,
+      has_seed: false,
+    }
+  }
+}
+
+pub struct AskInDocumentBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AskInDocumentBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_document(&mut self, document: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(AskInDocument::VT_DOCUMENT, document);
+  }
+  #[inline]
+  pub fn add_instruction(&mut self, instruction: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(AskInDocument::VT_INSTRUCTION, instruction);
+  }
+  #[inline]
+  pub fn add_model(&mut self, model: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(AskInDocument::VT_MODEL, model);
+  }
+  #[inline]
+  pub fn add_start(&mut self, start: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(AskInDocument::VT_START, start);
+  }
+  #[inline]
+  pub fn add_end(&mut self, end: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(AskInDocument::VT_END, end);
+  }
+  #[inline]
+  pub fn add_revision(&mut self, revision: u64) {
+    self.fbb_.push_slot::<u64>(AskInDocument::VT_REVISION, revision, 0);
+  }
+  #[inline]
+  pub fn add_start_offset(&mut self, start_offset: u32) {
+    self.fbb_.push_slot::<u32>(AskInDocument::VT_START_OFFSET, start_offset, 0);
+  }
+  #[inline]
+  pub fn add_end_offset(&mut self, end_offset: u32) {
+    self.fbb_.push_slot::<u32>(AskInDocument::VT_END_OFFSET, end_offset, 0);
+  }
+  #[inline]
+  pub fn add_max_tokens(&mut self, max_tokens: u32) {
+    self.fbb_.push_slot::<u32>(AskInDocument::VT_MAX_TOKENS, max_tokens, 0);
+  }
+  #[inline]
+  pub fn add_temperature(&mut self, temperature: f32) {
+    self.fbb_.push_slot::<f32>(AskInDocument::VT_TEMPERATURE, temperature, 0.0);
+  }
+  #[inline]
+  pub fn add_seed(&mut self, seed: u64) {
+    self.fbb_.push_slot::<u64>(AskInDocument::VT_SEED, seed, 0);
+  }
+  #[inline]
+  pub fn add_has_seed(&mut self, has_seed: bool) {
+    self.fbb_.push_slot::<bool>(AskInDocument::VT_HAS_SEED, has_seed, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AskInDocumentBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    AskInDocumentBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<AskInDocument<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for AskInDocument<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("AskInDocument");
+      ds.field("document", &self.document());
+      ds.field("instruction", &self.instruction());
+      ds.field("model", &self.model());
+      ds.field("start", &self.start());
+      ds.field("end", &self.end());
+      ds.field("revision", &self.revision());
+      ds.field("start_offset", &self.start_offset());
+      ds.field("end_offset", &self.end_offset());
+      ds.field("max_tokens", &self.max_tokens());
+      ds.field("temperature", &self.temperature());
+      ds.field("seed", &self.seed());
+      ds.field("has_seed", &self.has_seed());
+      ds.finish()
+  }
+}
+pub enum ShareAwarenessOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ShareAwareness<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ShareAwareness<'a> {
+  type Inner = ShareAwareness<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ShareAwareness<'a> {
+  pub const VT_SUBSCRIPTION: ::flatbuffers::VOffsetT = 4;
+  pub const VT_UPDATE: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ShareAwareness { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ShareAwarenessArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ShareAwareness<'bldr>> {
+    let mut builder = ShareAwarenessBuilder::new(_fbb);
+    if let Some(x) = args.update { builder.add_update(x); }
+    builder.add_subscription(args.subscription);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn subscription(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ShareAwareness::VT_SUBSCRIPTION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn update(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(ShareAwareness::VT_UPDATE, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ShareAwareness<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("subscription", Self::VT_SUBSCRIPTION, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("update", Self::VT_UPDATE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ShareAwarenessArgs<'a> {
+    pub subscription: u32,
+    pub update: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+}
+impl<'a> Default for ShareAwarenessArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ShareAwarenessArgs {
+      subscription: 0,
+      update: None,
+    }
+  }
+}
+
+pub struct ShareAwarenessBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ShareAwarenessBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_subscription(&mut self, subscription: u32) {
+    self.fbb_.push_slot::<u32>(ShareAwareness::VT_SUBSCRIPTION, subscription, 0);
+  }
+  #[inline]
+  pub fn add_update(&mut self, update: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ShareAwareness::VT_UPDATE, update);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ShareAwarenessBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ShareAwarenessBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ShareAwareness<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ShareAwareness<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ShareAwareness");
+      ds.field("subscription", &self.subscription());
+      ds.field("update", &self.update());
+      ds.finish()
+  }
+}
 pub enum WelcomeOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -11425,6 +12456,594 @@ impl ::core::fmt::Debug for Embedded<'_> {
       ds.finish()
   }
 }
+pub enum DocumentOpenedOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct DocumentOpened<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for DocumentOpened<'a> {
+  type Inner = DocumentOpened<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> DocumentOpened<'a> {
+  pub const VT_REVISION: ::flatbuffers::VOffsetT = 4;
+  pub const VT_BYTES: ::flatbuffers::VOffsetT = 6;
+  pub const VT_ACCESS: ::flatbuffers::VOffsetT = 8;
+  pub const VT_MADE: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    DocumentOpened { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args DocumentOpenedArgs
+  ) -> ::flatbuffers::WIPOffset<DocumentOpened<'bldr>> {
+    let mut builder = DocumentOpenedBuilder::new(_fbb);
+    builder.add_bytes(args.bytes);
+    builder.add_revision(args.revision);
+    builder.add_made(args.made);
+    builder.add_access(args.access);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn revision(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(DocumentOpened::VT_REVISION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(DocumentOpened::VT_BYTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn access(&self) -> DocumentAccess {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<DocumentAccess>(DocumentOpened::VT_ACCESS, Some(DocumentAccess::Read)).unwrap()}
+  }
+  #[inline]
+  pub fn made(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(DocumentOpened::VT_MADE, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for DocumentOpened<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("revision", Self::VT_REVISION, false)?
+     .visit_field::<u64>("bytes", Self::VT_BYTES, false)?
+     .visit_field::<DocumentAccess>("access", Self::VT_ACCESS, false)?
+     .visit_field::<bool>("made", Self::VT_MADE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DocumentOpenedArgs {
+    pub revision: u64,
+    pub bytes: u64,
+    pub access: DocumentAccess,
+    pub made: bool,
+}
+impl<'a> Default for DocumentOpenedArgs {
+  #[inline]
+  fn default() -> Self {
+    DocumentOpenedArgs {
+      revision: 0,
+      bytes: 0,
+      access: DocumentAccess::Read,
+      made: false,
+    }
+  }
+}
+
+pub struct DocumentOpenedBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DocumentOpenedBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_revision(&mut self, revision: u64) {
+    self.fbb_.push_slot::<u64>(DocumentOpened::VT_REVISION, revision, 0);
+  }
+  #[inline]
+  pub fn add_bytes(&mut self, bytes: u64) {
+    self.fbb_.push_slot::<u64>(DocumentOpened::VT_BYTES, bytes, 0);
+  }
+  #[inline]
+  pub fn add_access(&mut self, access: DocumentAccess) {
+    self.fbb_.push_slot::<DocumentAccess>(DocumentOpened::VT_ACCESS, access, DocumentAccess::Read);
+  }
+  #[inline]
+  pub fn add_made(&mut self, made: bool) {
+    self.fbb_.push_slot::<bool>(DocumentOpened::VT_MADE, made, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DocumentOpenedBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DocumentOpenedBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<DocumentOpened<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for DocumentOpened<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("DocumentOpened");
+      ds.field("revision", &self.revision());
+      ds.field("bytes", &self.bytes());
+      ds.field("access", &self.access());
+      ds.field("made", &self.made());
+      ds.finish()
+  }
+}
+pub enum DocumentStateOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct DocumentState<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for DocumentState<'a> {
+  type Inner = DocumentState<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> DocumentState<'a> {
+  pub const VT_REVISION: ::flatbuffers::VOffsetT = 4;
+  pub const VT_OFFSET: ::flatbuffers::VOffsetT = 6;
+  pub const VT_TOTAL: ::flatbuffers::VOffsetT = 8;
+  pub const VT_BYTES: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    DocumentState { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args DocumentStateArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<DocumentState<'bldr>> {
+    let mut builder = DocumentStateBuilder::new(_fbb);
+    builder.add_total(args.total);
+    builder.add_offset(args.offset);
+    builder.add_revision(args.revision);
+    if let Some(x) = args.bytes { builder.add_bytes(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn revision(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(DocumentState::VT_REVISION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn offset(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(DocumentState::VT_OFFSET, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn total(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(DocumentState::VT_TOTAL, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn bytes(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(DocumentState::VT_BYTES, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for DocumentState<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("revision", Self::VT_REVISION, false)?
+     .visit_field::<u64>("offset", Self::VT_OFFSET, false)?
+     .visit_field::<u64>("total", Self::VT_TOTAL, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("bytes", Self::VT_BYTES, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DocumentStateArgs<'a> {
+    pub revision: u64,
+    pub offset: u64,
+    pub total: u64,
+    pub bytes: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+}
+impl<'a> Default for DocumentStateArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    DocumentStateArgs {
+      revision: 0,
+      offset: 0,
+      total: 0,
+      bytes: None,
+    }
+  }
+}
+
+pub struct DocumentStateBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DocumentStateBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_revision(&mut self, revision: u64) {
+    self.fbb_.push_slot::<u64>(DocumentState::VT_REVISION, revision, 0);
+  }
+  #[inline]
+  pub fn add_offset(&mut self, offset: u64) {
+    self.fbb_.push_slot::<u64>(DocumentState::VT_OFFSET, offset, 0);
+  }
+  #[inline]
+  pub fn add_total(&mut self, total: u64) {
+    self.fbb_.push_slot::<u64>(DocumentState::VT_TOTAL, total, 0);
+  }
+  #[inline]
+  pub fn add_bytes(&mut self, bytes: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(DocumentState::VT_BYTES, bytes);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DocumentStateBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DocumentStateBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<DocumentState<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for DocumentState<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("DocumentState");
+      ds.field("revision", &self.revision());
+      ds.field("offset", &self.offset());
+      ds.field("total", &self.total());
+      ds.field("bytes", &self.bytes());
+      ds.finish()
+  }
+}
+pub enum DocumentOperationsOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct DocumentOperations<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for DocumentOperations<'a> {
+  type Inner = DocumentOperations<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> DocumentOperations<'a> {
+  pub const VT_FROM: ::flatbuffers::VOffsetT = 4;
+  pub const VT_TO: ::flatbuffers::VOffsetT = 6;
+  pub const VT_TIMESTAMP_US: ::flatbuffers::VOffsetT = 8;
+  pub const VT_USER: ::flatbuffers::VOffsetT = 10;
+  pub const VT_GENERATION: ::flatbuffers::VOffsetT = 12;
+  pub const VT_SEQUENCE: ::flatbuffers::VOffsetT = 14;
+  pub const VT_OPERATIONS: ::flatbuffers::VOffsetT = 16;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    DocumentOperations { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args DocumentOperationsArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<DocumentOperations<'bldr>> {
+    let mut builder = DocumentOperationsBuilder::new(_fbb);
+    builder.add_sequence(args.sequence);
+    builder.add_generation(args.generation);
+    builder.add_timestamp_us(args.timestamp_us);
+    builder.add_to(args.to);
+    builder.add_from(args.from);
+    if let Some(x) = args.operations { builder.add_operations(x); }
+    if let Some(x) = args.user { builder.add_user(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn from(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(DocumentOperations::VT_FROM, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn to(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(DocumentOperations::VT_TO, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn timestamp_us(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(DocumentOperations::VT_TIMESTAMP_US, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn user(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(DocumentOperations::VT_USER, None)}
+  }
+  #[inline]
+  pub fn generation(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(DocumentOperations::VT_GENERATION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn sequence(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(DocumentOperations::VT_SEQUENCE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn operations(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(DocumentOperations::VT_OPERATIONS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for DocumentOperations<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("from", Self::VT_FROM, false)?
+     .visit_field::<u64>("to", Self::VT_TO, false)?
+     .visit_field::<u64>("timestamp_us", Self::VT_TIMESTAMP_US, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("user", Self::VT_USER, false)?
+     .visit_field::<u64>("generation", Self::VT_GENERATION, false)?
+     .visit_field::<u64>("sequence", Self::VT_SEQUENCE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("operations", Self::VT_OPERATIONS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DocumentOperationsArgs<'a> {
+    pub from: u64,
+    pub to: u64,
+    pub timestamp_us: u64,
+    pub user: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub generation: u64,
+    pub sequence: u64,
+    pub operations: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+}
+impl<'a> Default for DocumentOperationsArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    DocumentOperationsArgs {
+      from: 0,
+      to: 0,
+      timestamp_us: 0,
+      user: None,
+      generation: 0,
+      sequence: 0,
+      operations: None,
+    }
+  }
+}
+
+pub struct DocumentOperationsBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DocumentOperationsBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_from(&mut self, from: u64) {
+    self.fbb_.push_slot::<u64>(DocumentOperations::VT_FROM, from, 0);
+  }
+  #[inline]
+  pub fn add_to(&mut self, to: u64) {
+    self.fbb_.push_slot::<u64>(DocumentOperations::VT_TO, to, 0);
+  }
+  #[inline]
+  pub fn add_timestamp_us(&mut self, timestamp_us: u64) {
+    self.fbb_.push_slot::<u64>(DocumentOperations::VT_TIMESTAMP_US, timestamp_us, 0);
+  }
+  #[inline]
+  pub fn add_user(&mut self, user: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(DocumentOperations::VT_USER, user);
+  }
+  #[inline]
+  pub fn add_generation(&mut self, generation: u64) {
+    self.fbb_.push_slot::<u64>(DocumentOperations::VT_GENERATION, generation, 0);
+  }
+  #[inline]
+  pub fn add_sequence(&mut self, sequence: u64) {
+    self.fbb_.push_slot::<u64>(DocumentOperations::VT_SEQUENCE, sequence, 0);
+  }
+  #[inline]
+  pub fn add_operations(&mut self, operations: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(DocumentOperations::VT_OPERATIONS, operations);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DocumentOperationsBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DocumentOperationsBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<DocumentOperations<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for DocumentOperations<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("DocumentOperations");
+      ds.field("from", &self.from());
+      ds.field("to", &self.to());
+      ds.field("timestamp_us", &self.timestamp_us());
+      ds.field("user", &self.user());
+      ds.field("generation", &self.generation());
+      ds.field("sequence", &self.sequence());
+      ds.field("operations", &self.operations());
+      ds.finish()
+  }
+}
+pub enum AwarenessOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Awareness<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Awareness<'a> {
+  type Inner = Awareness<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Awareness<'a> {
+  pub const VT_UPDATE: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Awareness { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args AwarenessArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Awareness<'bldr>> {
+    let mut builder = AwarenessBuilder::new(_fbb);
+    if let Some(x) = args.update { builder.add_update(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn update(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(Awareness::VT_UPDATE, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Awareness<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("update", Self::VT_UPDATE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct AwarenessArgs<'a> {
+    pub update: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+}
+impl<'a> Default for AwarenessArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    AwarenessArgs {
+      update: None,
+    }
+  }
+}
+
+pub struct AwarenessBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AwarenessBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_update(&mut self, update: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Awareness::VT_UPDATE, update);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AwarenessBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    AwarenessBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Awareness<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Awareness<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Awareness");
+      ds.field("update", &self.update());
+      ds.finish()
+  }
+}
 pub enum FrameOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -12428,6 +14047,126 @@ impl<'a> Frame<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_open_document(&self) -> Option<OpenDocument<'a>> {
+    if self.op_type() == Op::OpenDocument {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { OpenDocument::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_read_document(&self) -> Option<ReadDocument<'a>> {
+    if self.op_type() == Op::ReadDocument {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { ReadDocument::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_ask_in_document(&self) -> Option<AskInDocument<'a>> {
+    if self.op_type() == Op::AskInDocument {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { AskInDocument::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_share_awareness(&self) -> Option<ShareAwareness<'a>> {
+    if self.op_type() == Op::ShareAwareness {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { ShareAwareness::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_document_opened(&self) -> Option<DocumentOpened<'a>> {
+    if self.op_type() == Op::DocumentOpened {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { DocumentOpened::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_document_state(&self) -> Option<DocumentState<'a>> {
+    if self.op_type() == Op::DocumentState {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { DocumentState::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_document_operations(&self) -> Option<DocumentOperations<'a>> {
+    if self.op_type() == Op::DocumentOperations {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { DocumentOperations::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn op_as_awareness(&self) -> Option<Awareness<'a>> {
+    if self.op_type() == Op::Awareness {
+      self.op().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { Awareness::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Frame<'_> {
@@ -12501,6 +14240,14 @@ impl ::flatbuffers::Verifiable for Frame<'_> {
           Op::Managed => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Managed>>("Op::Managed", pos),
           Op::Embed => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Embed>>("Op::Embed", pos),
           Op::Embedded => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Embedded>>("Op::Embedded", pos),
+          Op::OpenDocument => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<OpenDocument>>("Op::OpenDocument", pos),
+          Op::ReadDocument => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ReadDocument>>("Op::ReadDocument", pos),
+          Op::AskInDocument => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<AskInDocument>>("Op::AskInDocument", pos),
+          Op::ShareAwareness => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ShareAwareness>>("Op::ShareAwareness", pos),
+          Op::DocumentOpened => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DocumentOpened>>("Op::DocumentOpened", pos),
+          Op::DocumentState => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DocumentState>>("Op::DocumentState", pos),
+          Op::DocumentOperations => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DocumentOperations>>("Op::DocumentOperations", pos),
+          Op::Awareness => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Awareness>>("Op::Awareness", pos),
           _ => Ok(()),
         }
      })?
@@ -12998,6 +14745,62 @@ impl ::core::fmt::Debug for Frame<'_> {
         },
         Op::Embedded => {
           if let Some(x) = self.op_as_embedded() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::OpenDocument => {
+          if let Some(x) = self.op_as_open_document() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::ReadDocument => {
+          if let Some(x) = self.op_as_read_document() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::AskInDocument => {
+          if let Some(x) = self.op_as_ask_in_document() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::ShareAwareness => {
+          if let Some(x) = self.op_as_share_awareness() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::DocumentOpened => {
+          if let Some(x) = self.op_as_document_opened() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::DocumentState => {
+          if let Some(x) = self.op_as_document_state() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::DocumentOperations => {
+          if let Some(x) = self.op_as_document_operations() {
+            ds.field("op", &x)
+          } else {
+            ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Op::Awareness => {
+          if let Some(x) = self.op_as_awareness() {
             ds.field("op", &x)
           } else {
             ds.field("op", &"InvalidFlatbuffer: Union discriminant does not match value.")

@@ -8,6 +8,7 @@ macro_rules! table {
 }
 
 mod chat;
+mod document;
 mod generation;
 
 use bytes::Bytes;
@@ -17,12 +18,12 @@ use super::{
     ClientOp, CreateChannel, Delivery, DeliveryKind, Durability, From, Hello, Policy, Publish, ServerOp, Subscribe,
     WatchRequest, Welcome,
 };
-use crate::chat::{ChannelAbout, Context, Post};
+use crate::chat::{ChannelAbout, Context, Post, PostKind};
 use crate::generated::thalweg::wire;
 use crate::ids::{Epoch, GenerationId, Name, Position, Sequence, SessionId, Subscription, Watch};
 use crate::limits::{
-    BODY_BYTES_MAX, FLATBUFFER_DEPTH_MAX, FLATBUFFER_TABLES_MAX, FRAME_BYTES_MAX, MANAGE_BYTES_MAX, MENTIONS_MAX,
-    TOKEN_BYTES_MAX, TOPIC_BYTES_MAX,
+    BODY_BYTES_MAX, DOCUMENT_UPDATE_BYTES_MAX, FLATBUFFER_DEPTH_MAX, FLATBUFFER_TABLES_MAX, FRAME_BYTES_MAX,
+    MANAGE_BYTES_MAX, MENTIONS_MAX, TOKEN_BYTES_MAX, TOPIC_BYTES_MAX,
 };
 use crate::reject::{Reject, RejectCode};
 use crate::trace::TraceContext;
@@ -157,9 +158,10 @@ impl ClientOp {
                 Self::Typing { subscription: Subscription(table.subscription()), on: table.on() }
             }
             wire::Op::Embed => generation::read_embed(&table!(frame, op_as_embed))?,
-            other => match chat::read_request(frame)? {
-                Some(op) => Self::Chat(op),
-                None => return Err(unknown(other, "a node")),
+            other => match (chat::read_request(frame)?, document::read_request(payload, frame)?) {
+                (Some(op), _) => Self::Chat(op),
+                (None, Some(op)) => Self::Document(op),
+                (None, None) => return Err(unknown(other, "a node")),
             },
         })
     }
@@ -197,8 +199,10 @@ fn read_create_channel(table: &wire::CreateChannel<'_>) -> Result<CreateChannel,
 
 fn read_publish(payload: &Bytes, table: &wire::Publish<'_>) -> Result<Publish, Reject> {
     let body = body(payload, table.body());
-    if body.len() > BODY_BYTES_MAX {
-        let text = format!("body has {} bytes; at most {BODY_BYTES_MAX} are allowed", body.len());
+    let kind = chat::post_kind(table.kind())?;
+    let bytes_max = if kind == PostKind::Update { DOCUMENT_UPDATE_BYTES_MAX } else { BODY_BYTES_MAX };
+    if body.len() > bytes_max {
+        let text = format!("body has {} bytes; at most {bytes_max} are allowed", body.len());
         return Err(Reject::new(RejectCode::BodyTooLarge, text));
     }
     if table.sequence() == 0 {
@@ -211,7 +215,7 @@ fn read_publish(payload: &Bytes, table: &wire::Publish<'_>) -> Result<Publish, R
         make: table.make(),
         body,
         key: table.key(),
-        post: Post { kind: chat::post_kind(table.kind())?, target: Position(table.target()) },
+        post: Post { kind, target: Position(table.target()) },
     })
 }
 
@@ -303,9 +307,10 @@ impl ServerOp {
             }
             wire::Op::Rewound => Self::Rewound { to: table!(frame, op_as_rewound).to() },
             wire::Op::Managed => Self::Managed { json: body(payload, table!(frame, op_as_managed).json()) },
-            other => match chat::read_answer(&frame)? {
-                Some(op) => op,
-                None => return Err(unknown(other, "a client")),
+            other => match (chat::read_answer(&frame)?, document::read_news(payload, &frame)?) {
+                (Some(op), _) => op,
+                (None, Some(news)) => Self::Document(news),
+                (None, None) => return Err(unknown(other, "a client")),
             },
         })
     }
@@ -344,7 +349,10 @@ fn read_delivery(payload: &Bytes, table: &wire::Delivery<'_>) -> Result<Delivery
             wire::DeliveryKind::Unreaction => DeliveryKind::Unreaction,
             wire::DeliveryKind::Membership => DeliveryKind::Membership,
             wire::DeliveryKind::Info => DeliveryKind::Info,
-            other => return Err(invalid(format!("kind is {}; 0 to 9", other.0))),
+            wire::DeliveryKind::Update => DeliveryKind::Update,
+            wire::DeliveryKind::Snapshot => DeliveryKind::Snapshot,
+            wire::DeliveryKind::Version => DeliveryKind::Version,
+            other => return Err(invalid(format!("kind is {}; 0 to 12", other.0))),
         },
         user: name("user", table.user())?,
         generation: Some(GenerationId(table.generation())).filter(|generation| generation.0 != 0),

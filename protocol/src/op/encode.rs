@@ -7,6 +7,7 @@ macro_rules! table {
 }
 
 mod chat;
+mod document;
 mod generation;
 
 use bytes::Bytes;
@@ -65,6 +66,7 @@ impl ClientOp {
             Self::Embed { texts, .. } => texts.iter().map(|text| text.len() + 16).sum(),
             Self::Hello(hello) => hello.token.len(),
             Self::Manage { json } => json.len(),
+            Self::Document(op) => document::request_bytes(op),
             _ => 0,
         };
         finish(body_bytes, trace, |b| match self {
@@ -113,6 +115,7 @@ impl ClientOp {
                 table!(b, Typing, wire::TypingArgs { subscription: subscription.0, on: *on })
             }
             Self::Embed { model, texts } => generation::build_embed(b, model.as_ref(), texts),
+            Self::Document(op) => document::build_request(b, op),
         })
     }
 }
@@ -184,6 +187,7 @@ impl ServerOp {
             Self::StatsReport { json } => json.len(),
             Self::Page { deliveries, .. } => deliveries.iter().map(|delivery| delivery.len() + 32).sum(),
             Self::Managed { json } => json.len(),
+            Self::Document(news) => document::news_bytes(news),
             _ => 0,
         };
         finish(body_bytes, None, |b| match self {
@@ -240,6 +244,7 @@ impl ServerOp {
             Self::Embedded { model, dimensions, vectors, tokens } => {
                 generation::build_embedded(b, model, *dimensions, vectors, *tokens)
             }
+            Self::Document(news) => document::build_news(b, news),
             other => chat::build_answer(b, other),
         })
     }
@@ -294,6 +299,9 @@ fn build_delivery(b: &mut Builder, delivery: &Delivery) -> (wire::Op, Offset) {
             DeliveryKind::Unreaction => wire::DeliveryKind::Unreaction,
             DeliveryKind::Membership => wire::DeliveryKind::Membership,
             DeliveryKind::Info => wire::DeliveryKind::Info,
+            DeliveryKind::Update => wire::DeliveryKind::Update,
+            DeliveryKind::Snapshot => wire::DeliveryKind::Snapshot,
+            DeliveryKind::Version => wire::DeliveryKind::Version,
         },
         user,
         body,

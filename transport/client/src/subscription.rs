@@ -251,6 +251,9 @@ impl Item {
                 ChangeKind::Member { user: whose.ok_or_else(error)?, role: context.role }
             }
             DeliveryKind::Info => ChangeKind::Info { topic: text(&body) },
+            DeliveryKind::Update | DeliveryKind::Snapshot | DeliveryKind::Version => {
+                return Err(ClientError::Protocol(format!("{position} is of a document, which is opened to be read")));
+            }
         };
         Ok(Self::Change(Change { position, timestamp_us, user, number: context.number, kind: change }))
     }

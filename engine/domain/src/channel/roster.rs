@@ -160,7 +160,7 @@ impl Roster {
                 refuse(RejectCode::Forbidden, format!("{} is banned from {channel}", principal.user))
             }
             (Some(role), _) if role >= MemberRole::Reader => Ok(()),
-            (_, ChannelKind::Open) => Ok(()),
+            (_, ChannelKind::Open | ChannelKind::Document) => Ok(()),
             (Some(_), _) => refuse(
                 RejectCode::Forbidden,
                 format!("{} is invited to {channel} and has not joined; join it", principal.user),

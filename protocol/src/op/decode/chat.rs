@@ -44,7 +44,8 @@ pub(super) fn kind(kind: wire::ChannelKind) -> Result<Option<ChannelKind>, Rejec
         wire::ChannelKind::Open => Some(ChannelKind::Open),
         wire::ChannelKind::Private => Some(ChannelKind::Private),
         wire::ChannelKind::Direct => Some(ChannelKind::Direct),
-        other => return Err(invalid(format!("kind is {}; 0 to 3", other.0))),
+        wire::ChannelKind::Document => Some(ChannelKind::Document),
+        other => return Err(invalid(format!("kind is {}; 0 to 4", other.0))),
     })
 }
 
@@ -65,7 +66,11 @@ pub(super) fn post_kind(kind: wire::PostKind) -> Result<PostKind, Reject> {
         wire::PostKind::Redact => PostKind::Redact,
         wire::PostKind::React => PostKind::React,
         wire::PostKind::Unreact => PostKind::Unreact,
-        other => return Err(invalid(format!("kind is {}; 0 to 4", other.0))),
+        wire::PostKind::Update => PostKind::Update,
+        wire::PostKind::Operations => PostKind::Operations,
+        wire::PostKind::Version => PostKind::Version,
+        wire::PostKind::Restore => PostKind::Restore,
+        other => return Err(invalid(format!("kind is {}; 0 to 8", other.0))),
     })
 }
 

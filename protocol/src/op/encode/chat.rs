@@ -20,6 +20,7 @@ pub(super) fn kind(kind: Option<ChannelKind>) -> wire::ChannelKind {
         Some(ChannelKind::Open) => wire::ChannelKind::Open,
         Some(ChannelKind::Private) => wire::ChannelKind::Private,
         Some(ChannelKind::Direct) => wire::ChannelKind::Direct,
+        Some(ChannelKind::Document) => wire::ChannelKind::Document,
     }
 }
 
@@ -39,6 +40,10 @@ pub(super) fn post_kind(kind: PostKind) -> wire::PostKind {
         PostKind::Redact => wire::PostKind::Redact,
         PostKind::React => wire::PostKind::React,
         PostKind::Unreact => wire::PostKind::Unreact,
+        PostKind::Update => wire::PostKind::Update,
+        PostKind::Operations => wire::PostKind::Operations,
+        PostKind::Version => wire::PostKind::Version,
+        PostKind::Restore => wire::PostKind::Restore,
     }
 }
 

@@ -1,0 +1,387 @@
+//! Positional operations: what thin clients edit a text with, and are told of it.
+//!
+//! Lengths and offsets count UTF-16 code units, as editors in browsers do. An operation goes through the text from its
+//! beginning; what is left of it when the operation ends is kept.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::limits::{BODY_BYTES_MAX, OPERATIONS_MAX};
+use crate::reject::{Reject, RejectCode};
+
+/// One part of an operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operation {
+    /// Keeps so much of the text.
+    Retain(u32),
+    /// Puts a text here.
+    Insert(String),
+    /// Takes so much of the text out.
+    Delete(u32),
+}
+
+impl Operation {
+    /// How much of the text before it goes through.
+    fn consumes(&self) -> u32 {
+        match self {
+            Self::Retain(length) | Self::Delete(length) => *length,
+            Self::Insert(_) => 0,
+        }
+    }
+
+    /// How much of the text after it comes of it.
+    fn produces(&self) -> u32 {
+        match self {
+            Self::Retain(length) => *length,
+            Self::Insert(text) => utf16_len(text),
+            Self::Delete(_) => 0,
+        }
+    }
+}
+
+/// Whose insertion comes first, if two insert at the same place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The one that is transformed.
+    First,
+    /// The one it is transformed over: the one that was accepted earlier.
+    Second,
+}
+
+/// An edit of a text, in its canonical form: no part is empty, no two of a kind follow each other, an insertion stands
+/// before a deletion at the same place, and nothing is kept at the end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Operations(Vec<Operation>);
+
+/// The length of a text in UTF-16 code units.
+pub fn utf16_len(text: &str) -> u32 {
+    text.chars().map(|c| c.len_utf16() as u32).sum()
+}
+
+fn invalid(text: impl Into<String>) -> Reject {
+    Reject::new(RejectCode::OperationsInvalid, text.into())
+}
+
+impl Operations {
+    /// An edit that changes nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The parts, in order.
+    pub fn parts(&self) -> &[Operation] {
+        &self.0
+    }
+
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Keeps so much.
+    #[must_use]
+    pub fn retain(mut self, length: u32) -> Self {
+        self.push(Operation::Retain(length));
+        self
+    }
+
+    /// Inserts a text.
+    #[must_use]
+    pub fn insert(mut self, text: impl Into<String>) -> Self {
+        self.push(Operation::Insert(text.into()));
+        self
+    }
+
+    /// Takes so much out.
+    #[must_use]
+    pub fn delete(mut self, length: u32) -> Self {
+        self.push(Operation::Delete(length));
+        self
+    }
+
+    /// Adds a part at the end, in canonical form but for what is kept there.
+    fn push(&mut self, part: Operation) {
+        match part {
+            Operation::Retain(0) | Operation::Delete(0) => {}
+            Operation::Insert(text) if text.is_empty() => {}
+            Operation::Retain(length) => match self.0.last_mut() {
+                Some(Operation::Retain(last)) => *last += length,
+                _ => self.0.push(Operation::Retain(length)),
+            },
+            Operation::Delete(length) => match self.0.last_mut() {
+                Some(Operation::Delete(last)) => *last += length,
+                _ => self.0.push(Operation::Delete(length)),
+            },
+            Operation::Insert(text) => {
+                let behind = usize::from(matches!(self.0.last(), Some(Operation::Delete(_))));
+                let at = self.0.len() - behind;
+                match at.checked_sub(1).map(|before| &mut self.0[before]) {
+                    Some(Operation::Insert(last)) => last.push_str(&text),
+                    _ => self.0.insert(at, Operation::Insert(text)),
+                }
+            }
+        }
+    }
+
+    /// Without what is kept at the end.
+    fn trimmed(mut self) -> Self {
+        if matches!(self.0.last(), Some(Operation::Retain(_))) {
+            self.0.pop();
+        }
+        self
+    }
+
+    /// The edit with these parts.
+    pub fn of(parts: impl IntoIterator<Item = Operation>) -> Self {
+        let mut operations = Self::new();
+        parts.into_iter().for_each(|part| operations.push(part));
+        operations.trimmed()
+    }
+
+    /// How long a text must be at least, to be edited so.
+    pub fn reach(&self) -> u64 {
+        self.0.iter().map(|part| u64::from(part.consumes())).sum()
+    }
+
+    /// The bytes for the wire: for each part its length and kind in a variable-length number, lowest bits first, and the
+    /// text of insertions. The kind is in the lowest two bits: 0 keeps, 1 inserts (the length is in bytes), 2 deletes.
+    pub fn encode(&self) -> Bytes {
+        let mut bytes = BytesMut::new();
+        for part in &self.0 {
+            match part {
+                Operation::Retain(length) => put_number(&mut bytes, u64::from(*length) << 2),
+                Operation::Insert(text) => {
+                    put_number(&mut bytes, (text.len() as u64) << 2 | 1);
+                    bytes.put_slice(text.as_bytes());
+                }
+                Operation::Delete(length) => put_number(&mut bytes, u64::from(*length) << 2 | 2),
+            }
+        }
+        bytes.freeze()
+    }
+
+    /// Reads the bytes of a peer.
+    ///
+    /// # Errors
+    /// `operations_invalid`, if they end early, are no parts, have too many of them, or more text than an edit may have.
+    pub fn decode(mut bytes: &[u8]) -> Result<Self, Reject> {
+        if bytes.len() > BODY_BYTES_MAX {
+            return Err(invalid(format!("an edit of {} bytes; at most {BODY_BYTES_MAX} are allowed", bytes.len())));
+        }
+        let mut operations = Self::new();
+        let mut reach = 0u64;
+        for at in 0.. {
+            if bytes.is_empty() {
+                break;
+            }
+            if at == OPERATIONS_MAX {
+                return Err(invalid(format!("an edit has more than {OPERATIONS_MAX} parts; send several")));
+            }
+            let number = take_number(&mut bytes).ok_or_else(|| invalid(format!("part {at} ends early")))?;
+            let (length, kind) = (number >> 2, number & 3);
+            reach += length;
+            let Ok(short) = u32::try_from(reach.max(length)).map(|_| length as u32) else {
+                return Err(invalid(format!("part {at} reaches {reach} code units far")));
+            };
+            operations.push(match kind {
+                0 => Operation::Retain(short),
+                2 => Operation::Delete(short),
+                1 => {
+                    let Some((text, rest)) = bytes.split_at_checked(length as usize) else {
+                        return Err(invalid(format!("part {at} inserts {length} bytes and has {}", bytes.len())));
+                    };
+                    bytes = rest;
+                    let text = std::str::from_utf8(text);
+                    Operation::Insert(text.map_err(|_| invalid(format!("part {at} is not UTF-8")))?.to_owned())
+                }
+                _ => return Err(invalid(format!("part {at} is of kind 3; 0 keeps, 1 inserts, 2 deletes"))),
+            });
+        }
+        Ok(operations.trimmed())
+    }
+
+    /// The text that comes of editing `text` so.
+    ///
+    /// # Errors
+    /// `operations_invalid`, if the text is too short, or a part ends within a character.
+    pub fn apply(&self, text: &str) -> Result<String, Reject> {
+        let mut rest = text;
+        let mut edited = String::with_capacity(text.len());
+        for part in &self.0 {
+            match part {
+                Operation::Insert(text) => edited.push_str(text),
+                Operation::Retain(length) => {
+                    let (kept, after) = split_utf16(rest, *length)?;
+                    edited.push_str(kept);
+                    rest = after;
+                }
+                Operation::Delete(length) => rest = split_utf16(rest, *length)?.1,
+            }
+        }
+        edited.push_str(rest);
+        Ok(edited)
+    }
+
+    /// This edit, as it is to be done after `other`, when both were made on the same text.
+    #[must_use]
+    pub fn transform(&self, other: &Self, first: Side) -> Self {
+        let mut out = Self::new();
+        let (mut mine, mut theirs) = (Parts::new(self), Parts::new(other));
+        loop {
+            let at_insert = matches!(mine.peek(), Some(Operation::Insert(_)));
+            if matches!(theirs.peek(), Some(Operation::Insert(_))) && !(at_insert && first == Side::First) {
+                let length = theirs.next(u32::MAX).map_or(0, |part| part.produces());
+                out.push(Operation::Retain(length));
+                continue;
+            }
+            let Some(length) = mine.peek().map(Operation::consumes) else { break };
+            if length == 0 {
+                if let Some(part) = mine.next(u32::MAX) {
+                    out.push(part);
+                }
+                continue;
+            }
+            let common = theirs.peek().map_or(length, |part| part.consumes().min(length));
+            let part = mine.next(common);
+            let deleted = matches!(theirs.next(common), Some(Operation::Delete(_)));
+            if let Some(part) = part.filter(|_| !deleted) {
+                out.push(part);
+            }
+        }
+        out.trimmed()
+    }
+
+    /// The edit that does what this one and then `next` do.
+    #[must_use]
+    pub fn compose(&self, next: &Self) -> Self {
+        let mut out = Self::new();
+        let (mut before, mut after) = (Parts::new(self), Parts::new(next));
+        loop {
+            if matches!(before.peek(), Some(Operation::Delete(_))) {
+                before.next(u32::MAX).into_iter().for_each(|part| out.push(part));
+                continue;
+            }
+            if matches!(after.peek(), Some(Operation::Insert(_))) {
+                after.next(u32::MAX).into_iter().for_each(|part| out.push(part));
+                continue;
+            }
+            let common = match (before.peek(), after.peek()) {
+                (None, None) => break,
+                (Some(part), None) => part.produces(),
+                (None, Some(part)) => part.consumes(),
+                (Some(made), Some(met)) => made.produces().min(met.consumes()),
+            };
+            let made = before.next(common).unwrap_or(Operation::Retain(common));
+            match (made, after.next(common).unwrap_or(Operation::Retain(common))) {
+                (made, Operation::Retain(_)) => out.push(made),
+                (Operation::Retain(length), Operation::Delete(_)) => out.push(Operation::Delete(length)),
+                // What was inserted is taken out again.
+                _ => {}
+            }
+        }
+        out.trimmed()
+    }
+
+    /// Where an offset into the text before the edit lies in the text after it; what is inserted at that very place comes
+    /// behind it, or before it if `follows`.
+    pub fn offset_after(&self, offset: u32, follows: bool) -> u32 {
+        let (mut before, mut after) = (0u32, 0u32);
+        for part in &self.0 {
+            let is_insert = matches!(part, Operation::Insert(_));
+            if before > offset || (before == offset && !(is_insert && follows)) {
+                break;
+            }
+            match part {
+                Operation::Retain(length) if before + length > offset => return after + (offset - before),
+                Operation::Delete(length) if before + length > offset => return after,
+                _ => {}
+            }
+            before += part.consumes();
+            after += part.produces();
+        }
+        after + (offset - before.min(offset))
+    }
+}
+
+/// The parts of an edit, taken one by one and in pieces.
+struct Parts<'a> {
+    rest: std::slice::Iter<'a, Operation>,
+    next: Option<Operation>,
+}
+
+impl<'a> Parts<'a> {
+    fn new(operations: &'a Operations) -> Self {
+        let mut rest = operations.0.iter();
+        let next = rest.next().cloned();
+        Self { rest, next }
+    }
+
+    fn peek(&self) -> Option<&Operation> {
+        self.next.as_ref()
+    }
+
+    /// The next part, or, if it is longer than `most` code units, as much of it.
+    fn next(&mut self, most: u32) -> Option<Operation> {
+        let part = self.next.take()?;
+        let (piece, left) = match part {
+            Operation::Retain(length) if length > most => {
+                (Operation::Retain(most), Some(Operation::Retain(length - most)))
+            }
+            Operation::Delete(length) if length > most => {
+                (Operation::Delete(most), Some(Operation::Delete(length - most)))
+            }
+            Operation::Insert(text) if most != u32::MAX && utf16_len(&text) > most => {
+                let at = floor_of(&text, most);
+                (Operation::Insert(text[..at].to_owned()), Some(Operation::Insert(text[at..].to_owned())))
+            }
+            whole => (whole, None),
+        };
+        self.next = left.or_else(|| self.rest.next().cloned());
+        Some(piece)
+    }
+}
+
+/// The byte at which the character begins that stands `units` code units into a text, or in whose middle that is.
+fn floor_of(text: &str, units: u32) -> usize {
+    let mut left = units;
+    for (at, c) in text.char_indices() {
+        let length = c.len_utf16() as u32;
+        if length > left {
+            return at;
+        }
+        left -= length;
+    }
+    text.len()
+}
+
+/// Splits a text after so many code units.
+fn split_utf16(text: &str, units: u32) -> Result<(&str, &str), Reject> {
+    let (before, after) = text.split_at(floor_of(text, units));
+    match utf16_len(before) {
+        length if length == units => Ok((before, after)),
+        length if after.is_empty() => {
+            Err(invalid(format!("a part goes {} code units beyond the end of the text", units - length)))
+        }
+        _ => Err(invalid("a part ends in the middle of a character; offsets count UTF-16 code units")),
+    }
+}
+
+fn put_number(bytes: &mut BytesMut, mut number: u64) {
+    while number >= 0x80 {
+        bytes.put_u8(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.put_u8(number as u8);
+}
+
+fn take_number(bytes: &mut &[u8]) -> Option<u64> {
+    let mut number = 0u64;
+    for shift in (0..42).step_by(7) {
+        let (&byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        number |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return Some(number);
+        }
+    }
+    None
+}
