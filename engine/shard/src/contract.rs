@@ -10,6 +10,7 @@ use thalweg_domain::quota::Limits;
 use thalweg_domain::record::{ChannelSettings, Message, Record};
 use thalweg_domain::routing::Routes;
 use thalweg_protocol::chat::{ChannelAbout, ChannelSummary, ChatOp, PresenceState};
+use thalweg_protocol::document::{AskInDocument, DocumentAccess, DocumentForm, OpenDocument, ReadForm};
 use thalweg_protocol::generation::{AskRequest, ChatMessage, FinishReason, Priority, Sampling, TokenDetail, Usage};
 use thalweg_protocol::ids::{
     ChannelId, ChannelKey, CoreId, GenerationId, Name, Partition, Position, Request, Subscription, Watch,
@@ -300,6 +301,31 @@ pub enum OwnerMessage {
     Unwatch { core: CoreId, link: Link, watch: Watch, generation: GenerationId },
     /// End a generation.
     Cancel { origin: Origin, principal: Arc<Principal>, generation: GenerationId },
+    /// Read a document and tell `fan` about its edits from now on; answered by [`SessionMessage::DocumentOpened`].
+    OpenDocument {
+        origin: Origin,
+        principal: Arc<Principal>,
+        document: ChannelKey,
+        open: Box<OpenDocument>,
+        fan: FanId,
+    },
+    /// A reader of a document fell too far behind; answered by [`SessionMessage::CaughtUp`].
+    CatchUp { core: CoreId, document: ChannelKey, reader: SubscriptionRef, form: DocumentForm },
+    /// Give a document as it was at a revision (0: now), from byte `offset` on.
+    ReadDocument {
+        origin: Origin,
+        principal: Arc<Principal>,
+        document: ChannelKey,
+        revision: Position,
+        form: ReadForm,
+        offset: u64,
+    },
+    /// A model shall write in a document.
+    AskInDocument { origin: Origin, principal: Arc<Principal>, ask: Box<AskInDocument> },
+    /// What a reader of a document says of itself.
+    Aware { place: (CoreId, FanId), link: Link, document: ChannelKey, principal: Arc<Principal>, update: Bytes },
+    /// A reader of a document who may have said something of itself is gone.
+    Unaware { place: (CoreId, FanId), link: Link, document: ChannelKey },
 }
 
 /// Answers and news to the core a session is on.
@@ -310,8 +336,9 @@ pub enum SessionMessage {
     Answer { link: Link, request: Request, op: ServerOp },
     /// The answer to [`OwnerMessage::Attach`]: where the channel begins and ends.
     Attached { link: Link, request: Request, channel: ChannelKey, fan: FanId, result: AttachResult },
-    /// A message was added to a channel.
-    Appended { fan: FanId, message: Arc<Message>, trace: u64 },
+    /// A message was added to a channel. If it edits a document whose readers or writers use operations: what it does to its
+    /// text, encoded.
+    Appended { fan: FanId, message: Arc<Message>, operations: Option<Bytes>, trace: u64 },
     /// The answer to [`OwnerMessage::Read`]. `first` is the oldest position that is still kept.
     History { reader: SubscriptionRef, first: Position, messages: Vec<Arc<Message>> },
     /// History could not be read.
@@ -338,6 +365,28 @@ pub enum SessionMessage {
     TenantDeleted { link: Link, request: Request, channels: u32 },
     /// A frame for a watcher of a generation.
     Generation { link: Link, watch: Watch, payload: Bytes, last: bool },
+    /// The answer to [`OwnerMessage::OpenDocument`].
+    DocumentOpened { link: Link, request: Request, document: ChannelKey, fan: FanId, result: Result<Opening, Reject> },
+    /// The answer to [`OwnerMessage::CatchUp`]: a revision, and the document as it was then: for a reader of updates its whole
+    /// state, for one of operations its text.
+    CaughtUp { reader: SubscriptionRef, result: Result<(Position, Bytes), Reject> },
+    /// What readers of a document say of themselves, for all of them but one: an encoded `ServerOp`.
+    Aware { fan: FanId, payload: Bytes, but: Option<Link> },
+}
+
+/// What a reader of a document begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opening {
+    /// The newest revision. What is told about the document from now on comes after it.
+    pub revision: Position,
+    /// For a reader of updates: what it lacks of that revision, one update, empty if nothing. For one of operations: the text.
+    pub state: Bytes,
+    /// What it may do.
+    pub access: DocumentAccess,
+    /// Whether the document was made for it.
+    pub made: bool,
+    /// What others say of themselves: an encoded `ServerOp`; `None` if nobody does.
+    pub awareness: Option<Bytes>,
 }
 
 /// The oldest and the newest position of a channel, or why it cannot be read.

@@ -5,11 +5,13 @@
 //! the tail is read back to it from the owner's history.
 
 mod crowd;
+mod document;
 mod parting;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use thalweg_domain::permission::{Action as Access, Principal};
 use thalweg_domain::record::Message;
 use thalweg_protocol::ids::{ChannelKey, Position, Request, Subscription};
@@ -360,7 +362,7 @@ impl Shard {
     }
 
     /// An owner told about a message.
-    pub(crate) fn appended(&mut self, id: FanId, message: Arc<Message>, trace: u64) {
+    pub(crate) fn appended(&mut self, id: FanId, message: Arc<Message>, _operations: Option<Bytes>, trace: u64) {
         let Some(fan) = self.fans.fans.get_mut(&id) else { return };
         // A core that attached while this message was being spread knows it already.
         if fan.head.is_some_and(|head| message.position <= head) {

@@ -10,6 +10,7 @@
 mod contract;
 mod counters;
 mod directory;
+mod documents;
 mod embedding;
 mod fan;
 mod generations;
@@ -23,8 +24,8 @@ mod session;
 mod shard;
 
 pub use contract::{
-    AttachResult, AuditEvent, InferenceCommand, InferenceEvent, Input, Link, Now, Origin, Output, OwnerMessage,
-    PeerMessage, ReadId, SessionMessage, Submit, Ticket,
+    AttachResult, AuditEvent, InferenceCommand, InferenceEvent, Input, Link, Now, Opening, Origin, Output,
+    OwnerMessage, PeerMessage, ReadId, SessionMessage, Submit, Ticket,
 };
 pub use counters::{Counters, Rejects, Sample, Span, Stage};
 pub use fan::FanId;

@@ -483,7 +483,8 @@ impl Shard {
         let Some(Posting { channel, id, message }) = event.posting() else { return };
         let Some(owned) = self.owner.channels.get(channel).filter(|owned| owned.channel.id() == *id) else { return };
         for (core, fan) in owned.cores.clone() {
-            self.tell_session(core, SessionMessage::Appended { fan, message: Arc::clone(message), trace });
+            let (message, operations) = (Arc::clone(message), None);
+            self.tell_session(core, SessionMessage::Appended { fan, message, operations, trace });
         }
     }
 

@@ -158,6 +158,7 @@ impl Shard {
             ClientOp::Cancel { generation } => self.request_cancel(origin, principal, generation),
             ClientOp::Hello(_) => refusal(RejectCode::HelloExpected, "the session is open; say hello once"),
             ClientOp::Chat(op) => self.request_chat(origin, principal, op),
+            ClientOp::Document(op) => self.request_document(origin, principal, op),
             ClientOp::Heartbeat => {
                 self.involve(link);
                 Ok(())

@@ -304,6 +304,20 @@ impl Shard {
             }
             OwnerMessage::Unwatch { core, link, watch, generation } => self.unwatch(core, link, watch, generation),
             OwnerMessage::Cancel { origin, principal, generation } => self.cancel(origin, &principal, generation),
+            OwnerMessage::OpenDocument { origin, principal, document, open, fan } => {
+                self.open_document(origin, &principal, document, *open, fan);
+            }
+            OwnerMessage::CatchUp { core, document, reader, form } => {
+                self.catch_up_document(core, document, reader, form);
+            }
+            OwnerMessage::ReadDocument { origin, principal, document, revision, form, offset } => {
+                self.read_document(origin, &principal, document, revision, form, offset);
+            }
+            OwnerMessage::AskInDocument { origin, principal, ask } => self.ask_in_document(origin, &principal, *ask),
+            OwnerMessage::Aware { place, link, document, principal, update } => {
+                self.aware(place, link, &document, &principal, &update);
+            }
+            OwnerMessage::Unaware { place, link, document } => self.unaware(place, link, &document),
         }
     }
 
@@ -313,7 +327,9 @@ impl Shard {
             SessionMessage::Attached { link, request, channel, fan, result } => {
                 self.attached(link, request, channel, fan, result);
             }
-            SessionMessage::Appended { fan, message, trace } => self.appended(fan, message, trace),
+            SessionMessage::Appended { fan, message, operations, trace } => {
+                self.appended(fan, message, operations, trace);
+            }
             SessionMessage::History { reader, first, messages } => self.history(reader, first, messages),
             SessionMessage::HistoryFailed { reader, reject } => self.history_failed(reader, reject),
             SessionMessage::Refuse { holder, resource, for_ms } => self.refuse_for(holder, resource, for_ms),
@@ -329,6 +345,11 @@ impl Shard {
             SessionMessage::Generation { link, watch, payload, last } => {
                 self.generation_frame(link, watch, payload, last);
             }
+            SessionMessage::DocumentOpened { link, request, document, fan, result } => {
+                self.document_opened(link, request, document, fan, result);
+            }
+            SessionMessage::CaughtUp { reader, result } => self.document_caught_up(reader, result),
+            SessionMessage::Aware { fan, payload, but } => self.awareness_told(fan, &payload, but),
         }
     }
 

@@ -16,6 +16,7 @@ use thalweg_protocol::reject::{Reject, RejectCode};
 
 use super::{Action, Held, unknown};
 use crate::contract::Origin;
+use crate::documents::no_document;
 use crate::log::Purpose;
 use crate::shard::Shard;
 
@@ -138,6 +139,9 @@ impl Shard {
             return Err(no_message(publish));
         }
         match post.kind {
+            PostKind::Update | PostKind::Operations | PostKind::Version | PostKind::Restore => {
+                return Err(no_document(name));
+            }
             PostKind::Message => channel.roster().may_write(principal, name)?,
             PostKind::React | PostKind::Unreact => {
                 channel.roster().may_write(principal, name)?;
@@ -211,6 +215,8 @@ impl Shard {
             PostKind::Redact => DeliveryKind::Redaction,
             PostKind::React => DeliveryKind::Reaction,
             PostKind::Unreact => DeliveryKind::Unreaction,
+            PostKind::Update | PostKind::Operations | PostKind::Restore => DeliveryKind::Update,
+            PostKind::Version => DeliveryKind::Version,
         };
         let body = if kind == DeliveryKind::Redaction { Bytes::new() } else { body };
         let user = principal.user.clone();
