@@ -381,6 +381,8 @@ pub struct Opening {
     pub revision: Position,
     /// For a reader of updates: what it lacks of that revision, one update, empty if nothing. For one of operations: the text.
     pub state: Bytes,
+    /// For a reader of updates: the document's state vector, by which it knows what it has that the node lacks.
+    pub vector: Bytes,
     /// What it may do.
     pub access: DocumentAccess,
     /// Whether the document was made for it.

@@ -141,8 +141,9 @@ pub enum DocumentOp {
 #[allow(missing_docs, reason = "fields of one-line variants are named after their types")]
 pub enum DocumentNews {
     /// Answer to `Open`: the newest revision, how many bytes of state follow in `State` frames, what the reader may do, and
-    /// whether the document is new.
-    Opened { revision: Position, bytes: u64, access: DocumentAccess, made: bool },
+    /// whether the document is new. `vector`: the Yjs state vector of that revision, by which a reader of updates knows what
+    /// of its own the node lacks; empty for a reader of operations.
+    Opened { revision: Position, bytes: u64, access: DocumentAccess, made: bool, vector: Bytes },
     /// A part of a document as it was at a revision, `total` bytes long, from `offset` on. On a document's lane after its
     /// beginning: what the reader could not be sent one by one; what it has stays right, and this brings it up to the
     /// revision. For a reader of operations it is the whole text, which takes the place of the one it has.

@@ -12476,6 +12476,7 @@ impl<'a> DocumentOpened<'a> {
   pub const VT_BYTES: ::flatbuffers::VOffsetT = 6;
   pub const VT_ACCESS: ::flatbuffers::VOffsetT = 8;
   pub const VT_MADE: ::flatbuffers::VOffsetT = 10;
+  pub const VT_VECTOR: ::flatbuffers::VOffsetT = 12;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -12484,11 +12485,12 @@ impl<'a> DocumentOpened<'a> {
   #[allow(unused_mut)]
   pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
     _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args DocumentOpenedArgs
+    args: &'args DocumentOpenedArgs<'args>
   ) -> ::flatbuffers::WIPOffset<DocumentOpened<'bldr>> {
     let mut builder = DocumentOpenedBuilder::new(_fbb);
     builder.add_bytes(args.bytes);
     builder.add_revision(args.revision);
+    if let Some(x) = args.vector { builder.add_vector(x); }
     builder.add_made(args.made);
     builder.add_access(args.access);
     builder.finish()
@@ -12523,6 +12525,13 @@ impl<'a> DocumentOpened<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<bool>(DocumentOpened::VT_MADE, Some(false)).unwrap()}
   }
+  #[inline]
+  pub fn vector(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(DocumentOpened::VT_VECTOR, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for DocumentOpened<'_> {
@@ -12535,17 +12544,19 @@ impl ::flatbuffers::Verifiable for DocumentOpened<'_> {
      .visit_field::<u64>("bytes", Self::VT_BYTES, false)?
      .visit_field::<DocumentAccess>("access", Self::VT_ACCESS, false)?
      .visit_field::<bool>("made", Self::VT_MADE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("vector", Self::VT_VECTOR, false)?
      .finish();
     Ok(())
   }
 }
-pub struct DocumentOpenedArgs {
+pub struct DocumentOpenedArgs<'a> {
     pub revision: u64,
     pub bytes: u64,
     pub access: DocumentAccess,
     pub made: bool,
+    pub vector: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
 }
-impl<'a> Default for DocumentOpenedArgs {
+impl<'a> Default for DocumentOpenedArgs<'a> {
   #[inline]
   fn default() -> Self {
     DocumentOpenedArgs {
@@ -12553,6 +12564,7 @@ impl<'a> Default for DocumentOpenedArgs {
       bytes: 0,
       access: DocumentAccess::Read,
       made: false,
+      vector: None,
     }
   }
 }
@@ -12579,6 +12591,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DocumentOpenedBuilder<'a, 'b,
     self.fbb_.push_slot::<bool>(DocumentOpened::VT_MADE, made, false);
   }
   #[inline]
+  pub fn add_vector(&mut self, vector: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(DocumentOpened::VT_VECTOR, vector);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DocumentOpenedBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     DocumentOpenedBuilder {
@@ -12600,6 +12616,7 @@ impl ::core::fmt::Debug for DocumentOpened<'_> {
       ds.field("bytes", &self.bytes());
       ds.field("access", &self.access());
       ds.field("made", &self.made());
+      ds.field("vector", &self.vector());
       ds.finish()
   }
 }

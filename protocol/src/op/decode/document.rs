@@ -127,6 +127,7 @@ pub(super) fn read_news(payload: &Bytes, frame: &wire::Frame<'_>) -> Result<Opti
                     other => return Err(invalid(format!("access is {}; 0 to 2", other.0))),
                 },
                 made: table.made(),
+                vector: body(payload, table.vector()),
             }
         }
         wire::Op::DocumentState => {

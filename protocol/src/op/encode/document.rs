@@ -73,7 +73,7 @@ fn build_ask(b: &mut Builder, ask: &AskInDocument) -> (wire::Op, Offset) {
 /// How many bytes news have beside what every frame has.
 pub(super) fn news_bytes(news: &DocumentNews) -> usize {
     match news {
-        DocumentNews::Opened { .. } => 0,
+        DocumentNews::Opened { vector, .. } => vector.len(),
         DocumentNews::State { bytes, .. } => bytes.len(),
         DocumentNews::Operations(operations) => operations.operations.len(),
         DocumentNews::Awareness { update } => update.len(),
@@ -82,14 +82,15 @@ pub(super) fn news_bytes(news: &DocumentNews) -> usize {
 
 pub(super) fn build_news(b: &mut Builder, news: &DocumentNews) -> (wire::Op, Offset) {
     match news {
-        DocumentNews::Opened { revision, bytes, access, made } => {
+        DocumentNews::Opened { revision, bytes, access, made, vector } => {
+            let vector = (!vector.is_empty()).then(|| b.create_vector(vector));
             let access = match access {
                 DocumentAccess::Read => wire::DocumentAccess::Read,
                 DocumentAccess::Comment => wire::DocumentAccess::Comment,
                 DocumentAccess::Write => wire::DocumentAccess::Write,
             };
             let (revision, bytes, made) = (revision.0, *bytes, *made);
-            table!(b, DocumentOpened, wire::DocumentOpenedArgs { revision, bytes, access, made })
+            table!(b, DocumentOpened, wire::DocumentOpenedArgs { revision, bytes, access, made, vector })
         }
         DocumentNews::State { revision, offset, total, bytes } => {
             let (revision, offset, total) = (revision.0, *offset, *total);
