@@ -7,7 +7,7 @@ use std::sync::Arc;
 use thalweg_domain::permission::Principal;
 use thalweg_domain::routing::Routes;
 use thalweg_protocol::VERSIONS;
-use thalweg_protocol::ids::{Epoch, Watch};
+use thalweg_protocol::ids::{Epoch, Subscription, Watch};
 use thalweg_protocol::limits;
 use thalweg_protocol::op::{Hello, Welcome};
 use thalweg_protocol::reject::{Reject, RejectCode};
@@ -29,6 +29,10 @@ pub(crate) struct Connection {
     pub(crate) logins: u32,
     /// The lane for deliveries, once there was one.
     pub(crate) delivery: Option<Lane>,
+    /// The lanes of the documents it reads, as far as they were opened.
+    pub(crate) documents: BTreeMap<Subscription, Lane>,
+    /// What is queued on lanes of documents, those included that only finish, in bytes.
+    pub(crate) undrained: BTreeMap<Lane, usize>,
     /// The lanes of the generations it watches.
     pub(crate) generations: BTreeMap<Watch, Lane>,
 }
@@ -42,6 +46,8 @@ impl Connection {
             waits: false,
             logins: 0,
             delivery: None,
+            documents: BTreeMap::new(),
+            undrained: BTreeMap::new(),
             generations: BTreeMap::new(),
         }
     }

@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use thalweg_domain::permission::Principal;
+use thalweg_protocol::document::DocumentOp;
 use thalweg_protocol::frame::Splitter;
-use thalweg_protocol::ids::{CoreId, Request, Watch};
-use thalweg_protocol::limits::{HELLO_TIMEOUT_MS, RECONNECT_DELAY_MS};
+use thalweg_protocol::ids::{CoreId, Request, Subscription, Watch};
+use thalweg_protocol::limits::{FRAME_HEADER_BYTES, HELLO_TIMEOUT_MS, RECONNECT_DELAY_MS};
 use thalweg_protocol::op::{ClientOp, ServerOp};
 use thalweg_protocol::reject::{Reject, RejectCode};
 use thalweg_protocol::trace::TraceContext;
-use thalweg_quic::{Event, Lane, Link as QuicLink, PRIORITY_DELIVERY, PRIORITY_GENERATION, SendError};
+use thalweg_quic::{
+    Event, Lane, Link as QuicLink, PRIORITY_DELIVERY, PRIORITY_DOCUMENT, PRIORITY_GENERATION, SendError,
+};
 use thalweg_shard::{Input, Link, Output};
 use thalweg_web::SessionNews;
 
@@ -150,20 +153,37 @@ impl Core {
                 self.sessions.awaiting_hello.push_back((deadline, link));
             }
             Event::Frame { link, subject, payload, .. } => self.frame(now, link, Request(subject), &payload),
-            Event::Drained { link, lane, bytes } => {
-                let connection = self.sessions.connections.get(&link.number());
-                if connection.is_some_and(|connection| connection.delivery == Some(lane)) {
-                    let at = self.now();
-                    self.shard.handle(at, Input::Drained { link: shard_link(link), bytes });
-                }
-            }
+            Event::Drained { link, lane, bytes } => self.lane_drained(link, lane, bytes),
             Event::Closed { link, reason } => {
                 tracing::debug!(?link, ?reason, "connection closed");
                 self.connection_closed(link);
             }
             Event::Datagram { link, payload } => self.datagram(link, &payload),
-            // A reader that stopped reading a lane says so with credit, or by going.
-            Event::LaneClosed { .. } => {}
+            // A reader that stopped reading a lane says so with credit, or by going; what was queued for it will not be taken.
+            Event::LaneClosed { link, lane } => {
+                let connection = self.sessions.connections.get(&link.number());
+                let left = connection.and_then(|connection| connection.undrained.get(&lane).copied());
+                if let Some(left) = left {
+                    self.lane_drained(link, lane, left);
+                    if let Some(connection) = self.sessions.connections.get_mut(&link.number()) {
+                        connection.undrained.remove(&lane);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The transport took bytes of a lane, or will not take them any more.
+    fn lane_drained(&mut self, link: QuicLink, lane: Lane, bytes: usize) {
+        let Some(connection) = self.sessions.connections.get_mut(&link.number()) else { return };
+        let of_document = connection.undrained.get_mut(&lane);
+        let counts = of_document.is_some() || connection.delivery == Some(lane);
+        if let Some(undrained) = of_document {
+            *undrained = undrained.saturating_sub(bytes);
+        }
+        if counts && bytes > 0 {
+            let at = self.now();
+            self.shard.handle(at, Input::Drained { link: shard_link(link), bytes });
         }
     }
 
@@ -179,7 +199,7 @@ impl Core {
         }
     }
 
-    /// Takes in what may be lost: that a user is there, or is writing. Anything else is for the command lane, and counted.
+    /// Takes in what may be lost: that a user is there, is writing, or where in a document. Anything else is for the command lane, and counted.
     fn datagram(&mut self, link: QuicLink, datagram: &Bytes) {
         let mut splitter = Splitter::new();
         splitter.push(datagram.clone());
@@ -187,7 +207,14 @@ impl Core {
         let open = self.sessions.connections.get(&link.number()).is_some_and(|own| own.principal.is_some());
         let op = frame.filter(|_| open).map(|frame| (frame.subject, ClientOp::decode(&frame.payload)));
         match op {
-            Some((subject, Ok(op @ (ClientOp::Heartbeat | ClientOp::Typing { .. })))) => {
+            Some((
+                subject,
+                Ok(
+                    op @ (ClientOp::Heartbeat
+                    | ClientOp::Typing { .. }
+                    | ClientOp::Document(DocumentOp::ShareAwareness { .. })),
+                ),
+            )) => {
                 let (at, request) = (self.now(), Request(subject));
                 self.shard.handle(at, Input::Request { link: shard_link(link), request, op, trace: 0 });
             }
@@ -324,15 +351,30 @@ impl Core {
                 self.web.tell(quic_link(link), SessionNews::Reply { request, op });
             }
             Output::Reply { link, request, op } => self.reply(now, quic_link(link), request, &op),
+            Output::Deliver { link, subscription: Subscription(subject), payload } if is_web(quic_link(link)) => {
+                self.web.tell(quic_link(link), SessionNews::Frame { subject, payload, last: false });
+            }
             Output::Deliver { link, subscription, payload } => {
                 let link = quic_link(link);
                 if let Some(lane) = self.delivery_lane(now, link) {
                     self.send(now, link, lane, subscription.0, payload);
                 }
             }
+            Output::Document { link, subscription: Subscription(subject), payload, last }
+                if is_web(quic_link(link)) =>
+            {
+                self.web.tell(quic_link(link), SessionNews::Frame { subject, payload, last });
+            }
+            Output::Document { link, subscription, payload, last } => {
+                self.document_frame(now, quic_link(link), subscription, payload);
+                if last {
+                    self.finish_document(quic_link(link), subscription);
+                }
+            }
+            Output::DocumentLeft { link, subscription } => self.finish_document(quic_link(link), subscription),
             Output::Generation { link, watch, payload, last } if is_web(quic_link(link)) => {
                 self.tracer.frame(self.now().mono_us, link.0, watch, last);
-                self.web.tell(quic_link(link), SessionNews::Frame { watch, payload, last });
+                self.web.tell(quic_link(link), SessionNews::Frame { subject: watch.0, payload, last });
             }
             Output::Generation { link, watch, payload, last } => {
                 let link = quic_link(link);
@@ -372,6 +414,40 @@ impl Core {
         Some(lane)
     }
 
+    /// Sends a frame on the lane of a document, which is opened for the first.
+    fn document_frame(&mut self, now: Instant, link: QuicLink, subscription: Subscription, payload: Bytes) {
+        let Some(connection) = self.sessions.connections.get(&link.number()) else { return };
+        let lane = match connection.documents.get(&subscription) {
+            Some(lane) => *lane,
+            None => {
+                let Some(lane) = self.open_lane(now, link, PRIORITY_DOCUMENT) else { return };
+                let Some(connection) = self.sessions.connections.get_mut(&link.number()) else { return };
+                connection.documents.insert(subscription, lane);
+                connection.undrained.insert(lane, 0);
+                lane
+            }
+        };
+        let bytes = payload.len() + FRAME_HEADER_BYTES;
+        let Some(connection) = self.sessions.connections.get_mut(&link.number()) else { return };
+        match connection.undrained.get_mut(&lane) {
+            Some(undrained) => *undrained += bytes,
+            // The client reads this lane no more, but has not left the document: nothing of it waits for anybody.
+            None => {
+                let at = self.now();
+                return self.shard.handle(at, Input::Drained { link: shard_link(link), bytes });
+            }
+        }
+        self.send(now, link, lane, subscription.0, payload);
+    }
+
+    /// Ends the lane of a document after what is queued on it.
+    fn finish_document(&mut self, link: QuicLink, subscription: Subscription) {
+        let connection = self.sessions.connections.get_mut(&link.number());
+        if let Some(lane) = connection.and_then(|connection| connection.documents.remove(&subscription)) {
+            self.quic.finish_lane(link, lane);
+        }
+    }
+
     fn generation_lane(&mut self, now: Instant, link: QuicLink, watch: Watch) -> Option<Lane> {
         if let Some(lane) = self.sessions.connections.get(&link.number())?.generations.get(&watch) {
             return Some(*lane);
@@ -383,10 +459,7 @@ impl Core {
 
     /// Opens a lane. A client that allows too few of them cannot be served and is told so.
     fn open_lane(&mut self, now: Instant, link: QuicLink, priority: i32) -> Option<Lane> {
-        if is_web(link) {
-            self.close(now, link, RejectCode::OperationUnknown, "web sessions read no channels; use another protocol");
-            return None;
-        }
+        debug_assert!(!is_web(link), "what web sessions are told goes over their ring");
         match self.quic.open_lane(link, priority) {
             Ok(lane) => Some(lane),
             Err(error) => {

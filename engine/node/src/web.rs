@@ -10,6 +10,7 @@ use thalweg_protocol::ids::Request;
 use thalweg_protocol::limits::TURN_INPUTS_MAX;
 use thalweg_protocol::reject::{Reject, RejectCode};
 use thalweg_quic::Link;
+use thalweg_shard::Input;
 use thalweg_web::{
     CoreEnd, Question, Said, SessionEvent, SessionInput, SessionNews, SessionOutput, WebAnswer, WebRequest,
 };
@@ -17,6 +18,7 @@ use thalweg_web::{
 use crate::connection::Connection;
 use crate::core_loop::Core;
 use crate::report::Asker;
+use crate::sessions::shard_link;
 use crate::stats::CoreStats;
 
 /// Set in the number of every link of a web session. The transport's have how often a slot was used before in their upper
@@ -126,6 +128,10 @@ impl Core {
                 self.hello(now, link, Request(0), *hello);
             }
             SessionEvent::Request { request, op, context } => self.operation(now, link, request, Ok(op), context),
+            SessionEvent::Drained { bytes } => {
+                let at = self.now();
+                self.shard.handle(at, Input::Drained { link: shard_link(link), bytes });
+            }
             SessionEvent::Close => self.connection_closed(link),
         }
     }

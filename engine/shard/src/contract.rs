@@ -92,7 +92,7 @@ pub enum Input {
     Drained {
         /// Which.
         link: Link,
-        /// How many, of what [`Output::Deliver`] gave it.
+        /// How many, of what [`Output::Deliver`] and [`Output::Document`] gave it.
         bytes: usize,
     },
     /// Another shard says something.
@@ -182,6 +182,25 @@ pub enum Output {
         subscription: Subscription,
         /// An encoded [`ServerOp`], shared by all who get it.
         payload: Bytes,
+    },
+    /// Send on the lane of a document, which is opened for its first frame and finished after its last, and say
+    /// [`Input::Drained`] when the transport took it.
+    Document {
+        /// To whom.
+        link: Link,
+        /// About which subscription.
+        subscription: Subscription,
+        /// An encoded [`ServerOp`], shared by all who get it.
+        payload: Bytes,
+        /// Whether nothing follows.
+        last: bool,
+    },
+    /// Finish the lane of a document whose reader left, if it was opened.
+    DocumentLeft {
+        /// Whose.
+        link: Link,
+        /// Which subscription it was.
+        subscription: Subscription,
     },
     /// Send on the lane of a generation, which is opened for its first frame and finished after its last.
     Generation {

@@ -290,6 +290,8 @@ impl World {
             }
             Output::Reply { link, request, op } => self.reply_bytes(link, Lane::Command, request.0, &op.encode()),
             Output::Deliver { link, subscription, payload } => self.deliver(link, subscription.0, &payload),
+            Output::Document { link, subscription, payload, last: _ } => self.deliver(link, subscription.0, &payload),
+            Output::DocumentLeft { .. } => {}
             Output::Generation { link, watch, payload, last: _ } => {
                 self.reply_bytes(link, Lane::Generation(watch), watch.0, &payload);
             }

@@ -8,9 +8,11 @@ use thalweg_protocol::frame;
 use thalweg_protocol::limits::FRAME_HEADER_BYTES;
 
 /// Priority of the command lane: answers go before all else.
-pub const PRIORITY_COMMAND: i32 = 2;
+pub const PRIORITY_COMMAND: i32 = 3;
 /// Priority of the delivery lane.
-pub const PRIORITY_DELIVERY: i32 = 1;
+pub const PRIORITY_DELIVERY: i32 = 2;
+/// Priority of the lanes of documents.
+pub const PRIORITY_DOCUMENT: i32 = 1;
 /// Priority of the lanes of generations.
 pub const PRIORITY_GENERATION: i32 = 0;
 

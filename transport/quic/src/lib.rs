@@ -30,6 +30,6 @@ mod tests;
 pub use config::{QuicConfig, QuicError, QuicLimits, TlsIdentity};
 pub use counters::QuicCounters;
 pub use event::{CloseReason, Event, Lane, LaneError, Link, SendError, Transmit};
-pub use lane::{PRIORITY_COMMAND, PRIORITY_DELIVERY, PRIORITY_GENERATION};
+pub use lane::{PRIORITY_COMMAND, PRIORITY_DELIVERY, PRIORITY_DOCUMENT, PRIORITY_GENERATION};
 pub use quic::Quic;
 pub use rustls::pki_types;

@@ -55,6 +55,12 @@ pub enum SessionEvent {
         /// The trace that the request is part of, as its caller says.
         context: Option<TraceContext>,
     },
+    /// Its connection took bytes of what its subscriptions were delivered: of each such frame the payload and
+    /// [`FRAME_HEADER_BYTES`](thalweg_protocol::limits::FRAME_HEADER_BYTES). Frames of generations are not counted.
+    Drained {
+        /// How many.
+        bytes: usize,
+    },
     /// Its HTTP connection is gone. Nothing more is said about it by either side.
     Close,
 }
@@ -78,10 +84,10 @@ pub enum SessionNews {
         /// The answer.
         op: ServerOp,
     },
-    /// A frame of a generation.
+    /// A frame of a generation, channel or document.
     Frame {
-        /// Of which watch.
-        watch: Watch,
+        /// Of which watch or subscription: the number of the request that began it.
+        subject: u32,
         /// An encoded [`ServerOp`], which may be shared with other readers.
         payload: Bytes,
         /// Whether nothing follows.
@@ -160,7 +166,8 @@ impl Sessions {
                     drop(answer.send(result));
                 }
             }
-            SessionNews::Frame { watch, payload, last } => {
+            SessionNews::Frame { subject, payload, last } => {
+                let watch = Watch(subject);
                 let sent = mailboxes.watches.get(&watch).map(|frames| frames.try_send(Ok(payload)));
                 // The reader reads what it has, and then that nothing more comes.
                 let full = matches!(sent, Some(Err(mpsc::error::TrySendError::Full(_))));

@@ -48,6 +48,10 @@ pub(super) struct Node {
     replies: BTreeMap<Request, ServerOp>,
     delivered: BTreeMap<Client, Vec<(Subscription, ServerOp)>>,
     pub(super) datagrams: BTreeMap<Client, Vec<(Subscription, ServerOp)>>,
+    /// What came on the lanes of documents, and whether nothing follows.
+    lanes: BTreeMap<Client, Vec<(Subscription, ServerOp, bool)>>,
+    /// Documents whose readers left.
+    pub(super) left: Vec<(Client, Subscription)>,
     pub(super) audited: Vec<crate::contract::AuditEvent>,
     frames: BTreeMap<Client, Vec<(u32, ServerOp, bool)>>,
     commands: Vec<InferenceCommand>,
@@ -136,6 +140,8 @@ impl Node {
             replies: BTreeMap::new(),
             delivered: BTreeMap::new(),
             datagrams: BTreeMap::new(),
+            lanes: BTreeMap::new(),
+            left: Vec::new(),
             audited: Vec::new(),
             frames: BTreeMap::new(),
             commands: Vec::new(),
@@ -306,6 +312,11 @@ impl Node {
         self.delivered.remove(&client).unwrap_or_default()
     }
 
+    /// What came on the lanes of a client's documents since the last call, and whether it was the last.
+    pub(super) fn document_frames(&mut self, client: Client) -> Vec<(Subscription, ServerOp, bool)> {
+        self.lanes.remove(&client).unwrap_or_default()
+    }
+
     /// What came on a client's generation lanes since the last call, a line each.
     pub(super) fn watched(&mut self, client: Client) -> Vec<String> {
         let frames = self.frames.remove(&client).unwrap_or_default();
@@ -436,6 +447,14 @@ impl Node {
                     let client = Client { core, link };
                     *self.queued.entry(client).or_default() += payload.len() + FRAME_HEADER_BYTES;
                     self.delivered.entry(client).or_default().push((subscription, decode(payload)));
+                }
+                Output::Document { link, subscription, payload, last } => {
+                    let client = Client { core, link };
+                    *self.queued.entry(client).or_default() += payload.len() + FRAME_HEADER_BYTES;
+                    self.lanes.entry(client).or_default().push((subscription, decode(payload), last));
+                }
+                Output::DocumentLeft { link, subscription } => {
+                    self.left.push((Client { core, link }, subscription));
                 }
                 Output::Generation { link, watch, payload, last } => {
                     let frames = self.frames.entry(Client { core, link }).or_default();
