@@ -71,6 +71,22 @@ impl Mentions {
     }
 }
 
+/// The state of a document as its messages hold it: in so many parts, from a position on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Where its first part stands. It is what the document was before that.
+    pub position: Position,
+    /// How many parts it has; they follow each other.
+    pub parts: u32,
+}
+
+impl Snapshot {
+    /// One after its last part.
+    pub fn end(&self) -> Position {
+        Position(self.position.0.saturating_add(u64::from(self.parts)))
+    }
+}
+
 /// Something about a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChannelFact {
@@ -95,6 +111,8 @@ pub enum ChannelFact {
         /// Which.
         position: Position,
     },
+    /// A document was written as a whole.
+    Snapshot(Snapshot),
 }
 
 /// Something about a user.
@@ -122,6 +140,8 @@ pub struct ChannelFacts {
     pub readings: BTreeMap<Name, Reading>,
     /// The messages whose text was taken back.
     pub redacted: BTreeSet<Position>,
+    /// Where a document was written as a whole, oldest first.
+    pub snapshots: Vec<Snapshot>,
 }
 
 impl ChannelFacts {
@@ -138,6 +158,7 @@ impl ChannelFacts {
             ChannelFact::Redacted { position } => {
                 self.redacted.insert(*position);
             }
+            ChannelFact::Snapshot(snapshot) => self.snapshots.push(*snapshot),
         }
     }
 
@@ -147,6 +168,7 @@ impl ChannelFacts {
         self.members.extend(newer.members);
         self.readings.extend(newer.readings);
         self.redacted.extend(newer.redacted);
+        self.snapshots.extend(newer.snapshots);
     }
 
     /// Forgets who lost their place. Only for a piece that knows the channel from its beginning: to another, an older one

@@ -12,6 +12,8 @@ use thalweg_protocol::reject::{Reject, RejectCode};
 pub enum Action {
     /// Subscribe to a channel.
     Read,
+    /// Change what is commented on a document. Who may write may do that too.
+    Comment,
     /// Publish to a channel, and create it.
     Write,
     /// Ask a model.
@@ -22,12 +24,13 @@ pub enum Action {
 
 impl Action {
     /// All actions, for help texts.
-    pub const ALL: [Self; 4] = [Self::Read, Self::Write, Self::Ask, Self::Admin];
+    pub const ALL: [Self; 5] = [Self::Read, Self::Comment, Self::Write, Self::Ask, Self::Admin];
 
     /// The action as users spell it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Read => "read",
+            Self::Comment => "comment",
             Self::Write => "write",
             Self::Ask => "ask",
             Self::Admin => "admin",
@@ -48,7 +51,7 @@ pub struct Permission {
 /// A text that is not a permission.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is not a permission; write ACTION:PATTERN with an action of read, write, ask or admin, such as write:team-*"
+    "{0:?} is not a permission; write ACTION:PATTERN with an action of read, comment, write, ask or admin, such as write:team-*"
 )]
 pub struct PermissionError(String);
 
@@ -182,6 +185,7 @@ mod tests {
         check("read:*", true);
         check("ask:smollm2-*", true);
         check("admin:*", true);
+        check("comment:plan-*", true);
         check("read", false);
         check("read:", false);
         check("delete:*", false);

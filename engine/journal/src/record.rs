@@ -37,7 +37,8 @@
 //! | when readers go | 0, or 1 and milliseconds `u64`; 2 is added if more of the request follows |
 //! | more | min p, repetition, frequency and presence penalty `f32`, list of biases (token `u32`, bias `f32`), optional number of likelihoods `u8`, constraint `u8` and from 2 on its text, raw `u8`, priority `u8`, deadline `u32` in milliseconds |
 //! | tokens | list of id `u32` and bytes of text `u32` |
-//! | facts of a channel | list of a byte and: 0 info; 1 user, member; 2 user, who is none; 3 user, reading; 4 position `u64`, redacted |
+//! | facts of a channel | list of a byte and: 0 info; 1 user, member; 2 user, who is none; 3 user, reading; 4 position `u64`, redacted; 5 snapshot |
+//! | snapshot | position of its first part `u64`, number of parts `u32` |
 //! | info | kind `u8`, topic, who may write `u8`, name of who made it, when `u64` |
 //! | member | role `u8`, since when `u64`, name of who made them that |
 //! | reading | position, number of messages and of mentions `u64` |

@@ -164,7 +164,8 @@ impl Shard {
                 Some(MemberRole::Banned) => false,
                 Some(_) => true,
                 None => {
-                    all && (roster.kind() == ChannelKind::Open || principal.may(Access::Admin, key.channel.as_str()))
+                    let is_open = matches!(roster.kind(), ChannelKind::Open | ChannelKind::Document);
+                    all && (is_open || principal.may(Access::Admin, key.channel.as_str()))
                 }
             };
             if !listed || !principal.may(Access::Read, key.channel.as_str()) {

@@ -152,13 +152,16 @@ impl Shard {
                 let role = member.as_ref().map(|member| member.role);
                 (Some(DeliveryKind::Membership), user.to_string(), role, Some(user.clone()))
             }
-            ChannelFact::Reading { .. } | ChannelFact::Redacted { .. } => (None, String::new(), None, None),
+            ChannelFact::Reading { .. } | ChannelFact::Redacted { .. } | ChannelFact::Snapshot(_) => {
+                (None, String::new(), None, None)
+            }
         };
         let Some(channel) = self.channel_mut(key) else { return Err(unknown(key)) };
-        let was_private = channel.roster().kind() != ChannelKind::Open;
+        let is_open = |kind| matches!(kind, ChannelKind::Open | ChannelKind::Document);
+        let was_open = is_open(channel.roster().kind());
         channel.roster_mut().set(&fact);
         let id = channel.id();
-        let closes = !was_private && channel.roster().kind() != ChannelKind::Open;
+        let closes = was_open && !is_open(channel.roster().kind());
         let context = Context { role, ..Context::default() };
         let posting = kind.and_then(|kind| {
             let body = Bytes::from(body.into_bytes());
@@ -235,7 +238,7 @@ impl Shard {
         let may_stay = |user: &Name| match roster.role(user) {
             Some(MemberRole::Banned) => false,
             Some(role) if role >= MemberRole::Reader => true,
-            _ => roster.kind() == ChannelKind::Open,
+            _ => matches!(roster.kind(), ChannelKind::Open | ChannelKind::Document),
         };
         match user {
             Some(user) if may_stay(&user) => {}

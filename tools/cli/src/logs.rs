@@ -149,6 +149,9 @@ fn channel_fact(fact: &ChannelFact) -> Value {
             "fact": "reading", "user": user.as_str(), "position": reading.position.0, "number": reading.number,
         }),
         ChannelFact::Redacted { position } => json!({ "fact": "redacted", "position": position.0 }),
+        ChannelFact::Snapshot(snapshot) => json!({
+            "fact": "snapshot", "position": snapshot.position.0, "parts": snapshot.parts,
+        }),
     }
 }
 

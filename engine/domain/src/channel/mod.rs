@@ -5,6 +5,7 @@ mod roster;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use thalweg_protocol::chat::ChannelKind;
 use thalweg_protocol::generation::{ChatMessage, Role};
 use thalweg_protocol::ids::{ChannelId, Position};
 use thalweg_protocol::limits::{
@@ -15,6 +16,7 @@ use thalweg_protocol::limits::{
 use thalweg_protocol::op::{CreateChannel, DeliveryKind, Durability};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
+use crate::fact::Snapshot;
 use crate::partition::{ChannelState, Mark, first_kept, is_logged};
 use crate::record::{ChannelSettings, Message};
 
@@ -53,6 +55,8 @@ pub struct Channel {
     /// When the newest decided message was accepted, in microseconds since 1970.
     active_us: u64,
     roster: Roster,
+    /// Where a document was written as a whole, oldest first; ahead of what is durable, like `decided`.
+    snapshots: Vec<Snapshot>,
 }
 
 /// Where the messages from a position on are to be had.
@@ -75,6 +79,9 @@ impl Channel {
     /// # Errors
     /// `parameter_invalid`, if it asks for more than this node allows, or for a durability it does not have.
     pub fn decide_settings(create: &CreateChannel, default: Durability) -> Result<ChannelSettings, Reject> {
+        if create.about.kind == ChannelKind::Document {
+            return Self::decide_document_settings(create);
+        }
         let durability = create.durability.unwrap_or(default);
         if durability == Durability::Replicated {
             let text = "durability is replicated; this node stands alone: ask for disk or memory";
@@ -99,6 +106,35 @@ impl Channel {
         Ok(ChannelSettings { history_messages: messages as u32, history_bytes, history_age_us, durability })
     }
 
+    fn decide_document_settings(create: &CreateChannel) -> Result<ChannelSettings, Reject> {
+        let refuse = |text: &'static str| Err(Reject::new(RejectCode::ParameterInvalid, text));
+        match create.durability {
+            None | Some(Durability::Disk) => {}
+            Some(Durability::Memory) => return refuse("a document is always on disk; leave its durability out"),
+            Some(Durability::Replicated) => {
+                return refuse("durability is replicated; this node stands alone: leave it out");
+            }
+        }
+        let asks_less = |asked: u64, most: u64| asked != 0 && asked < most;
+        if asks_less(create.history_messages.into(), HISTORY_MESSAGES_MAX.into())
+            || asks_less(create.history_bytes, HISTORY_BYTES_MAX)
+            || create.history_age_ms != 0
+        {
+            return refuse("a document keeps everything it was edited by; leave the limits of its history out");
+        }
+        Ok(Self::document_settings())
+    }
+
+    /// What a document keeps: everything.
+    pub fn document_settings() -> ChannelSettings {
+        ChannelSettings {
+            history_messages: HISTORY_MESSAGES_MAX,
+            history_bytes: HISTORY_BYTES_MAX,
+            history_age_us: 0,
+            durability: Durability::Disk,
+        }
+    }
+
     /// An empty channel.
     pub fn new(id: ChannelId, settings: ChannelSettings) -> Self {
         let (head, decided) = (Position(0), Position(0));
@@ -116,6 +152,7 @@ impl Channel {
             messages: 0,
             active_us: 0,
             roster: Roster::default(),
+            snapshots: Vec::new(),
         }
     }
 
@@ -125,6 +162,7 @@ impl Channel {
         (channel.head, channel.decided, channel.bytes) = (state.head, state.head, state.bytes);
         (channel.messages, channel.active_us) = (state.messages, state.active_us);
         channel.roster = Roster::restore(&state.facts, &state.mentioned);
+        channel.snapshots.clone_from(&state.facts.snapshots);
         state.marks.iter().for_each(|mark| channel.mark(*mark));
         channel
     }
@@ -152,6 +190,28 @@ impl Channel {
     /// The people it belongs to, to take in what was decided.
     pub fn roster_mut(&mut self) -> &mut Roster {
         &mut self.roster
+    }
+
+    /// Whether it is a document.
+    pub fn is_document(&self) -> bool {
+        self.roster.kind() == ChannelKind::Document
+    }
+
+    /// Where the newest decided message stands, which may not be durable yet.
+    pub fn decided(&self) -> Position {
+        self.decided
+    }
+
+    /// The newest snapshot of a document as it was at a revision, or before.
+    pub fn snapshot_at(&self, revision: Position) -> Option<Snapshot> {
+        let later = self.snapshots.partition_point(|snapshot| snapshot.position <= revision.next());
+        later.checked_sub(1).map(|at| self.snapshots[at])
+    }
+
+    /// Notes that a document was written as a whole.
+    pub fn note_snapshot(&mut self, snapshot: Snapshot) {
+        debug_assert!(self.snapshots.last().is_none_or(|before| before.position < snapshot.position));
+        self.snapshots.push(snapshot);
     }
 
     /// How many of its messages were written as such.

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use thalweg_protocol::chat::{ChannelAbout, ChannelKind, MemberEntry, MemberRole, PostRule};
+use thalweg_protocol::document::DocumentAccess;
 use thalweg_protocol::ids::{Name, Position};
 use thalweg_protocol::limits::{DIRECT_USERS_MAX, MEMBERS_LISTED, MEMBERS_MAX, MENTIONS_MAX, REDACTIONS_MAX};
 use thalweg_protocol::reject::{Reject, RejectCode};
@@ -73,6 +74,8 @@ impl Roster {
             ChannelFact::Redacted { position } => {
                 self.redacted.insert(*position);
             }
+            // Where a document is written as a whole is no matter of people.
+            ChannelFact::Snapshot(_) => {}
         }
     }
 
@@ -193,6 +196,22 @@ impl Roster {
         }
         let text = format!("{} may not write in {channel}: that takes a {}", principal.user, least.as_str());
         refuse(RejectCode::Forbidden, text)
+    }
+
+    /// What somebody may do to a document, whose token says that they may read it.
+    ///
+    /// # Errors
+    /// `forbidden`, if they may not even read it.
+    pub fn document_access(&self, principal: &Principal, document: &Name) -> Result<DocumentAccess, Reject> {
+        self.may_read(principal, document)?;
+        let may = |action| principal.may(action, document.as_str());
+        if may(Action::Write) && self.may_write(principal, document).is_ok() {
+            return Ok(DocumentAccess::Write);
+        }
+        // Who may write in general says nothing of who may comment; a reader only reads.
+        let reads_only = self.acts_as(principal, document) == Some(MemberRole::Reader);
+        let comments = (may(Action::Comment) || may(Action::Write)) && !reads_only;
+        Ok(if comments { DocumentAccess::Comment } else { DocumentAccess::Read })
     }
 
     fn must_be(&self, principal: &Principal, channel: &Name, least: MemberRole) -> Result<MemberRole, Reject> {
@@ -336,6 +355,11 @@ impl Roster {
         if kind == Some(ChannelKind::Direct) || self.kind() == ChannelKind::Direct {
             let text = format!("{channel}: no channel becomes a direct conversation or stops to be one");
             return refuse(RejectCode::ParameterInvalid, text);
+        }
+        let is_document = |kind| kind == ChannelKind::Document;
+        if kind.is_some_and(|kind| is_document(kind) != is_document(self.kind())) {
+            let text = format!("{channel}: no channel becomes a document or stops to be one");
+            return refuse(RejectCode::KindMismatch, text);
         }
         let unsaid = || ChannelInfo {
             kind: ChannelKind::Open,

@@ -1,6 +1,6 @@
 use bytes::Bytes;
 use proptest::prelude::*;
-use thalweg_protocol::chat::{ChannelAbout, Context};
+use thalweg_protocol::chat::{ChannelAbout, ChannelKind, Context};
 use thalweg_protocol::ids::{GenerationId, Name, Sequence, SessionId};
 use thalweg_protocol::op::Delivery;
 
@@ -27,6 +27,49 @@ fn say(channel: &mut Channel, body: &str) {
 
 fn memory() -> ChannelSettings {
     ChannelSettings::new(Durability::Memory)
+}
+
+#[test]
+fn a_document_keeps_everything_on_disk() {
+    let check = |history_messages, history_bytes, history_age_ms, durability, good: bool| {
+        let create = CreateChannel {
+            channel: Name::new("plan").expect("valid"),
+            history_messages,
+            history_bytes,
+            history_age_ms,
+            durability,
+            about: ChannelAbout { kind: ChannelKind::Document, ..ChannelAbout::default() },
+        };
+        let settings = Channel::decide_settings(&create, Durability::Memory);
+        assert_eq!(settings.is_ok(), good, "{create:?}");
+        if let Ok(settings) = settings {
+            assert_eq!(settings, Channel::document_settings());
+        }
+    };
+    check(0, 0, 0, None, true);
+    check(u32::MAX, HISTORY_BYTES_MAX, 0, Some(Durability::Disk), true);
+    check(0, 0, 0, Some(Durability::Memory), false);
+    check(0, 0, 0, Some(Durability::Replicated), false);
+    check(1_000, 0, 0, None, false);
+    check(0, 1 << 20, 0, None, false);
+    check(0, 0, 60_000, None, false);
+}
+
+#[test]
+fn the_nearest_snapshot_is_found() {
+    let mut channel = Channel::new(ChannelId(1), Channel::document_settings());
+    let snapshot = |position, parts| Snapshot { position: Position(position), parts };
+    channel.note_snapshot(snapshot(5, 1));
+    channel.note_snapshot(snapshot(9, 3));
+    let check = |revision: u64, expected: Option<Snapshot>| {
+        assert_eq!(channel.snapshot_at(Position(revision)), expected, "revision {revision}");
+    };
+    check(1, None);
+    check(3, None);
+    check(4, Some(snapshot(5, 1)));
+    check(7, Some(snapshot(5, 1)));
+    check(8, Some(snapshot(9, 3)));
+    check(u64::MAX - 1, Some(snapshot(9, 3)));
 }
 
 #[test]

@@ -130,7 +130,9 @@ impl PartitionState {
                 self.add_to_user((tenant.clone(), user.clone()), state);
             }
             Event::ChannelDeleted { id, .. } => self.delete_channel(*id),
-            Event::Published(posting) => self.remember(posting, record.lsn),
+            // An edit of a document may be repeated at will, so nobody asks what became of it.
+            Event::Published(posting) if posting.message.is_commanded() => self.remember(posting, record.lsn),
+            Event::Published(_) => {}
             Event::GenerationStarted { generation, request, .. } => {
                 let state = GenerationState { request: Some(Arc::clone(request)), ..GenerationState::default() };
                 self.generations.insert(*generation, state);

@@ -6,7 +6,7 @@ use thalweg_protocol::ids::{Epoch, Name, Partition, Sequence, SessionId};
 use thalweg_protocol::op::{Delivery, DeliveryKind};
 
 use super::*;
-use crate::fact::{Member, Reading, UserFact};
+use crate::fact::{Member, Reading, Snapshot, UserFact};
 use crate::record::Message;
 
 fn name(text: &str) -> Name {
@@ -92,7 +92,13 @@ impl Story {
                 Event::GenerationDeleted { generation }
             }
             (8 | 9, Some(id), _) => {
-                let facts = vec![member(which, which.is_multiple_of(3)), reading(which)];
+                let mut facts = vec![member(which, which.is_multiple_of(3)), reading(which)];
+                if which % 4 == 1 {
+                    facts.push(ChannelFact::Snapshot(Snapshot {
+                        position: Position(self.records.len() as u64),
+                        parts: 2,
+                    }));
+                }
                 let posting = which.is_multiple_of(2).then(|| self.posting(id, which as u128 % 2));
                 Event::ChannelChanged { channel: key(id.0), id, facts, posting }
             }

@@ -1,6 +1,6 @@
 //! Facts of channels and users in bytes, in records and in the states that sealed segments keep.
 
-use thalweg_domain::fact::{ChannelFact, ChannelInfo, Member, Reading, UserFact};
+use thalweg_domain::fact::{ChannelFact, ChannelInfo, Member, Reading, Snapshot, UserFact};
 use thalweg_protocol::chat::{ChannelKind, MemberRole, PostRule, ProfileText};
 use thalweg_protocol::ids::Position;
 use thalweg_protocol::limits::{ABOUT_BYTES_MAX, DISPLAY_BYTES_MAX, STATUS_BYTES_MAX, TOPIC_BYTES_MAX};
@@ -13,6 +13,7 @@ const MEMBER: u8 = 1;
 const NO_MEMBER: u8 = 2;
 const READING: u8 = 3;
 const REDACTED: u8 = 4;
+const SNAPSHOT: u8 = 5;
 
 const PROFILE: u8 = 0;
 const SEEN: u8 = 1;
@@ -50,6 +51,10 @@ pub(crate) fn put_channel_facts(into: &mut Vec<u8>, facts: &[ChannelFact]) {
                 into.push(REDACTED);
                 put_u64(into, position.0);
             }
+            ChannelFact::Snapshot(snapshot) => {
+                into.push(SNAPSHOT);
+                put_snapshot(into, *snapshot);
+            }
         }
     }
 }
@@ -66,6 +71,7 @@ fn read_channel_fact(fields: &mut Fields<'_>) -> Result<ChannelFact, RecordError
         NO_MEMBER => ChannelFact::Member { user: fields.name("member")?, member: None },
         READING => ChannelFact::Reading { user: fields.name("reader")?, reading: read_reading(fields)? },
         REDACTED => ChannelFact::Redacted { position: Position(fields.u64("redacted")?) },
+        SNAPSHOT => ChannelFact::Snapshot(read_snapshot(fields)?),
         other => return Err(RecordError::Unknown { field: "fact of channel", value: u64::from(other) }),
     })
 }
@@ -76,6 +82,7 @@ pub(crate) fn put_info(into: &mut Vec<u8>, info: &ChannelInfo) {
         ChannelKind::Open => 0,
         ChannelKind::Private => 1,
         ChannelKind::Direct => 2,
+        ChannelKind::Document => 3,
     });
     put_bytes(into, info.topic.as_bytes());
     into.push(match info.post {
@@ -93,6 +100,7 @@ pub(crate) fn read_info(fields: &mut Fields<'_>) -> Result<ChannelInfo, RecordEr
             0 => ChannelKind::Open,
             1 => ChannelKind::Private,
             2 => ChannelKind::Direct,
+            3 => ChannelKind::Document,
             other => return Err(RecordError::Unknown { field: "kind of channel", value: u64::from(other) }),
         },
         topic: fields.short_text("topic", TOPIC_BYTES_MAX)?,
@@ -105,6 +113,16 @@ pub(crate) fn read_info(fields: &mut Fields<'_>) -> Result<ChannelInfo, RecordEr
         by: fields.name("maker")?,
         created_us: fields.u64("made at")?,
     })
+}
+
+/// Snapshot: position of its first part `u64`, how many there are `u32`.
+pub(crate) fn put_snapshot(into: &mut Vec<u8>, snapshot: Snapshot) {
+    put_u64(into, snapshot.position.0);
+    put_u32(into, snapshot.parts);
+}
+
+pub(crate) fn read_snapshot(fields: &mut Fields<'_>) -> Result<Snapshot, RecordError> {
+    Ok(Snapshot { position: Position(fields.u64("snapshot")?), parts: fields.u32("parts of snapshot")? })
 }
 
 /// Member: role `u8` (from 1), since when `u64`, name of who made them that.

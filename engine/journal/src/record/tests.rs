@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use thalweg_domain::fact::{ChannelFact, ChannelInfo, Member, Reading, UserFact};
+use thalweg_domain::fact::{ChannelFact, ChannelInfo, Member, Reading, Snapshot, UserFact};
 use thalweg_domain::generation::{Ending, Token};
 use thalweg_domain::record::{ChannelSettings, GenerationRequest, Message, Posting};
 use thalweg_protocol::chat::{ChannelKind, Context, MemberRole, PostRule, ProfileText};
@@ -188,6 +188,13 @@ fn records() -> Vec<Record> {
             },
             posting: Some(body()),
         },
+        made(Durability::Disk, vec![ChannelFact::Info(ChannelInfo { kind: ChannelKind::Document, ..info() })]),
+        Event::ChannelChanged {
+            channel: key(),
+            id: ChannelId(3),
+            facts: vec![ChannelFact::Snapshot(Snapshot { position: Position(8), parts: 1 })],
+            posting: Some(body()),
+        },
     ];
     events.into_iter().map(record).collect()
 }
@@ -272,7 +279,7 @@ fn damage_names_the_field() {
     check(created(), &no_facts, "number of facts is 0");
     let changed = |facts| Event::ChannelChanged { channel: key(), id: ChannelId(3), facts, posting: None };
     let lost = || changed(vec![ChannelFact::Member { user: name("bob"), member: None }]);
-    check(lost(), &|bytes| bytes[59] = 5, "fact of channel is 5");
+    check(lost(), &|bytes| bytes[59] = 6, "fact of channel is 6");
     check(lost(), &|bytes| bytes[59] = 1, "role of member is 0");
     check(lost(), &|bytes| bytes[55] = 9, "facts, at byte 55, reaches beyond the end");
     let long = ChannelInfo { topic: "x".repeat(TOPIC_BYTES_MAX + 1), ..info() };
@@ -345,7 +352,7 @@ fn any_role() -> impl Strategy<Value = MemberRole> {
 
 prop_compose! {
     fn any_info()(
-        kind in prop::sample::select(vec![ChannelKind::Open, ChannelKind::Private, ChannelKind::Direct]),
+        kind in prop::sample::select(vec![ChannelKind::Open, ChannelKind::Private, ChannelKind::Direct, ChannelKind::Document]),
         post in prop::sample::select(vec![PostRule::Everyone, PostRule::Members, PostRule::Moderators]),
         topic in ".{0,40}",
         by in any_name(),
@@ -364,6 +371,8 @@ fn any_channel_fact() -> impl Strategy<Value = ChannelFact> {
             ChannelFact::Reading { user, reading: Reading { position: Position(position), number } }
         }),
         any::<u64>().prop_map(|position| ChannelFact::Redacted { position: Position(position) }),
+        any::<(u64, u32)>()
+            .prop_map(|(position, parts)| { ChannelFact::Snapshot(Snapshot { position: Position(position), parts }) }),
     ]
 }
 

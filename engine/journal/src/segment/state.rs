@@ -2,14 +2,14 @@
 //!
 //! What is read is checked against the limits of what may be there, and nothing is allocated that the bytes do not hold.
 //!
-//! A state begins with `u64::MAX`, which is no place in a log, and the number of its layout, `u8`. States in segments of
-//! format 1 begin with the place of their first record instead: they end after the generations, and their channels after
-//! the marks, so that there are no facts in them.
+//! A state begins with `u64::MAX`, which is no place in a log, and the number of its layout, `u8`. Those of layout 2 have no
+//! snapshots. States in segments of format 1 begin with the place of their first record instead: they end after the
+//! generations, and their channels after the marks, so that there are no facts in them.
 //!
 //! | piece | fields |
 //! |---|---|
 //! | state | first and last place `u64`, channels (id `u64`, channel), commands, generations (id `u64`, generation), users |
-//! | channel | optional key and settings, head `u64`, bytes `u64`, deleted `u8`, marks, messages `u64`, newest at `u64`, facts |
+//! | channel | optional key and settings, head `u64`, bytes `u64`, deleted `u8`, marks, messages `u64`, newest at `u64`, facts, snapshots |
 //! | facts | optional info, members (name; 0, or 1 and member), readings (name, reading), redacted `u64`, mentions (name, `u64`) |
 //! | user | tenant and user name, optional profile, seen at `u64`, forgotten `u8` |
 
@@ -25,7 +25,8 @@ use thalweg_protocol::limits::{DEDUPE_COMMANDS_MAX, DEDUPE_OUTCOMES_MAX, DEDUPE_
 
 use crate::record::RecordError;
 use crate::record::facts::{
-    put_info, put_member, put_profile, put_reading, read_info, read_member, read_profile, read_reading,
+    put_info, put_member, put_profile, put_reading, put_snapshot, read_info, read_member, read_profile, read_reading,
+    read_snapshot,
 };
 use crate::record::fields::{Fields, put_bytes, put_name, put_u32, put_u64, put_u128};
 use crate::record::parts::{
@@ -36,7 +37,11 @@ use crate::record::parts::{
 /// What no state of format 1 begins with.
 const LAID_OUT: u64 = u64::MAX;
 /// The layout that is written.
-const LAYOUT: u8 = 2;
+const LAYOUT: u8 = 3;
+/// The first layout whose channels have snapshots.
+const WITH_SNAPSHOTS: u8 = 3;
+/// The oldest layout that is read, beside that of format 1.
+const LAYOUT_OLDEST: u8 = 2;
 
 /// Why bytes are no state of a partition.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -74,7 +79,7 @@ pub fn encode_state(state: &PartitionState, into: &mut Vec<u8>) {
     }
 }
 
-/// Reads a state, of this layout or of the one before it.
+/// Reads a state, of this layout or of those before it.
 ///
 /// # Errors
 /// [`StateError`], if the bytes are none, or more than one.
@@ -82,9 +87,10 @@ pub fn decode_state(bytes: &Bytes) -> Result<PartitionState, StateError> {
     let mut fields = Fields::new(bytes, 0);
     let mut first = fields.u64("first")?;
     let has_facts = first == LAID_OUT;
+    let mut layout = 1;
     if has_facts {
-        let layout = fields.u8("layout")?;
-        if layout != LAYOUT {
+        layout = fields.u8("layout")?;
+        if !(LAYOUT_OLDEST..=LAYOUT).contains(&layout) {
             return Err(RecordError::Unknown { field: "layout", value: u64::from(layout) }.into());
         }
         first = fields.u64("first")?;
@@ -102,6 +108,9 @@ pub fn decode_state(bytes: &Bytes) -> Result<PartitionState, StateError> {
         let mut channel = read_channel(&mut fields)?;
         if has_facts {
             read_people(&mut channel, &mut fields)?;
+        }
+        if layout >= WITH_SNAPSHOTS {
+            read_snapshots(&mut channel, &mut fields)?;
         }
         state.channels.insert(id, channel);
     }
@@ -146,6 +155,8 @@ fn put_channel(channel: &ChannelState, into: &mut Vec<u8>) {
         put_u32(into, positions.len() as u32);
         positions.for_each(|position| put_u64(into, position.0));
     }
+    put_u32(into, facts.snapshots.len() as u32);
+    facts.snapshots.iter().for_each(|snapshot| put_snapshot(into, *snapshot));
 }
 
 fn read_channel(fields: &mut Fields<'_>) -> Result<ChannelState, StateError> {
@@ -170,7 +181,8 @@ fn read_channel(fields: &mut Fields<'_>) -> Result<ChannelState, StateError> {
 }
 
 fn put_facts(facts: &ChannelFacts, into: &mut Vec<u8>) {
-    let ChannelFacts { info, members, readings, redacted } = facts;
+    // Snapshots came later, and stand behind the rest of the channel.
+    let ChannelFacts { info, members, readings, redacted, snapshots: _ } = facts;
     into.push(info.is_some().into());
     if let Some(info) = info {
         put_info(into, info);
@@ -223,6 +235,21 @@ fn read_people(channel: &mut ChannelState, fields: &mut Fields<'_>) -> Result<()
         }
         Ok(mentions)
     })?;
+    Ok(())
+}
+
+/// What a channel had nothing of before layout 3.
+fn read_snapshots(channel: &mut ChannelState, fields: &mut Fields<'_>) -> Result<(), StateError> {
+    let mut end = Position(0);
+    for _ in 0..fields.count("snapshots", 12)? {
+        let snapshot = read_snapshot(fields)?;
+        if snapshot.position < end || snapshot.parts == 0 {
+            return Err(StateError::Contradiction("the snapshots of a document are out of order"));
+        }
+        let after = snapshot.position.0.checked_add(u64::from(snapshot.parts));
+        end = Position(after.ok_or(StateError::Contradiction("a snapshot of a document has no end"))?);
+        channel.facts.snapshots.push(snapshot);
+    }
     Ok(())
 }
 

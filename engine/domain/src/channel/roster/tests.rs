@@ -136,6 +136,27 @@ fn what_a_channel_is_changes() {
     assert_eq!(change("mod", None, Some(ChannelKind::Private), None), Err(RejectCode::Forbidden));
     assert_eq!(change("ada", None, Some(ChannelKind::Private), Some(PostRule::Members)), Ok(true));
     assert_eq!(change("ada", None, Some(ChannelKind::Direct), None), Err(RejectCode::ParameterInvalid));
+    assert_eq!(change("ada", None, Some(ChannelKind::Document), None), Err(RejectCode::KindMismatch));
+}
+
+#[test]
+fn what_somebody_may_do_to_a_document() {
+    let document = name("plan");
+    let check = |user: &str, post, permissions: &[&str], expected: Result<DocumentAccess, RejectCode>| {
+        let permissions = permissions.iter().map(|text| text.parse().expect("valid")).collect();
+        let principal = Principal { permissions, ..person(user) };
+        let got = roster(ChannelKind::Document, post).document_access(&principal, &document);
+        assert_eq!(got.map_err(|reject| reject.code), expected, "{user} with {:?}", principal.permissions);
+    };
+    let (read, comment, write) = ("read:*", "comment:plan", "write:p*");
+    check("eve", PostRule::Everyone, &[read], Ok(DocumentAccess::Read));
+    check("eve", PostRule::Everyone, &[read, comment], Ok(DocumentAccess::Comment));
+    check("eve", PostRule::Everyone, &[read, write], Ok(DocumentAccess::Write));
+    check("eve", PostRule::Everyone, &[read, "comment:other", "write:other"], Ok(DocumentAccess::Read));
+    check("eve", PostRule::Members, &[read, write], Ok(DocumentAccess::Comment));
+    check("bob", PostRule::Members, &[read, write], Ok(DocumentAccess::Write));
+    check("rea", PostRule::Everyone, &[read, comment, write], Ok(DocumentAccess::Read));
+    check("ban", PostRule::Everyone, &[read, comment, write], Err(RejectCode::Forbidden));
 }
 
 #[test]

@@ -21,8 +21,8 @@ pub(super) struct Args {
     /// Under which name its holder writes [default: $USER]
     #[arg(long, value_name = "U", value_parser = parse_name)]
     user: Option<Name>,
-    /// What its holder may do: read, write, ask or admin, and a pattern of names; repeat for more [default: read, write and ask
-    /// everything]
+    /// What its holder may do: read, comment, write, ask or admin, and a pattern of names; repeat for more [default: read,
+    /// write and ask everything]
     #[arg(long, value_name = "PERM:PATTERN")]
     allow: Vec<Permission>,
     /// For how long
