@@ -5,6 +5,7 @@
 //!
 //! - [`channel`]: an ordered sequence of messages with a bounded history;
 //! - [`generation`]: one answer of a model as a sequence of tokens;
+//! - [`document`]: a text, or anything else, that many edit at once;
 //! - [`dedupe`]: which commands of which sessions a partition has carried out;
 //! - [`fact`]: small values of channels and users of which the newest counts;
 //! - [`routing`]: which model answers a request; [`breaker`], [`estimate`]: what is learned of models by asking them;
@@ -17,6 +18,7 @@
 pub mod breaker;
 pub mod channel;
 pub mod dedupe;
+pub mod document;
 pub mod estimate;
 pub mod fact;
 pub mod generation;

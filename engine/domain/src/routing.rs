@@ -66,6 +66,8 @@ pub struct ModelCard {
     pub prompt_us: u32,
     /// The model that answers in its place while it cannot.
     pub fallback: Option<Name>,
+    /// Whether it goes on with an answer that it began; those that are run elsewhere do not.
+    pub resumes: bool,
 }
 
 impl ModelCard {
@@ -283,6 +285,21 @@ impl Routes {
             next = card.fallback.as_ref();
         }
         None
+    }
+
+    /// Who answers in place of a model that fails before its first token, in the order in which they are asked: those of its
+    /// fallbacks, and theirs, that the asker may ask.
+    pub fn fallbacks(&self, model: &Name, may: impl Fn(&Name) -> bool) -> Vec<Name> {
+        let mut fallbacks: Vec<Name> = Vec::new();
+        let mut next = self.get(model.as_str()).and_then(|card| card.fallback.as_ref());
+        for _ in 0..FALLBACKS_MAX {
+            let Some(card) = next.and_then(|next| self.get(next.as_str())) else { break };
+            if may(&card.name) && card.name != *model && !fallbacks.contains(&card.name) {
+                fallbacks.push(card.name.clone());
+            }
+            next = card.fallback.as_ref();
+        }
+        fallbacks
     }
 
     /// Somebody tries a model: for others it is down until there is news of it. Does nothing unless it may be tried. Gives
