@@ -307,6 +307,7 @@ async fn wait_for_room(full: FullQueue) {
     match full {
         FullQueue::Subscription(queue, item) => send(queue, item).await,
         FullQueue::Generation(queue, event) => send(queue, event).await,
+        FullQueue::Document(queue, incoming) => send(queue, incoming).await,
     }
 }
 

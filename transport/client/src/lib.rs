@@ -5,6 +5,8 @@
 //! - People: [`Client::join`], [`Client::set_member`], [`Client::open_direct`], [`Client::channels`], [`Client::profile`], and
 //!   with [`SubscribeOptions::presence`] who is there. Messages are answered, edited, taken back and reacted to
 //!   ([`Client::publish_with`], [`Client::edit`], [`Client::redact`], [`Client::react`]).
+//! - Documents: [`Client::document`] opens a text that many edit at once, as a Yjs document ([`Document`]) or by positional
+//!   operations ([`TextSession`]).
 //! - A lost connection is replaced: unanswered writes are repeated and recognised, readers go on where they were
 //!   ([`ConnectionState`] says how it stands).
 //! - Nothing here grows without bound: writes wait for room, readers take what they can, and the node waits for them.
@@ -57,6 +59,7 @@ mod chat;
 mod client;
 mod credential;
 mod dial;
+mod document;
 mod driver;
 mod embed;
 mod entries;
@@ -75,6 +78,10 @@ pub use channel::{ChannelOptions, Page};
 pub use chat::{ChannelChange, ChannelPage, WhoIsIn};
 pub use client::{AsName, Client, ConnectionState};
 pub use credential::{LoggedIn, TokenSource};
+pub use document::{
+    Acknowledgement, Document, DocumentBuilder, DocumentEvent, DocumentRead, LogPage, Other, Positional, Record,
+    RecordKind, Replay, Tally, TextChange, TextSession,
+};
 pub use embed::Embeddings;
 pub use error::ClientError;
 pub use generation::{Finished, Generation, Part, Piece, Text};
@@ -87,6 +94,9 @@ pub use thalweg_protocol::chat::{
     ChannelAbout, ChannelKind, ChannelReport, ChannelSummary, Context, MemberEntry, MemberRole, Post, PostKind,
     PostRule, Presence, PresenceState, PresentUser, ProfileReport, ProfileText,
 };
+pub use thalweg_protocol::document::{
+    AskInDocument, DocumentAccess, Operation, Operations, Place, ReadForm, utf16_len,
+};
 pub use thalweg_protocol::generation::{
     AskRequest, ChatMessage, Constraint, FinishReason, OnDetach, Priority, Role, Sampling, TokenChance, TokenDetail,
     Usage,
@@ -96,3 +106,5 @@ pub use thalweg_protocol::op::{Durability, From, Policy, Welcome};
 pub use thalweg_protocol::reject::{Reject, RejectCode};
 pub use thalweg_protocol::trace::{TraceContext, TraceContextError};
 pub use trust::{AskTrust, FirstContact, KeyHash, Trust};
+/// The CRDT that documents are made of, for [`Document::transact`].
+pub use yrs;

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use thalweg_protocol::chat::{Post, PostKind};
 use thalweg_protocol::ids::{Name, Position, Sequence};
-use thalweg_protocol::limits::{BODY_BYTES_MAX, REACTION_BYTES_MAX};
+use thalweg_protocol::limits::{BODY_BYTES_MAX, DOCUMENT_UPDATE_BYTES_MAX, REACTION_BYTES_MAX, VERSION_BYTES_MAX};
 use thalweg_protocol::op::Publish;
 use thalweg_protocol::reject::{Reject, RejectCode};
 use tokio::sync::oneshot;
@@ -120,7 +120,7 @@ impl Client {
         self.write(channel, emoji.to_owned().into(), Post { kind: PostKind::Unreact, target: position }).await
     }
 
-    async fn write(&self, channel: impl AsName, body: Bytes, post: Post) -> Result<Published, ClientError> {
+    pub(crate) async fn write(&self, channel: impl AsName, body: Bytes, post: Post) -> Result<Published, ClientError> {
         let channel = channel.as_name("channel")?;
         self.patiently(|| async { self.write_start(&channel, body.clone(), post).await?.await }).await
     }
@@ -147,7 +147,12 @@ impl Client {
     ) -> Result<Ack, ClientError> {
         let (channel, body): (Name, Bytes) = (channel.as_name("channel")?, body.into());
         let reacts = matches!(post.kind, PostKind::React | PostKind::Unreact);
-        let (what, limit) = if reacts { ("reaction", REACTION_BYTES_MAX) } else { ("message", BODY_BYTES_MAX) };
+        let (what, limit) = match post.kind {
+            PostKind::Update => ("document's update", DOCUMENT_UPDATE_BYTES_MAX),
+            PostKind::Version => ("version's name", VERSION_BYTES_MAX),
+            _ if reacts => ("reaction", REACTION_BYTES_MAX),
+            _ => ("message", BODY_BYTES_MAX),
+        };
         if body.len() > limit {
             let text = format!("a {what} of {} bytes; at most {limit} are allowed", body.len());
             return Err(ClientError::Refused(Reject::new(RejectCode::BodyTooLarge, text)));

@@ -5,6 +5,7 @@
 //! does I/O; the [driver](crate::driver) carries bytes in and out.
 
 mod beside;
+pub(crate) mod documents;
 mod lanes;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -25,6 +26,7 @@ use crate::entries::{PendingCall, PendingPublish, Repeat, SubscriptionEntry, Wat
 use crate::error::ClientError;
 use crate::generation::Event;
 use crate::publish::Published;
+use crate::state::documents::{DocumentEntry, Incoming};
 use crate::subscription::Item;
 
 /// Whether the command lane can be used.
@@ -45,6 +47,7 @@ enum Target {
     Call(u64),
     Subscribe(u64),
     Watch(u64),
+    Open(u64),
     /// The number on this connection of a subscription whose reader is gone. The answer says nothing new.
     Unsubscribe(u32),
     /// The same for a generation.
@@ -66,6 +69,7 @@ pub(crate) enum Handled {
 pub(crate) enum FullQueue {
     Subscription(mpsc::Sender<Item>, Item),
     Generation(mpsc::Sender<Event>, Event),
+    Document(mpsc::Sender<Incoming>, Incoming),
 }
 
 pub(crate) struct State {
@@ -96,15 +100,19 @@ pub(crate) struct State {
     calls: BTreeMap<u64, PendingCall>,
     subscriptions: BTreeMap<u64, SubscriptionEntry>,
     watches: BTreeMap<u64, WatchEntry>,
+    documents: BTreeMap<u64, DocumentEntry>,
     /// By number on this connection.
     subscription_keys: HashMap<u32, u64>,
     watch_keys: HashMap<u32, u64>,
+    document_keys: HashMap<u32, u64>,
 }
 
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let counts = [self.publishes.len(), self.calls.len(), self.subscriptions.len(), self.watches.len()];
-        write!(f, "State({:?}, publishes, calls, subscriptions, watches: {counts:?})", self.link)
+        let reads = [self.subscriptions.len(), self.watches.len(), self.documents.len()];
+        let [subscriptions, watches, documents] = reads;
+        let counts = [self.publishes.len(), self.calls.len(), subscriptions, watches, documents];
+        write!(f, "State({:?}, publishes, calls, subscriptions, watches, documents: {counts:?})", self.link)
     }
 }
 
@@ -130,8 +138,10 @@ impl State {
             calls: BTreeMap::new(),
             subscriptions: BTreeMap::new(),
             watches: BTreeMap::new(),
+            documents: BTreeMap::new(),
             subscription_keys: HashMap::new(),
             watch_keys: HashMap::new(),
+            document_keys: HashMap::new(),
         }
     }
 
@@ -142,7 +152,8 @@ impl State {
 
     /// Whether a node that goes away still has something to give us.
     pub(crate) fn expects_more(&self) -> bool {
-        self.waits() || !self.subscription_keys.is_empty() || !self.watch_keys.is_empty()
+        let reads = [&self.subscription_keys, &self.watch_keys, &self.document_keys];
+        self.waits() || reads.iter().any(|keys| !keys.is_empty())
     }
 
     fn key(&mut self) -> u64 {
@@ -226,8 +237,9 @@ impl State {
     /// Writes a request under a number that is free on this connection.
     fn send(&mut self, target: Target, op: &ClientOp, trace: Option<TraceContext>) -> u32 {
         let mut number = self.next_request;
-        let taken = |n| n == 0 || self.requests.contains_key(&n);
-        while taken(number) || self.subscription_keys.contains_key(&number) || self.watch_keys.contains_key(&number) {
+        let reads = [&self.subscription_keys, &self.watch_keys, &self.document_keys];
+        let taken = |n| n == 0 || self.requests.contains_key(&n) || reads.iter().any(|keys| keys.contains_key(&n));
+        while taken(number) {
             number = number.wrapping_add(1);
         }
         self.next_request = number.wrapping_add(1);
@@ -257,8 +269,9 @@ impl State {
         if self.link == Link::Leaving {
             // Calls are answered at once and may be what ends the waiting (a cancel); writes and reads wait for the next
             // node.
-            let waits =
-                |target: &Target| matches!(target, Target::Publish(_) | Target::Subscribe(_) | Target::Watch(_));
+            let waits = |target: &Target| {
+                matches!(target, Target::Publish(_) | Target::Subscribe(_) | Target::Watch(_) | Target::Open(_))
+            };
             let (later, now): (VecDeque<_>, VecDeque<_>) = self.backlog.drain(..).partition(waits);
             self.backlog = later;
             now.into_iter().for_each(|target| self.transmit(target));
@@ -305,6 +318,7 @@ impl State {
                 self.watch_keys.insert(wire, key);
                 self.watches.get_mut(&key).expect("looked up above").wire = Some(wire);
             }
+            Target::Open(key) => self.transmit_open(key),
             Target::Unsubscribe(wire) => {
                 self.send(target, &ClientOp::Unsubscribe { subscription: Subscription(wire) }, None);
             }
@@ -328,8 +342,10 @@ impl State {
         let presence = self.away.map(|_| Target::Presence);
         let subscriptions = self.subscriptions.keys().map(|&key| Target::Subscribe(key));
         let watches = self.watches.keys().map(|&key| Target::Watch(key));
+        let documents = self.documents.keys().map(|&key| Target::Open(key));
         let publishes = self.publishes.keys().map(|&sequence| Target::Publish(sequence));
-        self.backlog = calls.chain(presence).chain(subscriptions).chain(watches).chain(publishes).collect();
+        self.backlog =
+            calls.chain(presence).chain(subscriptions).chain(watches).chain(documents).chain(publishes).collect();
         self.pump();
     }
 
@@ -341,6 +357,7 @@ impl State {
         self.backlog.clear();
         self.subscription_keys.clear();
         self.watch_keys.clear();
+        self.document_keys.clear();
         for (_, target) in self.requests.drain() {
             match target {
                 Target::Publish(sequence) => {
@@ -366,6 +383,7 @@ impl State {
         for entry in self.watches.values_mut() {
             entry.wire = None;
         }
+        self.documents.values_mut().for_each(DocumentEntry::disconnected);
     }
 
     /// Nothing will work any more: tells everybody who waits.
@@ -381,6 +399,9 @@ impl State {
             entry.end(error.clone());
         }
         for (_, entry) in std::mem::take(&mut self.watches) {
+            entry.end(error.clone());
+        }
+        for (_, entry) in std::mem::take(&mut self.documents) {
             entry.end(error.clone());
         }
         self.ended = Some(error);
@@ -424,6 +445,12 @@ impl State {
         match target {
             Target::Subscribe(_) => drop(self.subscription_keys.remove(&wire)),
             Target::Watch(_) => drop(self.watch_keys.remove(&wire)),
+            Target::Open(key) => {
+                self.document_keys.remove(&wire);
+                if let Some(entry) = self.documents.get_mut(&key) {
+                    entry.disconnected();
+                }
+            }
             Target::Publish(_) | Target::Call(_) | Target::Unsubscribe(_) | Target::Unwatch(_) | Target::Presence => {}
         }
     }
@@ -472,6 +499,7 @@ impl State {
                 }
                 other => return Err(ClientError::unexpected("Asked", &other)),
             },
+            Target::Open(key) => self.opened(wire, key, op)?,
             Target::Unsubscribe(_) | Target::Unwatch(_) | Target::Presence => {}
         }
         Ok(())
@@ -518,6 +546,7 @@ impl State {
             self.link = Link::Leaving;
             self.subscription_keys.remove(&wire);
             self.watch_keys.remove(&wire);
+            self.document_keys.remove(&wire);
             return;
         }
         if let Some(key) = self.subscription_keys.remove(&wire) {
@@ -528,6 +557,8 @@ impl State {
             && let Some(entry) = self.watches.remove(&key)
         {
             entry.end(ClientError::Ended(reject));
+        } else {
+            self.document_ended(wire, reject);
         }
     }
 }

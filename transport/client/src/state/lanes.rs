@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use thalweg_protocol::frame::RawFrame;
 use thalweg_protocol::generation::TokenDetail;
 use thalweg_protocol::ids::Position;
-use thalweg_protocol::op::ServerOp;
+use thalweg_protocol::op::{Delivery, DeliveryKind, ServerOp};
 use tokio::sync::mpsc;
 
 use super::{FullQueue, Handled, State, Target};
@@ -18,6 +18,17 @@ impl State {
     pub(crate) fn lane_frame(&mut self, frame: &RawFrame) -> Result<Handled, ClientError> {
         let op = ServerOp::decode(&frame.payload).map_err(|reject| ClientError::Protocol(reject.to_string()))?;
         match op {
+            ServerOp::Ended(reject) => {
+                self.ended(frame.subject, reject);
+                Ok(Handled::Done)
+            }
+            op if self.document_keys.contains_key(&frame.subject) || matches!(op, ServerOp::Document(_)) => {
+                self.document_frame(frame.subject, op)
+            }
+            // On its way when its reader closed the document.
+            ServerOp::Delivery(Delivery { kind: DeliveryKind::Update | DeliveryKind::Version, .. }) => {
+                Ok(Handled::Done)
+            }
             ServerOp::Delivery(delivery) => {
                 let position = delivery.position.0;
                 let item = Item::of(delivery)?;
@@ -27,10 +38,6 @@ impl State {
                 .deliver(frame.subject, from.0..=to.0, |seen| Item::Missed { from: from.max(Position(seen + 1)), to }),
             ServerOp::Presence(report) => {
                 self.present(frame.subject, report);
-                Ok(Handled::Done)
-            }
-            ServerOp::Ended(reject) => {
-                self.ended(frame.subject, reject);
                 Ok(Handled::Done)
             }
             ServerOp::Asked { generation, model } => {

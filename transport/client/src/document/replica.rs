@@ -1,0 +1,449 @@
+//! A document as one editor has it: the Yjs document, what its own edits were, and how to take them back. No I/O.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use thalweg_protocol::document::{Operation, Operations, ROOT, utf16_len};
+use thalweg_protocol::ids::GenerationId;
+use yrs::types::Delta;
+use yrs::types::text::YChange;
+use yrs::undo::{Options as UndoOptions, StackItem, UndoManager};
+use yrs::updates::decoder::Decode as _;
+use yrs::updates::encoder::Encode as _;
+use yrs::{
+    Any, Assoc, ClientID, Doc, GetString as _, ID, IdSet, IndexScope, IndexedSequence as _, Observable as _,
+    OffsetKind, Out, ReadTxn as _, StateVector, StickyIndex, Text as _, TextRef, Transact as _, TransactionMut, Update,
+};
+
+use crate::error::ClientError;
+
+/// Text of one insertion that goes into one update; what is longer goes into several, so that each is small enough to send.
+pub(super) const INSERTION_BYTES: usize = 64 << 10;
+/// Own edits that can be taken back.
+const STEPS_MAX: usize = 1_000;
+/// Models' edits that can be taken back without asking the node what they were.
+const GENERATIONS_KEPT: usize = 32;
+/// What stands in the text for something in it that is no text, such as a picture.
+const OBJECT: &str = "\u{fffc}";
+/// Marks transactions that came from the node.
+const REMOTE: &str = "remote";
+
+/// What transactions did since it was last asked.
+#[derive(Debug, Default)]
+struct Gathered {
+    /// Of local transactions, to be sent.
+    updates: Vec<Bytes>,
+    /// On the text, of all transactions.
+    operations: Operations,
+}
+
+/// What an edit put in and took out, by which it can be taken back.
+#[derive(Debug, Clone, Default)]
+struct Step {
+    /// The model's edit that this is, if it is one: what it did is looked up when it is taken back.
+    generation: Option<GenerationId>,
+    insertions: IdSet,
+    deletions: IdSet,
+}
+
+/// A model's edit.
+#[derive(Debug)]
+struct Written {
+    generation: GenerationId,
+    insertions: IdSet,
+    deletions: IdSet,
+}
+
+/// What came of a local change.
+#[derive(Debug, Default)]
+pub(super) struct Edited {
+    /// To be sent, in this order.
+    pub(super) updates: Vec<Bytes>,
+    /// What it did to the text.
+    pub(super) operations: Operations,
+}
+
+pub(super) struct Replica {
+    doc: Doc,
+    content: TextRef,
+    gathered: Arc<Mutex<Gathered>>,
+    undo: VecDeque<Step>,
+    redo: Vec<Step>,
+    /// Whether the next own edit is taken back together with the last.
+    joins: bool,
+    written: VecDeque<Written>,
+}
+
+impl std::fmt::Debug for Replica {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Replica")
+            .field("client", &self.client())
+            .field("undo", &self.undo.len())
+            .finish_non_exhaustive()
+    }
+}
+
+fn operations_of(delta: &[Delta]) -> Operations {
+    Operations::of(delta.iter().map(|part| match part {
+        Delta::Retain(length, _) => Operation::Retain(*length),
+        Delta::Deleted(length) => Operation::Delete(*length),
+        Delta::Inserted(Out::Any(Any::String(text)), _) => Operation::Insert(text.to_string()),
+        Delta::Inserted(..) => Operation::Insert(OBJECT.to_owned()),
+    }))
+}
+
+impl Replica {
+    /// An empty document, edited as this Yjs client.
+    pub(super) fn new(client: u64) -> Self {
+        // Nothing is forgotten while it is open, so that what a model deleted can be put back.
+        let options = yrs::Options {
+            client_id: ClientID::new(client),
+            offset_kind: OffsetKind::Utf16,
+            skip_gc: true,
+            ..yrs::Options::default()
+        };
+        let doc = Doc::with_options(options);
+        let content = doc.get_or_insert_text(ROOT);
+        let gathered = Arc::new(Mutex::new(Gathered::default()));
+        let updates = gathered.clone();
+        let observed = doc.observe_update_v1("client", move |transaction, event| {
+            let remote = transaction.origin().is_some_and(|origin| origin.as_ref() == REMOTE.as_bytes());
+            if !remote {
+                let mut gathered = updates.lock().expect("nothing panics under this lock");
+                gathered.updates.push(Bytes::copy_from_slice(&event.update));
+            }
+        });
+        observed.expect("a document that nobody else has is not in use");
+        let deltas = gathered.clone();
+        content.observe("client", move |transaction, event| {
+            let operations = operations_of(event.delta(transaction));
+            let mut gathered = deltas.lock().expect("nothing panics under this lock");
+            gathered.operations = gathered.operations.compose(&operations);
+        });
+        Self { doc, content, gathered, undo: VecDeque::new(), redo: Vec::new(), joins: false, written: VecDeque::new() }
+    }
+
+    pub(super) fn doc(&self) -> &Doc {
+        &self.doc
+    }
+
+    pub(super) fn client(&self) -> u64 {
+        self.doc.client_id().get()
+    }
+
+    fn gathered(&self) -> Gathered {
+        std::mem::take(&mut *self.gathered.lock().expect("nothing panics under this lock"))
+    }
+
+    /// The text of the root; what is no text in it is one `U+FFFC` each.
+    pub(super) fn text(&self) -> String {
+        let transaction = self.doc.transact();
+        let text = self.content.get_string(&transaction);
+        if utf16_len(&text) == yrs::Text::len(&self.content, &transaction) {
+            return text;
+        }
+        let pieces = self.content.diff(&transaction, YChange::identity);
+        pieces
+            .iter()
+            .map(|piece| match &piece.insert {
+                Out::Any(Any::String(text)) => text.as_ref(),
+                _ => OBJECT,
+            })
+            .collect()
+    }
+
+    /// How long the text is, in UTF-16 code units.
+    pub(super) fn length(&self) -> u32 {
+        yrs::Text::len(&self.content, &self.doc.transact())
+    }
+
+    pub(super) fn state_vector(&self) -> Bytes {
+        self.doc.transact().state_vector().encode_v1().into()
+    }
+
+    /// What somebody with this state vector lacks, as one update; `None` if it is nothing, or the vector makes no sense.
+    pub(super) fn lacking(&self, vector: &[u8]) -> Option<Bytes> {
+        let theirs = if vector.is_empty() { StateVector::default() } else { StateVector::decode_v1(vector).ok()? };
+        let transaction = self.doc.transact();
+        let ours = transaction.state_vector();
+        let lacks = ours.iter().any(|(client, clock)| theirs.get(client) < *clock);
+        lacks.then(|| transaction.encode_state_as_update_v1(&theirs).into())
+    }
+
+    /// Takes in an update of the node. Gives what it did to the text.
+    pub(super) fn apply(&mut self, update: &[u8], generation: Option<GenerationId>) -> Result<Operations, ClientError> {
+        let broken = |error: String| ClientError::Protocol(format!("an update of a document: {error}"));
+        let update = Update::decode_v1(update).map_err(|error| broken(error.to_string()))?;
+        if let Some(generation) = generation {
+            self.note(generation, &update);
+        }
+        let mut transaction = self.doc.transact_mut_with(REMOTE);
+        transaction.apply_update(update).map_err(|error| broken(error.to_string()))?;
+        drop(transaction);
+        Ok(self.gathered().operations)
+    }
+
+    /// Remembers what a model did.
+    pub(super) fn note(&mut self, generation: GenerationId, update: &Update) {
+        let found = self.written.iter().position(|written| written.generation == generation);
+        let at = found.unwrap_or_else(|| {
+            if self.written.len() == GENERATIONS_KEPT {
+                self.written.pop_front();
+            }
+            let (insertions, deletions) = Default::default();
+            self.written.push_back(Written { generation, insertions, deletions });
+            self.written.len() - 1
+        });
+        self.written[at].insertions.merge_with(update.insertions(true));
+        self.written[at].deletions.merge_with(update.delete_set().clone());
+    }
+
+    /// Does something to the document, as one own edit.
+    pub(super) fn transact<T>(&mut self, change: impl FnOnce(&mut TransactionMut<'_>) -> T) -> (T, Edited) {
+        let mut transaction = self.doc.transact_mut();
+        let result = change(&mut transaction);
+        transaction.commit();
+        let (insertions, deletions) = (transaction.insert_set().clone(), transaction.delete_set().clone());
+        drop(transaction);
+        self.remember(Step { generation: None, insertions, deletions });
+        (result, self.edited())
+    }
+
+    fn edited(&self) -> Edited {
+        let Gathered { updates, operations } = self.gathered();
+        Edited { updates, operations }
+    }
+
+    fn remember(&mut self, step: Step) {
+        if step.insertions.is_empty() && step.deletions.is_empty() {
+            return;
+        }
+        self.redo.clear();
+        match self.undo.back_mut() {
+            Some(last) if self.joins && last.generation.is_none() => {
+                last.insertions.merge_with(step.insertions);
+                last.deletions.merge_with(step.deletions);
+            }
+            _ => self.push(step),
+        }
+        self.joins = true;
+    }
+
+    fn push(&mut self, step: Step) {
+        if self.undo.len() == STEPS_MAX {
+            self.undo.pop_front();
+        }
+        self.undo.push_back(step);
+    }
+
+    /// Edits the text. The operations were checked against its length.
+    pub(super) fn edit(&mut self, operations: &Operations) -> Edited {
+        let content = self.content.clone();
+        let mut edited = Edited::default();
+        let mut at = 0;
+        for part in operations.parts() {
+            match part {
+                Operation::Retain(length) => at += length,
+                Operation::Delete(length) => {
+                    self.transact_into(&mut edited, |transaction| content.remove_range(transaction, at, *length));
+                }
+                Operation::Insert(text) => {
+                    for chunk in chunks(text, INSERTION_BYTES) {
+                        self.transact_into(&mut edited, |transaction| content.insert(transaction, at, chunk));
+                        at += utf16_len(chunk);
+                    }
+                }
+            }
+        }
+        edited
+    }
+
+    fn transact_into(&mut self, edited: &mut Edited, change: impl FnOnce(&mut TransactionMut<'_>)) {
+        let ((), mut more) = self.transact(change);
+        edited.updates.append(&mut more.updates);
+        edited.operations = edited.operations.compose(&more.operations);
+    }
+
+    /// What is edited next is taken back by itself.
+    pub(super) fn separate(&mut self) {
+        self.joins = false;
+    }
+
+    /// What a model is about to write is taken back as one own edit.
+    pub(super) fn adopt(&mut self, generation: GenerationId) {
+        self.redo.clear();
+        self.joins = false;
+        self.push(Step { generation: Some(generation), ..Step::default() });
+    }
+
+    /// The model's edit that [`undo`](Self::undo) would take back next.
+    pub(super) fn undoes_generation(&self) -> Option<GenerationId> {
+        self.undo.back().and_then(|step| step.generation)
+    }
+
+    pub(super) fn can_undo(&self) -> bool {
+        !self.undo.is_empty()
+    }
+
+    pub(super) fn can_redo(&self) -> bool {
+        !self.redo.is_empty()
+    }
+
+    /// Takes the last own edit back that changes anything. `None` if there is none.
+    pub(super) fn undo(&mut self) -> Option<Edited> {
+        self.joins = false;
+        while let Some(mut step) = self.undo.pop_back() {
+            if let Some(generation) = step.generation {
+                let Some(written) = self.written.iter().find(|written| written.generation == generation) else {
+                    continue;
+                };
+                (step.insertions, step.deletions) = (written.insertions.clone(), written.deletions.clone());
+            }
+            if let Some((inverse, edited)) = self.revert(step) {
+                self.redo.push(inverse);
+                return Some(edited);
+            }
+        }
+        None
+    }
+
+    /// Does the edit again that was taken back last. `None` if there is none.
+    pub(super) fn redo(&mut self) -> Option<Edited> {
+        self.joins = false;
+        while let Some(step) = self.redo.pop() {
+            if let Some((inverse, edited)) = self.revert(step) {
+                // What a model wrote and is there again are other characters than those it wrote.
+                let again = self.written.iter_mut().find(|written| Some(written.generation) == inverse.generation);
+                if let Some(written) = again {
+                    (written.insertions, written.deletions) = (inverse.insertions.clone(), inverse.deletions.clone());
+                }
+                self.push(inverse);
+                return Some(edited);
+            }
+        }
+        None
+    }
+
+    /// Whether this model's edit is known here from its beginning on.
+    pub(super) fn knows(&self, generation: GenerationId) -> bool {
+        self.written.iter().any(|written| written.generation == generation)
+    }
+
+    /// Forgets what a model did, of which something may have been missed.
+    pub(super) fn forget(&mut self, generation: GenerationId) {
+        self.written.retain(|written| written.generation != generation);
+    }
+
+    /// Takes a model's edit back, as an own edit.
+    pub(super) fn undo_generation(&mut self, generation: GenerationId) -> Option<Edited> {
+        let written = self.written.iter().find(|written| written.generation == generation)?;
+        let step = Step {
+            generation: Some(generation),
+            insertions: written.insertions.clone(),
+            deletions: written.deletions.clone(),
+        };
+        let (inverse, edited) = self.revert(step)?;
+        self.undo.retain(|step| step.generation != Some(generation));
+        self.redo.clear();
+        self.redo.push(inverse);
+        self.joins = false;
+        Some(edited)
+    }
+
+    /// Takes out what an edit put in, and puts back what it took out. Gives how that is taken back.
+    fn revert(&self, step: Step) -> Option<(Step, Edited)> {
+        let generation = step.generation;
+        let item = StackItem::new(self.doc.guid(), step.deletions, step.insertions);
+        // Made for this one edit: it watches the document only while it is here.
+        let mut manager = UndoManager::<()>::with_options(UndoOptions {
+            capture_timeout_millis: 0,
+            init_undo_stack: vec![item],
+            ..UndoOptions::default()
+        });
+        manager.expand_scope(&self.doc, &self.content);
+        let done = manager.undo_blocking();
+        let inverse = manager.redo_stack().last().map(|item| Step {
+            generation,
+            insertions: item.insertions().clone(),
+            deletions: item.deletions().clone(),
+        });
+        drop(manager);
+        let edited = self.edited();
+        inverse.filter(|_| done && !edited.updates.is_empty()).map(|inverse| (inverse, edited))
+    }
+
+    /// A place in the text that stays where it is while others edit around it: between the characters before and after the
+    /// offset, clinging to the one after it.
+    pub(super) fn anchor(&self, offset: u32) -> StickyIndex {
+        let transaction = self.doc.transact();
+        let found = self.content.sticky_index(&transaction, offset, Assoc::After);
+        found.unwrap_or_else(|| StickyIndex::from_type(&transaction, &self.content, Assoc::After))
+    }
+
+    /// Where a place is now; `None` if it is not in the text, or not known yet.
+    pub(super) fn offset(&self, anchor: &StickyIndex) -> Option<u32> {
+        let transaction = self.doc.transact();
+        let offset = anchor.get_offset(&transaction)?;
+        let content: &yrs::branch::Branch = self.content.as_ref();
+        (offset.branch.id() == content.id()).then_some(offset.index)
+    }
+}
+
+/// A place as editors in browsers write it into their awareness.
+pub(super) fn anchor_json(anchor: &StickyIndex) -> serde_json::Value {
+    use serde_json::json;
+    let assoc = if anchor.assoc == Assoc::After { 0 } else { -1 };
+    let id = |id: &ID| json!({ "client": id.client.get(), "clock": id.clock });
+    match anchor.scope() {
+        // As Yjs writes it: with the root's name beside the item.
+        IndexScope::Relative(item) => json!({ "type": null, "tname": ROOT, "item": id(item), "assoc": assoc }),
+        IndexScope::Nested(parent) => json!({ "type": id(parent), "tname": null, "item": null, "assoc": assoc }),
+        IndexScope::Root(name) => json!({ "type": null, "tname": &**name, "item": null, "assoc": assoc }),
+    }
+}
+
+/// Reads what [`anchor_json`] or an editor in a browser wrote; `None` if it makes no sense.
+pub(super) fn anchor_of_json(value: &serde_json::Value) -> Option<StickyIndex> {
+    let id = |value: &serde_json::Value| {
+        let client = value.get("client")?.as_u64().filter(|client| *client < 1 << 53)?;
+        let clock = u32::try_from(value.get("clock")?.as_u64()?).ok()?;
+        Some(ID::new(ClientID::new(client), clock))
+    };
+    let assoc = match value.get("assoc").and_then(serde_json::Value::as_i64) {
+        Some(number) if number < 0 => Assoc::Before,
+        _ => Assoc::After,
+    };
+    let scope = match (value.get("item").and_then(id), value.get("tname").and_then(serde_json::Value::as_str)) {
+        (Some(item), _) => IndexScope::Relative(item),
+        (None, Some(name)) => IndexScope::Root(name.into()),
+        (None, None) => IndexScope::Nested(value.get("type").and_then(id)?),
+    };
+    Some(StickyIndex::new(scope, assoc))
+}
+
+/// Cuts a text into pieces of at most so many bytes, between characters.
+pub(super) fn chunks(text: &str, bytes_max: usize) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let (chunk, after) = rest.split_at(rest.floor_char_boundary(bytes_max));
+        rest = after;
+        Some(chunk)
+    })
+}
+
+/// What makes one text of another: what lies between their common beginning and their common end is replaced.
+pub(super) fn difference(before: &str, after: &str) -> Operations {
+    let same = |(a, b): &(char, char)| a == b;
+    let head: usize = before.chars().zip(after.chars()).take_while(same).map(|(c, _)| c.len_utf8()).sum();
+    let (left, right) = (&before[head..], &after[head..]);
+    let tail: usize = left.chars().rev().zip(right.chars().rev()).take_while(same).map(|(c, _)| c.len_utf8()).sum();
+    Operations::of([
+        Operation::Retain(utf16_len(&before[..head])),
+        Operation::Insert(right[..right.len() - tail].to_owned()),
+        Operation::Delete(utf16_len(&left[..left.len() - tail])),
+    ])
+}
