@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -10,7 +11,7 @@ use crate::error::LoadError;
 use crate::process::Process;
 use crate::report::Row;
 pub use crate::swarm::Idle;
-use crate::{append, connect, fanout, ping, presence, report, tokens};
+use crate::{append, connect, docs, fanout, ping, presence, report, tokens};
 
 /// The node that is measured.
 #[derive(Debug, Clone)]
@@ -58,6 +59,8 @@ pub enum Bench {
     Append(AppendArgs),
     /// Many users in many channels, who see each other come and go
     Presence(PresenceArgs),
+    /// Documents that several people edit at once
+    Docs(DocsArgs),
 }
 
 /// `thalweg bench ping`.
@@ -249,6 +252,60 @@ pub struct PresenceArgs {
     pub warmup: Duration,
 }
 
+/// `thalweg bench docs`.
+#[derive(Debug, Clone, Args)]
+pub struct DocsArgs {
+    /// Documents
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub documents: usize,
+    /// Editors of each document, each a session of its own
+    #[arg(long, default_value_t = 50, value_name = "M")]
+    pub editors: usize,
+    /// Edits a second, of all editors of all documents together
+    #[arg(long, default_value_t = 250.0, value_name = "R", value_parser = rate)]
+    pub rate: f64,
+    /// How they edit
+    #[arg(long, value_enum, default_value_t = EditForm::Updates, value_name = "FORM")]
+    pub form: EditForm,
+    /// Documents that one connection has open
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub per_connection: usize,
+    /// Characters of each document in the beginning
+    #[arg(long, default_value_t = 3_000, value_name = "N")]
+    pub page: usize,
+    /// Editors of each document that apply all they get, to be compared in the end
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    pub full: usize,
+    /// Times a second that each editor tells where its cursor is
+    #[arg(long, default_value_t = 0.0, value_name = "R")]
+    pub awareness: f64,
+    /// Everybody types what was recorded here, a JSON array of [place, code units that go, text that comes], instead of what
+    /// a seeded model types
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Seed of what is typed, by whom, and when
+    #[arg(long, default_value_t = 1, value_name = "SEED")]
+    pub seed: u64,
+    /// How long to measure
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = duration)]
+    pub duration: Duration,
+    /// How long to run before that
+    #[arg(long, default_value = "2s", value_name = "TIME", value_parser = duration)]
+    pub warmup: Duration,
+    /// How long to stay connected when everybody closed their documents, to see what memory that gives back
+    #[arg(long, default_value = "0s", value_name = "TIME", value_parser = duration)]
+    pub linger: Duration,
+}
+
+/// How editors of documents edit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum EditForm {
+    /// With replicas: Yjs updates.
+    Updates,
+    /// Without: positional operations.
+    Operations,
+}
+
 /// Where the lengths of prompts and answers come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Lengths {
@@ -314,6 +371,7 @@ pub fn measure(args: &BenchArgs, target: Target) -> Result<Vec<Row>, LoadError> 
         Bench::Tokens(args) => tokens::run(args, &context),
         Bench::Append(args) => append::run(args, &context),
         Bench::Presence(args) => presence::run(args, &context),
+        Bench::Docs(args) => docs::run(args, &context),
     }
 }
 
@@ -384,6 +442,9 @@ mod tests {
         check("append --durability replicated", false);
         check("presence --users 100 --channels 10 --per-user 3 --rate 50 --churn 5 --duration 2s", true);
         check("presence --churn 0", false);
+        check("docs --documents 1000 --editors 5 --rate 2500 --per-connection 50 --linger 70s --json", true);
+        check("docs --form operations --trace typed.json --awareness 1 --seed 7", true);
+        check("docs --form text", false);
         check("", false);
     }
 

@@ -14,6 +14,7 @@ mod append;
 pub mod cli;
 mod clock;
 mod connect;
+mod docs;
 mod error;
 mod fanout;
 mod floor;

@@ -23,7 +23,7 @@ use quinn_proto::{ClientConfig, ConnectionHandle, StreamId, TransportConfig, Var
 use rand::Rng;
 use thalweg_protocol::frame::header;
 use thalweg_protocol::ids::SessionId;
-use thalweg_protocol::limits::{IDLE_TIMEOUT_MS, KEEP_ALIVE_MS, WATCHES_MAX};
+use thalweg_protocol::limits::{DOCUMENTS_PER_SESSION_MAX, IDLE_TIMEOUT_MS, KEEP_ALIVE_MS, WATCHES_MAX};
 use thalweg_protocol::op::{ClientOp, Hello, ServerOp};
 
 use crate::cli::Target;
@@ -428,7 +428,7 @@ fn transport() -> TransportConfig {
         .max_idle_timeout(Some(idle.try_into().expect("a minute fits in QUIC's milliseconds")))
         .keep_alive_interval(Some(Duration::from_millis(KEEP_ALIVE_MS)))
         .initial_rtt(INITIAL_RTT)
-        .max_concurrent_uni_streams(VarInt::from_u32(WATCHES_MAX as u32 + 8))
+        .max_concurrent_uni_streams(VarInt::from_u32((WATCHES_MAX + DOCUMENTS_PER_SESSION_MAX) as u32 + 8))
         .max_concurrent_bidi_streams(VarInt::from_u32(0));
     transport
 }

@@ -8,12 +8,18 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use mio::{Events, Poll};
 
-use crate::book::{Book, Totals, histogram};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use yrs::updates::decoder::Decode;
+use yrs::updates::encoder::Encode;
+use yrs::{ReadTxn, StateVector, Transact};
+
+use crate::book::Book;
 use crate::process::Process;
 use crate::protocol::{Heard, Protocol};
 use crate::scan::scan;
 use crate::socket::{Alarm, Socket};
-use crate::typing::Typist;
+use crate::typing::{Hand, Typist};
 
 /// Editors that connect at a time.
 const AT_ONCE: usize = 32;
@@ -25,6 +31,32 @@ const READ_MAX: usize = 64;
 const CLIENTS: u64 = 1 << 30;
 /// Documents of which a new reader fetches all in the end.
 const WITNESSES: usize = 8;
+
+/// Longest latency that is told apart from longer ones, ns: 10 minutes.
+const LATENCY_NS_MAX: u64 = 600_000_000_000;
+
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3).expect("the bounds are constants")
+}
+
+/// Sums over all documents.
+struct Totals {
+    latencies: Histogram<u64>,
+    /// Keystrokes that are measured begin here; those before are warming up.
+    from_ns: u64,
+    delivered: u64,
+    frames: u64,
+    /// Times that a reader was told of an author's edits without having had those before: must stay 0.
+    gaps: u64,
+}
+
+impl Totals {
+    fn record(&mut self, intended_ns: u64, now_ns: u64) {
+        if intended_ns >= self.from_ns {
+            self.latencies.saturating_record(now_ns.saturating_sub(intended_ns).max(1));
+        }
+    }
+}
 
 /// What is to be run.
 #[derive(Debug, Clone)]
@@ -104,7 +136,7 @@ pub struct Load {
     totals: Totals,
     acks: Histogram<u64>,
     late: Histogram<u64>,
-    rng: fastrand::Rng,
+    rng: StdRng,
     /// The next intended keystroke and the next awareness, ns; `None` while nobody types.
     next_key: Option<u64>,
     next_aware: Option<u64>,
@@ -129,11 +161,10 @@ impl Load {
     fn new(plan: &Plan) -> io::Result<Self> {
         let poll = Poll::new()?;
         let alarm = Alarm::new(poll.registry(), usize::MAX - 1)?;
-        let mut rng = fastrand::Rng::with_seed(plan.seed);
+        let rng = StdRng::seed_from_u64(plan.seed);
         // Documents of their own for every run, whatever the seed.
-        let run = fastrand::u32(..);
+        let run: u32 = rand::rng().random();
         let totals = Totals { latencies: histogram(), from_ns: u64::MAX, delivered: 0, frames: 0, gaps: 0 };
-        rng.u8(..);
         Ok(Self {
             start: Instant::now(),
             poll,
@@ -185,9 +216,9 @@ impl Load {
         let (plan, name) = (&self.plan, &self.names[document]);
         let mut socket = Socket::connect(plan.server, &plan.url.replace("{doc}", name))?;
         let client = CLIENTS + (document * plan.editors + seat) as u64;
-        let typist = Typist::new(client, plan.seed ^ client.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let typist = Typist::new(client, Hand::new(plan.seed ^ client.wrapping_mul(0x9e37_79b9_7f4a_7c15), None));
         let first = plan.protocol.token(name, &plan.token);
-        socket.send(first.unwrap_or_else(|| plan.protocol.step1(name, &typist.state_vector())))?;
+        socket.send(first.unwrap_or_else(|| plan.protocol.step1(name, &state_vector(&typist))))?;
         socket.register(self.poll.registry(), self.editors.len()).map_err(|error| error.to_string())?;
         // What came right behind the handshake was read with it, and no event will announce it.
         self.unread.push_back(self.editors.len());
@@ -233,11 +264,11 @@ impl Load {
         let (ops, late) = (after.ops - before.ops, self.late.clone());
         (self.next_key, self.next_aware) = (None, None);
         let grace = self.plan.grace;
-        self.pump(grace, |load| load.books.iter().all(|book| book.outstanding == 0))?;
-        let undelivered: u64 = self.books.iter().map(|book| book.outstanding).sum();
+        self.pump(grace, |load| load.books.iter().all(|book| book.outstanding() == 0))?;
+        let undelivered: u64 = self.books.iter().map(Book::outstanding).sum();
         let now_ns = self.now_ns();
-        for book in &mut self.books {
-            book.give_up(now_ns, &mut self.totals);
+        for book in &self.books {
+            book.missing(|intended_ns| self.totals.record(intended_ns, now_ns));
         }
         let disagreement = self.disagreement(undelivered);
         Ok(Outcome {
@@ -331,12 +362,11 @@ impl Load {
             self.next_key = Some(intended_ns + self.gap_ns(self.plan.rate));
         }
         while let Some(at) = self.next_aware.filter(|&at| at <= self.now_ns().min(end_ns)) {
-            let editor = &mut self.editors[self.rng.usize(0..self.books.len() * self.plan.editors)];
+            let editor = &mut self.editors[self.rng.random_range(0..self.books.len() * self.plan.editors)];
             editor.said += 1;
             let name = &self.names[editor.document];
             let client = CLIENTS + (editor.document * self.plan.editors + editor.seat) as u64;
-            let length = editor.typist.length();
-            editor.socket.send(self.plan.protocol.awareness(name, client, editor.said, length))?;
+            editor.socket.send(self.plan.protocol.awareness(name, client, editor.said))?;
             let rate = self.plan.awareness * self.editors.len() as f64;
             self.next_aware = Some(at + self.gap_ns(rate));
         }
@@ -345,11 +375,11 @@ impl Load {
 
     /// Independent arrivals: exponential distances.
     fn gap_ns(&mut self, rate: f64) -> u64 {
-        (-(1.0 - self.rng.f64()).ln() / rate * 1e9) as u64
+        (-(1.0 - self.rng.random::<f64>()).ln() / rate * 1e9) as u64
     }
 
     fn key(&mut self, intended_ns: u64) -> Result<(), String> {
-        let at = self.rng.usize(0..self.editors.len());
+        let at = self.rng.random_range(0..self.editors.len());
         let editor = &mut self.editors[at];
         let update = editor.typist.key();
         let mut clock = 0;
@@ -387,15 +417,16 @@ impl Load {
         match heard {
             Heard::Update(update) => self.take(at, update, false),
             Heard::Step2(update) => self.take(at, update, true),
-            Heard::Step1(state_vector) => {
-                let lacking = editor.typist.diff(state_vector);
+            Heard::Step1(vector) => {
+                let theirs = StateVector::decode_v1(vector).unwrap_or_default();
+                let lacking = editor.typist.doc.transact().encode_diff_v1(&theirs);
                 editor.socket.send(protocol.step2(name, &lacking))?;
                 if protocol == Protocol::Hocuspocus {
                     editor.untaken.push_back(u64::MAX);
                 }
                 Ok(())
             }
-            Heard::Authenticated => editor.socket.send(protocol.step1(name, &editor.typist.state_vector())),
+            Heard::Authenticated => editor.socket.send(protocol.step1(name, &state_vector(&editor.typist))),
             Heard::Taken => {
                 let intended_ns = editor.untaken.pop_front().unwrap_or(u64::MAX);
                 if intended_ns >= self.totals.from_ns && intended_ns != u64::MAX {
@@ -420,7 +451,11 @@ impl Load {
         let valid = scan(update, |client, from, end| {
             let Some(author) = client.checked_sub(first_client).filter(|&at| at < editors as u64) else { return };
             page |= author == 0 && end >= page_clock;
-            book.got(reader, author as usize, from, end, now_ns, totals);
+            let in_order = book.got(reader, author as usize, from, end, |intended_ns| {
+                totals.delivered += 1;
+                totals.record(intended_ns, now_ns);
+            });
+            totals.gaps += u64::from(!in_order);
         });
         if !valid {
             return Err("the server sent what is no update".into());
@@ -428,7 +463,7 @@ impl Load {
         if (editor.full || !editor.ready) && !editor.typist.apply(update) {
             return Err("the server sent an update that cannot be applied".into());
         }
-        if !editor.ready && (first || page) && page {
+        if !editor.ready && page && (first || editor.seat != 0) {
             editor.ready = true;
             self.ready += 1;
         }
@@ -460,9 +495,9 @@ impl Load {
     fn witness(&self, document: usize, text: &str) -> Result<(), String> {
         let (plan, name) = (&self.plan, &self.names[document]);
         let mut socket = Socket::connect(plan.server, &plan.url.replace("{doc}", name))?;
-        let mut typist = Typist::new(1, 0);
+        let mut typist = Typist::new(1, Hand::new(0, None));
         let token = plan.protocol.token(name, &plan.token);
-        socket.send(token.unwrap_or_else(|| plan.protocol.step1(name, &typist.state_vector())))?;
+        socket.send(token.unwrap_or_else(|| plan.protocol.step1(name, &state_vector(&typist))))?;
         let end = Instant::now() + SETUP;
         while Instant::now() < end {
             let Some(frame) = socket.read()? else {
@@ -473,7 +508,7 @@ impl Load {
             while !rest.is_empty() {
                 match plan.protocol.hear(&mut rest) {
                     Some(Heard::Authenticated) => {
-                        socket.send(plan.protocol.step1(name, &typist.state_vector()))?;
+                        socket.send(plan.protocol.step1(name, &state_vector(&typist)))?;
                     }
                     Some(Heard::Step2(update) | Heard::Update(update)) => {
                         typist.apply(update);
@@ -481,10 +516,14 @@ impl Load {
                     _ => {}
                 }
             }
-            if typist.length() > 0 && typist.read() == text {
+            if typist.read() == text {
                 return Ok(());
             }
         }
         Err("who comes now reads another text".into())
     }
+}
+
+fn state_vector(typist: &Typist) -> Vec<u8> {
+    typist.doc.transact().state_vector().encode_v1()
 }

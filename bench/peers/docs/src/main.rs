@@ -2,14 +2,18 @@
 //!
 //! Open loop: a keystroke's latency counts from when its schedule wanted it typed, to when each of the document's other
 //! editors was sent an update that holds it, which the (client, clock) of its insertion tells. One thread over epoll.
-//! Most editors only read whose edits they get; `--full` of each document apply them, and are compared in the end.
+//! Most editors only read whose edits they get; `--full` of each document apply them, and are compared in the end. What is
+//! typed and how it is counted are `thalweg bench docs`' own files.
 
+#[path = "../../../load/src/docs/book.rs"]
 mod book;
 mod load;
 mod process;
 mod protocol;
+#[path = "../../../load/src/docs/scan.rs"]
 mod scan;
 mod socket;
+#[path = "../../../load/src/docs/typing.rs"]
 mod typing;
 
 use std::net::{SocketAddr, ToSocketAddrs};

@@ -1,7 +1,7 @@
 //! The two ways in which Yjs is spoken over WebSocket: y-websocket's, and Hocuspocus' with a document's name before each
 //! message and a token first.
 
-use crate::scan::{bytes, number, put_bytes, put_number};
+use crate::scan::{bytes, number};
 
 const SYNC: u64 = 0;
 const AWARENESS: u64 = 1;
@@ -81,8 +81,8 @@ impl Protocol {
     }
 
     /// Says where one's cursor is.
-    pub fn awareness(self, document: &str, client: u64, clock: u64, offset: u32) -> Vec<u8> {
-        let place = format!(r#"{{"tname":"{}","item":null,"assoc":0,"at":{offset}}}"#, crate::typing::ROOT);
+    pub fn awareness(self, document: &str, client: u64, clock: u64) -> Vec<u8> {
+        let place = format!(r#"{{"tname":"{}","item":null,"assoc":0}}"#, crate::typing::ROOT);
         let state = format!(
             r##"{{"user":{{"name":"editor {client}","color":"#30bced"}},"cursor":{{"anchor":{place},"head":{place}}}}}"##
         );
@@ -134,6 +134,19 @@ impl Protocol {
     }
 }
 
+pub(crate) fn put_number(into: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        into.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    into.push(number as u8);
+}
+
+pub(crate) fn put_bytes(into: &mut Vec<u8>, bytes: &[u8]) {
+    put_number(into, bytes.len() as u64);
+    into.extend_from_slice(bytes);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,7 +162,7 @@ mod tests {
             check(protocol, protocol.step1("d", b"sv"), Heard::Step1(b"sv"));
             check(protocol, protocol.step2("d", b"all"), Heard::Step2(b"all"));
             check(protocol, protocol.update("d", b"edit"), Heard::Update(b"edit"));
-            check(protocol, protocol.awareness("d", 5, 1, 77), Heard::Other);
+            check(protocol, protocol.awareness("d", 5, 1), Heard::Other);
         }
         check(Protocol::Hocuspocus, vec![1, b'd', 2, 2, 1, b'x'], Heard::Authenticated);
         check(Protocol::Hocuspocus, vec![1, b'd', 2, 1, 2, b'n', b'o'], Heard::Refused("no".into()));

@@ -1,4 +1,6 @@
 //! Whose edits an update (version 1) holds, without applying it: what a reader must know to tell how late it is.
+//!
+//! `bench/peers/docs` is made of the same file.
 
 use yrs::Update;
 use yrs::updates::decoder::Decode;
@@ -16,7 +18,7 @@ const SKIP: u8 = 10;
 ///
 /// Text, deletions and what was collected are read here, at some ten nanoseconds each; an update with anything else in it
 /// is left to yrs.
-pub fn scan(update: &[u8], mut each: impl FnMut(u64, u32, u32)) -> bool {
+pub(crate) fn scan(update: &[u8], mut each: impl FnMut(u64, u32, u32)) -> bool {
     match plain(update, &mut each) {
         Some(()) => true,
         None => decoded(update, &mut each),
@@ -101,7 +103,7 @@ fn decoded(update: &[u8], each: &mut impl FnMut(u64, u32, u32)) -> bool {
 }
 
 /// A number in seven bits a byte.
-pub fn number(rest: &mut &[u8]) -> Option<u64> {
+pub(crate) fn number(rest: &mut &[u8]) -> Option<u64> {
     let mut number = 0;
     for shift in (0..63).step_by(7) {
         let (&byte, after) = rest.split_first()?;
@@ -115,24 +117,11 @@ pub fn number(rest: &mut &[u8]) -> Option<u64> {
 }
 
 /// Bytes behind their length.
-pub fn bytes<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+pub(crate) fn bytes<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let length = usize::try_from(number(rest)?).ok()?;
     let (bytes, after) = rest.split_at_checked(length)?;
     *rest = after;
     Some(bytes)
-}
-
-pub fn put_number(into: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        into.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    into.push(number as u8);
-}
-
-pub fn put_bytes(into: &mut Vec<u8>, bytes: &[u8]) {
-    put_number(into, bytes.len() as u64);
-    into.extend_from_slice(bytes);
 }
 
 #[cfg(test)]
