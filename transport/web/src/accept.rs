@@ -12,9 +12,8 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tower_service::Service;
 
 use crate::limits::{NOT_SENT_BYTES, SEND_BUFFER_BYTES};
@@ -35,6 +34,12 @@ const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: appli
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peer(pub(crate) SocketAddr);
 
+/// A place among the connections that may be open: an extension of each request. What outlives its request keeps it.
+#[derive(Debug, Clone)]
+pub(crate) struct Place(
+    #[allow(dead_code, reason = "held, and given back by being dropped")] Arc<OwnedSemaphorePermit>,
+);
+
 /// Opens the listener that all threads share.
 pub(crate) fn bind(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(addr), socket2::Type::STREAM, None)?;
@@ -48,7 +53,6 @@ pub(crate) fn bind(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
 
 /// Takes connections until told to stop; then lets those go that do nothing, and waits a while for the others.
 pub(crate) async fn run(listener: TcpListener, router: Router, stage: Arc<Stage>, mut stop: watch::Receiver<bool>) {
-    let graceful = GracefulShutdown::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -56,7 +60,7 @@ pub(crate) async fn run(listener: TcpListener, router: Router, stage: Arc<Stage>
             _ = stop.wait_for(|stop| *stop) => break,
         };
         match accepted {
-            Ok((stream, peer)) => admit(stream, peer, &router, &stage, &graceful),
+            Ok((stream, peer)) => admit(stream, peer, &router, &stage),
             // The client gave up before it was taken.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
             Err(error) => {
@@ -66,12 +70,13 @@ pub(crate) async fn run(listener: TcpListener, router: Router, stage: Arc<Stage>
         }
     }
     drop(listener);
-    if tokio::time::timeout(stage.limits.grace, graceful.shutdown()).await.is_err() {
+    let mut open = stage.open.subscribe();
+    if tokio::time::timeout(stage.limits.grace, open.wait_for(|open| *open == 0)).await.is_err() {
         tracing::info!("HTTP requests were under way when the node ended");
     }
 }
 
-fn admit(stream: TcpStream, peer: SocketAddr, router: &Router, stage: &Arc<Stage>, graceful: &GracefulShutdown) {
+fn admit(stream: TcpStream, peer: SocketAddr, router: &Router, stage: &Arc<Stage>) {
     let Ok(permit) = Arc::clone(&stage.connections).try_acquire_owned() else {
         stage.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
         // It has an empty buffer, which takes this at once or never will.
@@ -92,22 +97,38 @@ fn admit(stream: TcpStream, peer: SocketAddr, router: &Router, stage: &Arc<Stage
         .max_headers(limits.headers);
     let router = router.clone();
     let caller = Caller::new(peer);
+    let place = Place(Arc::new(permit));
+    let own_place = place.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(Peer(peer));
         request.extensions_mut().insert(caller.clone());
+        request.extensions_mut().insert(place.clone());
         // A router is always ready.
         router.clone().call(request)
     });
-    let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+    let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
     let stage = Arc::clone(stage);
+    stage.open.send_modify(|open| *open += 1);
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
+        let mut connection = std::pin::pin!(connection);
+        let mut stop = stage.stop.clone();
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            // An error means that the stage is gone, which is to stop too.
+            () = async { drop(stop.wait_for(|stop| *stop).await) } => {
+                // What is under way is answered, and then nothing more.
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
             stage.counters.connections_failed.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(%error, %peer, "an HTTP connection ended");
         }
         stage.counters.connections_open.fetch_sub(1, Ordering::Relaxed);
-        drop(permit);
+        drop(own_place);
+        stage.open.send_modify(|open| *open -= 1);
     });
 }
 

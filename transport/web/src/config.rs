@@ -53,6 +53,10 @@ pub struct WebLimits {
     pub session_timeout: Duration,
     /// Until what is under way is given up at the end.
     pub grace: Duration,
+    /// A WebSocket that is silent for this long is pinged.
+    pub socket_ping: Duration,
+    /// A WebSocket of which nothing is heard for this long is closed.
+    pub socket_idle: Duration,
 }
 
 impl Default for WebLimits {
@@ -68,6 +72,8 @@ impl Default for WebLimits {
             core_timeout: Duration::from_millis(limits::WEB_CORE_TIMEOUT_MS),
             session_timeout: Duration::from_millis(limits::HELLO_TIMEOUT_MS),
             grace: Duration::from_millis(limits::WEB_GRACE_MS),
+            socket_ping: Duration::from_millis(limits::KEEP_ALIVE_MS),
+            socket_idle: Duration::from_millis(limits::IDLE_TIMEOUT_MS),
         }
     }
 }

@@ -36,6 +36,18 @@ impl Cors {
         self.any || self.origins.contains(origin)
     }
 
+    /// Whether a WebSocket may be opened: by no page, by one of this very node, or by one of an origin that is allowed.
+    /// Browsers open them for any page without asking first.
+    pub(crate) fn lets_in(&self, headers: &HeaderMap) -> bool {
+        let Some(origin) = headers.get(header::ORIGIN) else { return true };
+        let own = || {
+            let (origin, host) = (origin.to_str().ok()?, headers.get(header::HOST)?.to_str().ok()?);
+            let (_, from) = origin.split_once("://")?;
+            Some(from.eq_ignore_ascii_case(host))
+        };
+        self.covers(origin) || own().unwrap_or(false)
+    }
+
     /// The answer to a browser that asks whether a page may send a request.
     pub(crate) fn preflight(&self, request: &Request) -> Option<Response> {
         let headers = request.headers();
@@ -83,6 +95,23 @@ mod tests {
         check(&["https://a.example"], Some("https://b.example"), None);
         check(&["*"], Some("https://b.example"), Some("*"));
         check(&["*"], None, None);
+    }
+
+    #[test]
+    fn sockets_are_opened_by_pages_that_may() {
+        let check = |allowed: &[&str], origin: Option<&str>, expected: bool| {
+            let cors = Cors::new(&allowed.iter().map(|&origin| origin.to_owned()).collect::<Vec<_>>());
+            let mut headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static("node.example:8080"))]);
+            headers.extend(origin.map(|origin| (header::ORIGIN, HeaderValue::from_str(origin).expect("a value"))));
+            assert_eq!(cors.lets_in(&headers), expected, "{allowed:?} {origin:?}");
+        };
+        check(&[], None, true);
+        check(&[], Some("http://node.example:8080"), true);
+        check(&[], Some("http://node.example"), false);
+        check(&[], Some("https://evil.example"), false);
+        check(&[], Some("null"), false);
+        check(&["https://a.example"], Some("https://a.example"), true);
+        check(&["*"], Some("https://evil.example"), true);
     }
 
     #[test]

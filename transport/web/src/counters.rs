@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::http::Method;
 
 use crate::exposition::{Buckets, Exposition};
+use crate::ws::ENDPOINTS;
 
 /// Combinations of method, path template and status that are told apart. Templates and methods are the code's, so that
 /// only statuses could ever press against it.
@@ -24,6 +25,22 @@ pub(crate) struct Counters {
     pub(crate) connections_failed: AtomicU64,
     pub(crate) connections_open: AtomicU64,
     requests: Mutex<Requests>,
+    /// By endpoint, as in [`ENDPOINTS`].
+    pub(crate) sockets: [SocketCounters; ENDPOINTS.len()],
+    /// By endpoint and code: how many WebSockets the node closed.
+    closed: Mutex<BTreeMap<(usize, u16), u64>>,
+}
+
+/// What is counted of the WebSockets of one endpoint.
+#[derive(Debug, Default)]
+pub(crate) struct SocketCounters {
+    pub(crate) opened: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) open: AtomicU64,
+    pub(crate) received: AtomicU64,
+    pub(crate) received_bytes: AtomicU64,
+    pub(crate) sent: AtomicU64,
+    pub(crate) sent_bytes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -64,6 +81,44 @@ impl Counters {
         *sum_us += took_us as f64;
     }
 
+    /// Counts a WebSocket that the node closed. Codes are the code's own, so that they are few.
+    pub(crate) fn socket_closed(&self, endpoint: usize, code: u16) {
+        let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        *closed.entry((endpoint, code)).or_default() += 1;
+    }
+
+    fn expose_sockets(&self, into: &mut Exposition) {
+        type Field = fn(&SocketCounters) -> &AtomicU64;
+        let rows: [(&str, &str, Field); 6] = [
+            ("thalweg_web_sockets_opened", "WebSockets opened, by endpoint.", |of| &of.opened),
+            ("thalweg_web_sockets_refused", "Requests for a WebSocket that were refused, by endpoint.", |of| {
+                &of.refused
+            }),
+            ("thalweg_web_socket_messages_received", "Messages received over WebSockets.", |of| &of.received),
+            ("thalweg_web_socket_received_bytes", "Bytes of messages received over WebSockets.", |of| {
+                &of.received_bytes
+            }),
+            ("thalweg_web_socket_messages_sent", "Messages sent over WebSockets.", |of| &of.sent),
+            ("thalweg_web_socket_sent_bytes", "Bytes of messages sent over WebSockets.", |of| &of.sent_bytes),
+        ];
+        let mut family = into.gauge("thalweg_web_sockets", "WebSockets open now, by endpoint.");
+        for (name, of) in ENDPOINTS.iter().zip(&self.sockets) {
+            family.add(&[("endpoint", name)], of.open.load(Ordering::Relaxed));
+        }
+        for (name, help, field) in rows {
+            let mut family = into.counter(name, help);
+            for (endpoint, of) in ENDPOINTS.iter().zip(&self.sockets) {
+                family.add(&[("endpoint", endpoint)], field(of).load(Ordering::Relaxed));
+            }
+        }
+        let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut family =
+            into.counter("thalweg_web_sockets_closed", "WebSockets that the node closed, by endpoint and code.");
+        for ((endpoint, code), count) in &*closed {
+            family.add(&[("endpoint", ENDPOINTS[*endpoint]), ("code", &code.to_string())], *count);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Requests> {
         // Counting does not panic half-way.
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
@@ -84,6 +139,7 @@ impl Counters {
         .add(&[], get(&self.connections_failed));
         into.gauge("thalweg_web_questions", "Questions of the web stage that its core has not answered.")
             .add(&[], unanswered as u64);
+        self.expose_sockets(into);
         let requests = self.lock();
         let mut family =
             into.counter("thalweg_web_requests", "HTTP requests answered, by method, path template and status.");

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::error::Refusal;
 use crate::stage::Stage;
-use crate::{health, metrics, v1};
+use crate::{health, metrics, v1, ws};
 
 /// Headers of every answer: nothing here is a page, and nothing of it is to be kept.
 const COMMON: [(HeaderName, HeaderValue); 2] = [
@@ -25,6 +25,7 @@ pub(crate) fn router(stage: Arc<Stage>) -> Router {
         .merge(health::routes())
         .merge(metrics::routes())
         .merge(v1::routes())
+        .merge(ws::routes())
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .layer(DefaultBodyLimit::max(stage.limits.body_bytes))
@@ -33,8 +34,8 @@ pub(crate) fn router(stage: Arc<Stage>) -> Router {
 }
 
 async fn unknown_path() -> Refusal {
-    let text =
-        "there is nothing here; GET /openapi.json says what there is under /v1, and there are /health and /metrics";
+    let text = "there is nothing here; GET /openapi.json says what there is under /v1; there are /health and /metrics, and the \
+         WebSockets /yjs/{document}, /hocuspocus and /ws";
     Refusal::new(StatusCode::NOT_FOUND, "not_found", text)
 }
 

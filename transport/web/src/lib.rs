@@ -5,8 +5,8 @@
 //! is what the node [exposes](Exposed). Each thread has a [`WebLink`] of its own, and all threads are alike.
 //!
 //! The router of [`Web::start`] is put together from modules: health, metrics, and `v1`, which is OpenAI's API. An HTTP
-//! connection that shows a token is a session on the core behind its thread's link, as one over QUIC is. What comes later
-//! (WebSocket, Yjs) is a module more each.
+//! connection that shows a token is a session on the core behind its thread's link, as one over QUIC is, and so is a
+//! WebSocket (`ws`).
 //!
 //! What is absent: the stage knows no shard, no file and no model, and nothing in it runs on a core.
 
@@ -19,11 +19,13 @@ mod error;
 mod exposition;
 mod health;
 mod limits;
+mod line;
 mod link;
 mod metrics;
 mod port;
 mod stage;
 mod v1;
+mod ws;
 
 pub use config::{DEFAULT_ADDR, WebConfig, WebLimits};
 pub use error::WebError;

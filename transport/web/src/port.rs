@@ -4,7 +4,8 @@
 //! operations, so that nothing is encoded within the process but what is shared anyway. Both rings are bounded, and so is
 //! what waits before them: a session has at most [`V1_CHOICES_MAX`](crate::limits::V1_CHOICES_MAX) answers under way, each
 //! of which gets no more than [`V1_LEAD_TOKENS`](crate::limits::V1_LEAD_TOKENS) frames ahead of what its reader reported as
-//! taken, and a stage has at most so many sessions as connections.
+//! taken, and a stage has at most so many sessions as connections. What a WebSocket is told, and what bounds that, says
+//! [`line`](crate::line).
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -25,6 +26,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::error::Refusal;
 use crate::limits::{V1_CREDIT_TOKENS, V1_FRAMES_WAITING, V1_LEAD_TOKENS};
+use crate::line::Listener;
 use crate::link::{Desk, gone, unavailable};
 
 /// What the stage tells a core about one of its sessions.
@@ -115,6 +117,25 @@ struct Mailboxes {
     answers: HashMap<Request, Answer>,
     watches: HashMap<Watch, mpsc::Sender<Frame>>,
     closed: Option<Reject>,
+    /// Who gets all news as they come, instead of the others.
+    line: Option<Listener>,
+}
+
+/// Why a core cannot be told something new.
+pub(crate) enum Unheard {
+    /// It is gone.
+    Gone,
+    /// It does not keep up.
+    Busy,
+}
+
+impl From<Unheard> for Refusal {
+    fn from(why: Unheard) -> Self {
+        match why {
+            Unheard::Gone => gone(),
+            Unheard::Busy => unavailable("busy", "the node's core does not keep up with HTTP requests; try again"),
+        }
+    }
 }
 
 impl Sessions {
@@ -138,27 +159,50 @@ impl Sessions {
     }
 
     /// Sends what must arrive.
-    fn send(&mut self, session: u64, what: SessionEvent) {
+    pub(crate) fn send(&mut self, session: u64, what: SessionEvent) {
         self.backlog.push_back(SessionInput { session, what });
         self.flush();
     }
 
     /// Sends something new, unless the core does not keep up.
-    fn begin(&mut self, session: u64, what: SessionEvent) -> Result<(), Refusal> {
+    pub(crate) fn begin(&mut self, session: u64, what: SessionEvent) -> Result<(), Unheard> {
         if self.inputs.is_abandoned() {
-            return Err(gone());
+            return Err(Unheard::Gone);
         }
-        let busy = || unavailable("busy", "the node's core does not keep up with HTTP requests; try again");
         if !self.flush() {
-            return Err(busy());
+            return Err(Unheard::Busy);
         }
-        self.inputs.push(SessionInput { session, what }).map_err(|_| busy())
+        self.inputs.push(SessionInput { session, what }).map_err(|_| Unheard::Busy)
+    }
+
+    /// Opens a session whose news go to a listener; gives its number.
+    pub(crate) fn listen(&mut self, remote: SocketAddr, hello: Hello, listener: Listener) -> Result<u64, Unheard> {
+        self.last += 1;
+        let number = self.last;
+        self.begin(number, SessionEvent::Open { remote, hello: Box::new(hello) })?;
+        self.open.insert(number, Mailboxes { line: Some(listener), ..Mailboxes::default() });
+        Ok(number)
+    }
+
+    /// Ends a session, unless it ended before; whether the core has to be woken.
+    pub(crate) fn leave(&mut self, number: u64) -> bool {
+        let open = self.open.remove(&number).is_some_and(|mailboxes| mailboxes.closed.is_none());
+        if open {
+            self.send(number, SessionEvent::Close);
+        }
+        open
     }
 
     /// Hands news to whom it is for.
     pub(crate) fn deliver(&mut self, SessionOutput { session, what }: SessionOutput) {
         // Whoever has gone meanwhile said so to the core.
         let Some(mailboxes) = self.open.get_mut(&session) else { return };
+        if let Some(line) = &mailboxes.line {
+            if let SessionNews::Closed(reject) = &what {
+                mailboxes.closed = Some(reject.clone());
+            }
+            return line.hear(what);
+        }
         match what {
             SessionNews::Reply { request, op } => {
                 if let Some(answer) = mailboxes.answers.remove(&request) {
@@ -192,6 +236,9 @@ impl Sessions {
 
 impl Mailboxes {
     fn close(&mut self, reject: &Reject) {
+        if let Some(line) = &self.line {
+            line.hear(SessionNews::Closed(reject.clone()));
+        }
         for (_, answer) in self.answers.drain() {
             drop(answer.send(Err(reject.clone())));
         }
@@ -213,10 +260,8 @@ pub(crate) struct Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let mut sessions = self.desk.sessions();
-        if sessions.open.remove(&self.number).is_some_and(|mailboxes| mailboxes.closed.is_none()) {
-            sessions.send(self.number, SessionEvent::Close);
-            drop(sessions);
+        let left = self.desk.sessions().leave(self.number);
+        if left {
             self.desk.ring();
         }
     }

@@ -30,6 +30,10 @@ pub(crate) struct Stage {
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) scrapes: Arc<Semaphore>,
     pub(crate) cors: Cors,
+    /// Turns true when the stage ends.
+    pub(crate) stop: watch::Receiver<bool>,
+    /// How many connections and WebSockets are open on this thread.
+    pub(crate) open: watch::Sender<usize>,
     check: HealthCheck,
     models: ModelList,
 }
@@ -159,7 +163,9 @@ impl Thread {
             let desk = Arc::new(desk);
             let hears = tokio::spawn(hearing.run(Arc::clone(&desk)));
             drop(report.send(Ok(())));
-            let stage = Arc::new(Stage { limits, desk, counters, connections, scrapes, cors, check, models });
+            let (open, ends) = (watch::Sender::new(0), stop.clone());
+            let stage = Stage { limits, desk, counters, connections, scrapes, cors, stop: ends, open, check, models };
+            let stage = Arc::new(stage);
             accept::run(listener, door::router(Arc::clone(&stage)), stage, stop).await;
             hears.abort();
             if let Ok(Err(error)) = hears.await {

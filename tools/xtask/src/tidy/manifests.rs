@@ -53,6 +53,7 @@ const FOREIGN: &[(&str, &[&str], &str)] = &[
     ("io-uring",    &["node", "udp"], "system calls belong to the shell"),
     ("tokio",       &["client", "web", "remote", "load", "chaos", "cli", "term", "micro"], "it never runs on a core thread"),
     ("axum",        &["web"], "HTTP has one face"),
+    ("tokio-tungstenite", &["web"], "WebSockets have one face"),
     ("hyper",       &["web", "remote"], "HTTP has one face on each side"),
     ("quinn",       &["client", "load", "micro"], "the node drives quinn-proto itself"),
     ("quinn-proto", &["quic", "load", "micro"], "lanes are the only face of QUIC; a load generator drives thousands of connections on one thread"),
