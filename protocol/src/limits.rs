@@ -209,6 +209,14 @@ pub const DOCUMENT_PART_BYTES: usize = 128 << 10;
 pub const DOCUMENTS_PER_SESSION_MAX: usize = 64;
 /// Largest update of awareness, in bytes.
 pub const AWARENESS_BYTES_MAX: usize = 16 << 10;
+/// Bytes of what all editors of one document say of themselves; what is beyond is not shown.
+pub const AWARENESS_PICTURE_BYTES_MAX: usize = 256 << 10;
+/// Editors one connection may speak of in one document: itself, and those it stands for.
+pub const AWARENESS_CLIENTS_PER_LINK: usize = 16;
+/// Updates of awareness that one reader of a document may send at once; then one every [`AWARENESS_DISTANCE_MS`].
+pub const AWARENESS_BURST: u32 = 32;
+/// Distance at which a reader of a document may send updates of awareness for long, in milliseconds.
+pub const AWARENESS_DISTANCE_MS: u64 = 20;
 /// Editors whose awareness one document keeps; further ones are not shown.
 pub const AWARENESS_CLIENTS_MAX: usize = 1_024;
 /// Changes of awareness in a document are gathered for this long before its readers are told, in milliseconds.
@@ -405,5 +413,8 @@ const _: () = {
     assert!(STATE_VECTOR_BYTES_MAX + 4096 <= FRAME_BYTES_MAX, "a document can be asked for");
     assert!(DOCUMENT_PART_BYTES <= SESSION_QUEUE_BYTES && DOCUMENT_PART_BYTES <= BODY_BYTES_MAX);
     assert!(DOCUMENT_BYTES_MAX <= TAIL_BYTES, "whoever gets a document anew does not hold more than a tail");
+    assert!(AWARENESS_PICTURE_BYTES_MAX + 4096 <= FRAME_BYTES_MAX, "who edits a document fits in a frame");
+    assert!(AWARENESS_BYTES_MAX <= AWARENESS_PICTURE_BYTES_MAX);
+    assert!(AWARENESS_TIMEOUT_MS > 15_000, "editors of Yjs renew what they say of themselves every 15 s");
     assert!(INSTRUCTION_BYTES_MAX + DOCUMENT_CONTEXT_BYTES <= PROMPT_BYTES_MAX, "a document's part fits in a prompt");
 };

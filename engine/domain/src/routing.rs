@@ -76,7 +76,8 @@ impl ModelCard {
         u64::from(self.first_token_ms) + u64::from(self.prompt_us) * u64::from(need.prompt_tokens()) / 1_000
     }
 
-    fn is_down(&self) -> bool {
+    /// Whether it cannot be asked at present.
+    pub fn is_down(&self) -> bool {
         matches!(self.health, Health::Down { .. })
     }
 }

@@ -1,13 +1,14 @@
 //! A core's ends of what runs models: the inference stage, and the stage for models that are run elsewhere.
 //!
 //! A request goes to the model that was chosen for it, wherever that runs. One that fails elsewhere before its first token is
-//! handed to the model's fallback, as if that had been asked at once; the asker does not notice but by the time it took.
+//! handed to the first of the fallbacks that the shard gave with it, as if that had been asked at once; the asker does not notice
+//! but by the time it took.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use thalweg_domain::routing::{FALLBACKS_MAX, TOKEN_BYTES};
+use thalweg_domain::routing::TOKEN_BYTES;
 use thalweg_protocol::generation::{FinishReason, Usage};
 use thalweg_protocol::ids::{GenerationId, Name};
 use thalweg_protocol::limits::TURN_INPUTS_MAX;
@@ -70,8 +71,8 @@ struct Asked {
     gauges: Option<Arc<Gauges>>,
     prompt_tokens: u32,
     began: bool,
-    /// How many models it was handed to before.
-    fallbacks: usize,
+    /// Whom it can be handed to instead, in this order; its asker may ask them.
+    fallbacks: VecDeque<Name>,
     /// What to hand to the fallback, while that is possible.
     again: Option<Box<Submit>>,
 }
@@ -123,7 +124,7 @@ impl Inference {
             InferenceCommand::Submit(submit) => {
                 let submitted = Instant::now();
                 let thalweg_shard::Submit { generation, tenant, model, messages, sampling, produced, .. } = *submit;
-                let thalweg_shard::Submit { raw, priority, deadline_ms, credit, trace, .. } = *submit;
+                let thalweg_shard::Submit { raw, priority, deadline_ms, credit, trace, fallbacks, .. } = *submit;
                 if trace != 0 {
                     let (model, received, times) = (model.clone(), None, None);
                     self.traced.insert(generation, Traced { root: trace, model, submitted, received, times });
@@ -143,7 +144,7 @@ impl Inference {
                     submitted,
                     traced: trace != 0,
                 };
-                self.hand(Box::new(submit), submitted, 0);
+                self.hand(Box::new(submit), submitted, fallbacks.into());
             }
             InferenceCommand::Credit { generation, until } => {
                 let asked = self.asked.get_mut(&generation);
@@ -163,15 +164,15 @@ impl Inference {
     }
 
     /// Hands a request to where its model runs.
-    fn hand(&mut self, submit: Box<Submit>, submitted: Instant, fallbacks: usize) {
+    fn hand(&mut self, submit: Box<Submit>, submitted: Instant, fallbacks: VecDeque<Name>) {
         let (generation, handed) = (submit.generation, Instant::now());
         let Some(model) = submit.model.clone() else { return };
         let served = self.served.get(&model);
         // One that is not known goes to the stage, which says so.
         let place = served.map_or(Place::Local, |served| served.place);
         let gauges = served.map(|served| Arc::clone(&served.gauges));
-        let falls = place == Place::Remote && served.is_some_and(|served| served.fallback.is_some());
-        let again = (falls && fallbacks < FALLBACKS_MAX).then(|| submit.clone());
+        let falls = place == Place::Remote && !fallbacks.is_empty();
+        let again = falls.then(|| submit.clone());
         let bytes: usize = submit.messages.iter().map(|message| message.content.len()).sum();
         let prompt_tokens = match place {
             Place::Local => 0,
@@ -216,12 +217,13 @@ impl Inference {
     fn fall_back(&mut self, generation: GenerationId, outcome: Outcome) -> bool {
         let Some(asked) = self.asked.get_mut(&generation).filter(|asked| !asked.began) else { return false };
         let Some(mut submit) = asked.again.take() else { return false };
-        let fallback = self.served.get(&asked.model).and_then(|served| served.fallback.clone());
         let chats = |name: &Name| self.served.get(name).is_some_and(|served| served.kind == Kind::Chat);
-        let Some(fallback) = fallback.filter(chats) else { return false };
+        let mut fallbacks = std::mem::take(&mut asked.fallbacks);
+        let fallback = std::iter::from_fn(|| fallbacks.pop_front()).find(chats);
+        let Some(fallback) = fallback else { return false };
         asked.note(outcome);
         asked.note(Outcome::FellBack);
-        let (submitted, fallbacks) = (asked.submitted, asked.fallbacks + 1);
+        let submitted = asked.submitted;
         submit.model = Some(fallback);
         self.asked.remove(&generation);
         self.hand(submit, submitted, fallbacks);

@@ -389,7 +389,8 @@ pub enum SessionMessage {
     /// The answer to [`OwnerMessage::CatchUp`]: a revision, and the document as it was then: for a reader of updates its whole
     /// state, for one of operations its text.
     CaughtUp { reader: SubscriptionRef, result: Result<(Position, Bytes), Reject> },
-    /// What readers of a document say of themselves, for all of them but one: an encoded `ServerOp`.
+    /// What some readers of a document say of themselves now, for all of them but one: an encoded
+    /// [`AwarenessUpdate`](thalweg_protocol::document::AwarenessUpdate).
     Aware { fan: FanId, payload: Bytes, but: Option<Link> },
 }
 
@@ -406,7 +407,8 @@ pub struct Opening {
     pub access: DocumentAccess,
     /// Whether the document was made for it.
     pub made: bool,
-    /// What others say of themselves: an encoded `ServerOp`; `None` if nobody does.
+    /// What others say of themselves: an encoded [`AwarenessUpdate`](thalweg_protocol::document::AwarenessUpdate); `None` if
+    /// nobody does.
     pub awareness: Option<Bytes>,
 }
 
@@ -422,6 +424,8 @@ pub struct Submit {
     pub tenant: Name,
     /// By which model.
     pub model: Name,
+    /// Those that are asked in its place, in this order, if it fails before its first token: the asker may ask them all.
+    pub fallbacks: Vec<Name>,
     /// The conversation so far.
     pub messages: Vec<ChatMessage>,
     /// Tokens of the answer that exist already, by their numbers in the model's vocabulary: the computation goes on after

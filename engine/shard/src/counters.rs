@@ -44,6 +44,32 @@ pub struct Counters {
     /// Notices that somebody types which came too often, in too large a channel or from who may not write, and were
     /// dropped.
     pub typing_dropped: u64,
+    /// Edits of documents accepted by this core as their owner.
+    pub updates: u64,
+    /// Of these, those that share their message with an earlier one of the same turn.
+    pub updates_merged: u64,
+    /// Edits of documents that were refused.
+    pub updates_refused: u64,
+    /// Documents written as a whole.
+    pub snapshots: u64,
+    /// Documents read from the log.
+    pub documents_opened: u64,
+    /// Documents let go of since nobody used them.
+    pub documents_evicted: u64,
+    /// Documents that an edit broke in memory, and that were read anew.
+    pub documents_poisoned: u64,
+    /// Edits of documents merged into one for readers who were behind.
+    pub reader_merges: u64,
+    /// Readers of documents who were so far behind that they got the document anew.
+    pub reader_catch_ups: u64,
+    /// Frames that told readers of documents what others say of themselves.
+    pub awareness_frames: u64,
+    /// Updates of awareness that came too often, were no such thing, or too much, and were dropped.
+    pub awareness_dropped: u64,
+    /// Models asked to write in documents.
+    pub document_asks: u64,
+    /// Models that began anew since the text around their place had changed.
+    pub document_refreshes: u64,
     /// What was refused since somebody had used up what they may, in the order of [`Resource::ALL`](crate::Resource::ALL).
     pub limited: [u64; 5],
     /// Refusals, by code number.
@@ -86,11 +112,13 @@ pub enum Stage {
     FanOut,
     /// From a token's arrival at its owner to its hand-over towards a watcher.
     TokenOut,
+    /// From the beginning of reading a document from the log to its being in memory.
+    Open,
 }
 
 impl Stage {
     /// All stages, in order.
-    pub const ALL: [Self; 4] = [Self::Commit, Self::Publish, Self::FanOut, Self::TokenOut];
+    pub const ALL: [Self; 5] = [Self::Commit, Self::Publish, Self::FanOut, Self::TokenOut, Self::Open];
 
     /// The stage's name in statistics.
     pub fn as_str(self) -> &'static str {
@@ -99,6 +127,7 @@ impl Stage {
             Self::Publish => "publish",
             Self::FanOut => "fan_out",
             Self::TokenOut => "token_out",
+            Self::Open => "open",
         }
     }
 }

@@ -27,6 +27,7 @@ use crate::counters::Stage;
 use crate::shard::Shard;
 
 use crowd::{Crowd, Part};
+use document::{DocumentFan, DocumentReader};
 
 pub(crate) use crowd::News;
 
@@ -52,31 +53,67 @@ pub struct SubscriptionRef {
 /// The readers of one channel on this core.
 struct Fan {
     key: ChannelKey,
-    /// The newest messages, oldest first, without gaps, each with when it came.
-    tail: VecDeque<(Arc<Message>, u64)>,
+    /// The newest messages, oldest first, without gaps.
+    tail: VecDeque<Entry>,
     tail_bytes: usize,
     /// Where the newest message this core was told about stands; `None` until the owner has answered.
     head: Option<Position>,
     readers: Vec<SubscriptionIndex>,
     /// Those of them who take part in presence.
     crowd: Crowd,
+    /// What a document's readers need beside, once one of them was accepted.
+    document: Option<Box<DocumentFan>>,
+}
+
+/// A message of a tail.
+struct Entry {
+    message: Arc<Message>,
+    /// When it came.
+    since_us: u64,
+    /// What it does to a document's text, encoded, if its owner said so.
+    operations: Option<Bytes>,
+    /// The frame that tells readers of operations, once there was one.
+    frame: Option<Bytes>,
 }
 
 impl Fan {
-    fn push(&mut self, message: Arc<Message>, now_us: u64) {
-        self.head = Some(message.position);
-        self.tail_bytes += message.payload.len();
-        self.tail.push_back((message, now_us));
-        while self.tail.len() > TAIL_MESSAGES || self.tail_bytes > TAIL_BYTES {
-            let Some((oldest, _)) = self.tail.pop_front() else { break };
-            self.tail_bytes -= oldest.payload.len();
+    fn new(key: ChannelKey) -> Self {
+        Self {
+            key,
+            tail: VecDeque::new(),
+            tail_bytes: 0,
+            head: None,
+            readers: Vec::new(),
+            crowd: Crowd::default(),
+            document: None,
         }
     }
 
+    fn push(&mut self, message: Arc<Message>, operations: Option<Bytes>, since_us: u64) {
+        self.head = Some(message.position);
+        self.tail_bytes += message.payload.len();
+        self.tail.push_back(Entry { message, since_us, operations, frame: None });
+        while self.tail.len() > TAIL_MESSAGES || self.tail_bytes > TAIL_BYTES {
+            self.drop_oldest();
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some(oldest) = self.tail.pop_front() {
+            self.tail_bytes -= oldest.message.payload.len();
+        }
+    }
+
+    /// Where the message at `position` is in the tail, if it is there.
+    fn place_of(&self, position: Position) -> Option<usize> {
+        let first = self.tail.front()?.message.position;
+        let place = usize::try_from(position.0.checked_sub(first.0)?).ok()?;
+        (place < self.tail.len()).then_some(place)
+    }
+
     /// The message at `position`, if the tail still holds it.
-    fn get(&self, position: Position) -> Option<&(Arc<Message>, u64)> {
-        let first = self.tail.front()?.0.position;
-        self.tail.get(usize::try_from(position.0.checked_sub(first.0)?).ok()?)
+    fn get(&self, position: Position) -> Option<&Entry> {
+        self.tail.get(self.place_of(position)?)
     }
 }
 
@@ -116,6 +153,30 @@ struct Reader {
     missed: Option<(Position, Position)>,
     /// How it takes part in presence, if it does.
     part: Option<Part>,
+    /// How it reads a document, if it is one.
+    document: Option<Box<DocumentReader>>,
+}
+
+impl Reader {
+    /// A reader of everything from now on, who is yet to be accepted.
+    fn new(link: Link, number: Subscription, fan: FanId, lead: u32) -> Self {
+        Self {
+            life: 0,
+            link,
+            number,
+            fan,
+            policy: Policy::Replay,
+            lead,
+            from: From::End,
+            state: State::Attaching,
+            cursor: Position(0),
+            outstanding: VecDeque::new(),
+            replay: VecDeque::new(),
+            missed: None,
+            part: None,
+            document: None,
+        }
+    }
 }
 
 /// All readers of this core.
@@ -139,6 +200,12 @@ impl Fans {
 
     pub(crate) fn subscriptions(&self) -> usize {
         self.readers.len() - self.free.len()
+    }
+
+    /// Messages that all tails hold.
+    #[cfg(test)]
+    pub(crate) fn tail_messages(&self) -> usize {
+        self.fans.values().map(|fan| fan.tail.len()).sum()
     }
 
     /// Whether nobody is to be served.
@@ -203,8 +270,9 @@ impl Shard {
         let make = subscribe.make && principal.may(Access::Write, subscribe.channel.as_str());
         let channel = ChannelKey { tenant: principal.tenant.clone(), channel: subscribe.channel.clone() };
         let fan = self.fan_of(&channel);
+        let Subscribe { policy, from, .. } = subscribe;
         let part = subscribe.presence.then(|| Part::new(principal.user.clone()));
-        self.add_reader(origin.link, number, fan, lead, &subscribe, part);
+        self.add_reader(Reader { policy, from, part, ..Reader::new(origin.link, number, fan, lead) });
         let partition = self.partition(&channel.tenant, channel.channel.as_str());
         self.tell_owner(partition, OwnerMessage::Attach { origin, principal, channel, make, fan });
         Ok(())
@@ -216,38 +284,16 @@ impl Shard {
         }
         self.fans.made += 1;
         let id = FanId(self.fans.made);
-        let (tail, readers, crowd) = (VecDeque::new(), Vec::new(), Crowd::default());
-        self.fans.fans.insert(id, Fan { key: channel.clone(), tail, tail_bytes: 0, head: None, readers, crowd });
+        self.fans.fans.insert(id, Fan::new(channel.clone()));
         self.fans.by_channel.insert(channel.clone(), id);
         id
     }
 
-    fn add_reader(
-        &mut self,
-        link: Link,
-        number: Subscription,
-        fan: FanId,
-        lead: u32,
-        subscribe: &Subscribe,
-        part: Option<Part>,
-    ) {
+    fn add_reader(&mut self, reader: Reader) {
         self.fans.lives += 1;
-        let takes_part = part.is_some();
-        let reader = Reader {
-            life: self.fans.lives,
-            link,
-            number,
-            fan,
-            policy: subscribe.policy,
-            lead,
-            from: subscribe.from,
-            state: State::Attaching,
-            cursor: Position(0),
-            outstanding: VecDeque::new(),
-            replay: VecDeque::new(),
-            missed: None,
-            part,
-        };
+        let (link, number, fan) = (reader.link, reader.number, reader.fan);
+        let (takes_part, of_document) = (reader.part.is_some(), reader.document.is_some());
+        let reader = Reader { life: self.fans.lives, ..reader };
         let index = self.fans.free.pop().unwrap_or(self.fans.readers.len());
         if index == self.fans.readers.len() {
             self.fans.readers.push(Some(reader));
@@ -260,6 +306,7 @@ impl Shard {
         if let Some(session) = self.sessions.get_mut(link) {
             session.subscriptions.insert(number.0, index);
             session.attendance.parts += usize::from(takes_part);
+            session.documents += usize::from(of_document);
         }
     }
 
@@ -326,7 +373,11 @@ impl Shard {
     }
 
     pub(crate) fn request_unsubscribe(&mut self, origin: Origin, subscription: Subscription) -> Result<(), Reject> {
+        let of_document = self.reads_document(origin.link, subscription);
         if self.drop_subscription(origin.link, subscription) {
+            if of_document {
+                self.output(Output::DocumentLeft { link: origin.link, subscription });
+            }
             self.reply(origin.link, origin.request, ServerOp::Done);
             return Ok(());
         }
@@ -346,6 +397,7 @@ impl Shard {
         let Some(reader) = self.fans.readers.get_mut(index).and_then(Option::take) else { return };
         self.fans.free.push(index);
         self.leave_crowd(index, &reader);
+        self.leave_document(&reader);
         if let Some(session) = self.sessions.get_mut(reader.link) {
             session.waiting_for_room.retain(|other| *other != index);
         }
@@ -362,7 +414,7 @@ impl Shard {
     }
 
     /// An owner told about a message.
-    pub(crate) fn appended(&mut self, id: FanId, message: Arc<Message>, _operations: Option<Bytes>, trace: u64) {
+    pub(crate) fn appended(&mut self, id: FanId, message: Arc<Message>, operations: Option<Bytes>, trace: u64) {
         let Some(fan) = self.fans.fans.get_mut(&id) else { return };
         // A core that attached while this message was being spread knows it already.
         if fan.head.is_some_and(|head| message.position <= head) {
@@ -373,7 +425,8 @@ impl Shard {
             self.redact_gathered(id, message.context.target);
         }
         let Some(fan) = self.fans.fans.get_mut(&id) else { return };
-        fan.push(message, self.now.mono_us);
+        fan.push(message, operations, self.now.mono_us);
+        self.prune_document(id);
         if trace != 0 && self.fans.traced.len() < TRACED_MAX {
             self.fans.traced.push((trace, self.now.mono_us));
         }
@@ -419,8 +472,8 @@ impl Shard {
                 *message = Arc::new(message.redacted());
             }
         };
-        fan.tail.iter_mut().for_each(|(message, _)| redact(message));
-        fan.tail_bytes = fan.tail.iter().map(|(message, _)| message.payload.len()).sum();
+        fan.tail.iter_mut().for_each(|entry| redact(&mut entry.message));
+        fan.tail_bytes = fan.tail.iter().map(|entry| entry.message.payload.len()).sum();
         for &index in &fan.readers {
             let reader = readers.get_mut(index).and_then(Option::as_mut);
             reader.into_iter().flat_map(|reader| &mut reader.replay).for_each(redact);
@@ -513,6 +566,7 @@ impl Shard {
         let Some(reader) = self.fans.reader_mut(index) else { return };
         reader.state = state;
         let (link, id, from) = (reader.link, reader.fan, reader.cursor);
+        let form = reader.document.as_ref().map(|document| document.form);
         let reference = SubscriptionRef { index, life: reader.life };
         match state {
             State::OutOfRoom => {
@@ -525,7 +579,11 @@ impl Shard {
                 let channel = fan.key.clone();
                 self.counters.history_reads += 1;
                 let partition = self.partition(&channel.tenant, channel.channel.as_str());
-                self.tell_owner(partition, OwnerMessage::Read { core, channel, reader: reference, from });
+                let message = match form {
+                    Some(form) => OwnerMessage::CatchUp { core, document: channel, reader: reference, form },
+                    None => OwnerMessage::Read { core, channel, reader: reference, from },
+                };
+                self.tell_owner(partition, message);
             }
             _ => {}
         }
@@ -536,6 +594,9 @@ impl Shard {
         let reader = self.fans.readers.get_mut(index)?.as_mut().filter(|reader| reader.state == State::Ready)?;
         let fan = self.fans.fans.get(&reader.fan)?;
         let session = self.sessions.get_mut(reader.link)?;
+        if reader.document.is_some() {
+            return self.step_document(index);
+        }
         if session.queued >= SESSION_QUEUE_BYTES {
             return Some(Step::Waits(State::OutOfRoom));
         }
@@ -551,7 +612,7 @@ impl Shard {
             Some(message) => (Arc::clone(message), None),
             None if fan.head.is_none_or(|head| reader.cursor > head) => return Some(Step::Waits(State::Idle)),
             None => match fan.get(reader.cursor) {
-                Some((message, since_us)) => (Arc::clone(message), Some(*since_us)),
+                Some(entry) => (Arc::clone(&entry.message), Some(entry.since_us)),
                 None => return Some(Step::Waits(State::Reading)),
             },
         };

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use thalweg_domain::generation::{Ending, Generation};
+use thalweg_domain::generation::{Ending, Generation, Token};
 use thalweg_domain::permission::{Action as Access, Principal};
 use thalweg_domain::record::{Event, GenerationRequest, Posting};
 use thalweg_protocol::generation::{AskRequest, FinishReason, OnDetach, TokenDetail, Usage};
@@ -27,6 +27,7 @@ use thalweg_protocol::reject::{Reject, RejectCode};
 
 use crate::contract::{InferenceCommand, InferenceEvent, Link, Origin, Output, SessionMessage, Submit};
 use crate::counters::Stage;
+use crate::documents::{Writer, Written};
 use crate::owner::Action;
 use crate::shard::{Deadline, Shard};
 
@@ -35,6 +36,30 @@ use resume::{Comparison, Unverified};
 
 /// Tokens of one generation are gathered this long before they become a record.
 const RECORD_US: u64 = 20_000;
+
+/// Tokens of one generation that writes in a document are gathered this long before they are written.
+const WRITE_US: u64 = 50_000;
+
+/// What a generation begins with beside its request.
+#[derive(Default)]
+pub(crate) struct Begin {
+    /// Whether its records are in the log.
+    pub(crate) logged: bool,
+    /// What its channel is told.
+    pub(crate) posting: Option<Posting>,
+    /// Tokens that may be produced at first.
+    pub(crate) credit: u32,
+    /// The span of a trace that asked for it; 0 if it is not traced.
+    pub(crate) trace: u64,
+    /// Those that may be asked in place of its model.
+    pub(crate) fallbacks: Vec<Name>,
+    /// Where it writes, if that is in a document.
+    pub(crate) writer: Option<Box<Writer>>,
+    /// Whether it is known already that no model takes it.
+    pub(crate) refused: bool,
+    /// What is done once its beginning is durable.
+    pub(crate) actions: Vec<Action>,
+}
 
 /// Somebody who reads a generation.
 struct Watcher {
@@ -90,11 +115,23 @@ struct Owned {
     trace: u64,
     /// The session that asked for it, if it was not in a channel: it pays, with its user and tenant.
     asker: Option<(CoreId, Link)>,
+    /// Those that may be asked in place of its model.
+    fallbacks: Vec<Name>,
+    /// Under which id the inference stage computes it: another one each time it is begun anew.
+    attempt: GenerationId,
+    /// Where it writes, if that is in a document.
+    writer: Option<Box<Writer>>,
+    /// How it ended, until its last tokens are written.
+    held: Option<(Ending, Option<Reject>)>,
 }
 
 impl Owned {
-    fn new(generation: Generation, logged: bool, credit: u32) -> Self {
+    fn new(id: GenerationId, generation: Generation, logged: bool, credit: u32) -> Self {
         Self {
+            fallbacks: Vec::new(),
+            attempt: id,
+            writer: None,
+            held: None,
             generation,
             logged,
             recovered: None,
@@ -122,7 +159,7 @@ impl Owned {
 
     /// Whether its end is decided, or even durable.
     fn ends(&self) -> bool {
-        self.ending.is_some() || self.generation.ending().is_some()
+        self.ending.is_some() || self.held.is_some() || self.generation.ending().is_some()
     }
 }
 
@@ -134,6 +171,10 @@ pub(crate) struct Generations {
     started: u32,
     /// Those with something to hand out at the end of the turn.
     dirty: Vec<GenerationId>,
+    /// Those that write in documents.
+    writers: BTreeMap<ChannelKey, Vec<GenerationId>>,
+    /// Those that were begun anew, by the id of their newest attempt.
+    attempts: BTreeMap<GenerationId, GenerationId>,
 }
 
 impl Generations {
@@ -143,6 +184,35 @@ impl Generations {
 
     pub(crate) fn has_gathered(&self) -> bool {
         !self.dirty.is_empty()
+    }
+
+    /// How many models write in a document.
+    pub(crate) fn writers_in(&self, document: &ChannelKey) -> usize {
+        self.writers.get(document).map_or(0, Vec::len)
+    }
+
+    /// The generations that write in a document.
+    pub(crate) fn writers_of(&self, document: &ChannelKey) -> Vec<GenerationId> {
+        self.writers.get(document).cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn writer_begins(&mut self, document: &ChannelKey, id: GenerationId) {
+        self.writers.entry(document.clone()).or_default().push(id);
+    }
+
+    pub(crate) fn writer_ends(&mut self, document: &ChannelKey, id: GenerationId) {
+        if let Some(writers) = self.writers.get_mut(document) {
+            writers.retain(|other| *other != id);
+            if writers.is_empty() {
+                self.writers.remove(document);
+            }
+        }
+    }
+
+    /// The generation that an attempt of the inference stage is of, unless another took its place.
+    fn of_attempt(&self, attempt: GenerationId) -> Option<GenerationId> {
+        let id = self.attempts.get(&attempt).copied().unwrap_or(attempt);
+        self.owned.get(&id).filter(|owned| owned.attempt == attempt).map(|_| id)
     }
 
     pub(crate) fn unfinished(&self) -> usize {
@@ -190,7 +260,9 @@ impl Shard {
             priority,
             deadline_ms,
         };
-        self.begin(id, Arc::new(request), logged, None, lead, origin.trace, true);
+        let fallbacks = self.fallbacks(principal, &request.model);
+        let begin = Begin { logged, posting: None, credit: lead, trace: origin.trace, fallbacks, ..Begin::default() };
+        self.begin(id, Arc::new(request), begin);
         if let Some(owned) = self.generations.owned.get_mut(&id) {
             owned.asker = Some((origin.core, origin.link));
         }
@@ -198,7 +270,7 @@ impl Shard {
     }
 
     /// The id of the next generation.
-    fn next_generation(&mut self, partition: Partition) -> Result<GenerationId, Reject> {
+    pub(crate) fn next_generation(&mut self, partition: Partition) -> Result<GenerationId, Reject> {
         if self.generations.owned.len() >= GENERATIONS_MAX {
             let text = format!("this core keeps {GENERATIONS_MAX} generations, which is all it takes");
             return Err(Reject::new(RejectCode::Busy, text).retry_after_ms(1_000));
@@ -209,26 +281,18 @@ impl Shard {
 
     /// Records that a generation begins, and hands it to the inference stage, if that is to `submit` it: its prompt is
     /// computed while its beginning becomes durable.
-    #[allow(clippy::too_many_arguments, reason = "what a generation begins with, from two places")]
-    fn begin(
-        &mut self,
-        id: GenerationId,
-        request: Arc<GenerationRequest>,
-        logged: bool,
-        posting: Option<Posting>,
-        credit: u32,
-        trace: u64,
-        submit: bool,
-    ) {
+    pub(crate) fn begin(&mut self, id: GenerationId, request: Arc<GenerationRequest>, begin: Begin) {
+        let Begin { logged, posting, credit, trace, fallbacks, writer, refused, mut actions } = begin;
         self.generations.unfinished += 1;
         self.counters.generations += 1;
-        let owned = Owned { trace, ..Owned::new(Generation::new(Arc::clone(&request)), logged, credit) };
-        self.generations.owned.insert(id, owned);
-        if submit {
+        let new = Owned::new(id, Generation::new(Arc::clone(&request)), logged, credit);
+        self.generations.owned.insert(id, Owned { trace, fallbacks, writer, ..new });
+        if !refused {
             self.submit(id);
         }
         let event = Event::GenerationStarted { generation: id, request, posting };
-        self.append_posting(id.partition(), logged, event, vec![Action::Announce { generation: id }]);
+        actions.insert(0, Action::Announce { generation: id });
+        self.append_posting(id.partition(), logged, event, actions);
     }
 
     /// Hands a generation to the inference stage, to begin or to go on.
@@ -240,10 +304,16 @@ impl Shard {
         let produced = owned.generation.tokens_from(0).iter().map(|token| token.id).collect();
         // One that goes on from an earlier life of the node began in time, or was refused then.
         let deadline_ms = if owned.recovered.is_some() { 0 } else { deadline_ms };
+        let again = owned.attempt != id;
+        let messages = match &owned.writer {
+            Some(writer) if again => writer.messages().to_vec(),
+            _ => messages,
+        };
         let submit = Submit {
-            generation: id,
+            generation: owned.attempt,
             tenant,
             model,
+            fallbacks: owned.fallbacks.clone(),
             messages,
             produced,
             sampling,
@@ -251,7 +321,7 @@ impl Shard {
             priority,
             deadline_ms,
             credit: owned.credit,
-            trace: owned.trace,
+            trace: if again { 0 } else { owned.trace },
         };
         self.output(Output::Inference(InferenceCommand::Submit(Box::new(submit))));
     }
@@ -360,29 +430,73 @@ impl Shard {
 
     /// The inference stage said something.
     pub(crate) fn inference(&mut self, event: InferenceEvent) {
+        let (InferenceEvent::Token { generation: attempt, .. }
+        | InferenceEvent::Finished { generation: attempt, .. }
+        | InferenceEvent::Refused { generation: attempt, .. }) = &event;
+        // What an attempt still says that another took the place of is of no use.
+        let Some(generation) = self.generations.of_attempt(*attempt) else { return };
         match event {
-            InferenceEvent::Token { generation, index, id, text, detail } => {
+            InferenceEvent::Token { index, id, text, detail, .. } => {
                 self.token(generation, index, id, &text, detail);
             }
-            InferenceEvent::Finished { generation, reason, usage, message } => {
+            InferenceEvent::Finished { reason, usage, message, .. } => {
                 self.finished(generation, Ending { reason, usage, message }, None);
             }
-            InferenceEvent::Refused { generation, reject } if self.waits_to_resume(generation, &reject) => {}
-            InferenceEvent::Refused { generation, reject } => {
+            InferenceEvent::Refused { reject, .. } if self.waits_to_resume(generation, &reject) => {}
+            InferenceEvent::Refused { reject, .. } => {
                 self.finish(generation, FinishReason::Failed, reject.to_string(), Some(reject));
             }
         }
     }
 
     /// Ends a generation within one step.
-    pub(super) fn stop(&mut self, id: GenerationId) {
+    pub(crate) fn stop(&mut self, id: GenerationId) {
         match self.generations.owned.get_mut(&id).and_then(|owned| owned.resume_at.take()) {
             Some(at) => {
                 self.deadlines.remove(&(at, Deadline::Resume(id)));
                 self.finish(id, FinishReason::Cancelled, String::new(), None);
             }
-            None => self.output(Output::Inference(InferenceCommand::Cancel { generation: id })),
+            None => {
+                let attempt = self.generations.owned.get(&id).map_or(id, |owned| owned.attempt);
+                self.output(Output::Inference(InferenceCommand::Cancel { generation: attempt }));
+            }
         }
+    }
+
+    /// Begins anew with what a generation has so far: another prompt stands before it now. What the inference stage still says
+    /// of the attempt before is not heard.
+    pub(crate) fn begin_anew(&mut self, id: GenerationId) {
+        let Ok(attempt) = self.next_generation(id.partition()) else { return };
+        let Some(owned) = self.generations.owned.get_mut(&id).filter(|owned| !owned.ends()) else { return };
+        let before = std::mem::replace(&mut owned.attempt, attempt);
+        self.generations.attempts.remove(&before);
+        self.generations.attempts.insert(attempt, id);
+        self.output(Output::Inference(InferenceCommand::Cancel { generation: before }));
+        self.submit(id);
+    }
+
+    /// Where a generation writes, if that is in a document and it has not ended.
+    pub(crate) fn writer_mut(&mut self, id: GenerationId) -> Option<&mut Writer> {
+        let owned = self.generations.owned.get_mut(&id).filter(|owned| !owned.deleting)?;
+        owned.writer.as_deref_mut()
+    }
+
+    /// Takes out where a generation writes, until [`put_writer`](Self::put_writer).
+    pub(crate) fn take_writer(&mut self, id: GenerationId) -> Option<Box<Writer>> {
+        self.generations.owned.get_mut(&id).filter(|owned| !owned.deleting)?.writer.take()
+    }
+
+    pub(crate) fn put_writer(&mut self, id: GenerationId, writer: Box<Writer>) {
+        if let Some(owned) = self.generations.owned.get_mut(&id) {
+            owned.writer = Some(writer);
+        }
+    }
+
+    /// Whether a generation can be gone on with by its model after it was broken off.
+    pub(crate) fn goes_on(&self, id: GenerationId) -> bool {
+        let Some(owned) = self.generations.owned.get(&id).filter(|owned| !owned.ends()) else { return false };
+        let card = self.routes().get(owned.generation.request.model.as_str());
+        card.is_some_and(|card| card.resumes && !card.is_down())
     }
 
     fn token(&mut self, id: GenerationId, index: u32, token: u32, text: &[u8], detail: Option<Box<TokenDetail>>) {
@@ -396,7 +510,8 @@ impl Shard {
         owned.arrived_us.get_or_insert(self.now.mono_us);
         if owned.record_at.is_none() {
             // The first token goes into the log in its own turn, so that a channel shows it at once.
-            let at = self.now.mono_us + if owned.recorded == 0 { 0 } else { RECORD_US };
+            let distance_us = if owned.writer.is_some() { WRITE_US } else { RECORD_US };
+            let at = self.now.mono_us + if owned.recorded == 0 { 0 } else { distance_us };
             owned.record_at = Some(at);
             self.deadlines.insert((at, Deadline::Record(id)));
         }
@@ -418,6 +533,9 @@ impl Shard {
         owned.recorded = tokens;
         let (text, logged) = (owned.generation.text(index, tokens), owned.logged);
         let (produced, user) = (owned.generation.tokens_from(index).to_vec(), author(&owned.generation.request.model));
+        if owned.writer.is_some() {
+            return self.write_tokens(id, index, produced, text);
+        }
         // Tokens whose character is incomplete have no text yet; the next ones bring it.
         let posting = match owned.channel().cloned().filter(|_| !text.is_empty()) {
             Some((channel, channel_id)) => {
@@ -430,6 +548,36 @@ impl Shard {
         self.append_posting(id.partition(), logged, event, actions);
     }
 
+    /// Puts the tokens that are in no record yet into one, and their text into a document; if that has to wait, later.
+    fn write_tokens(&mut self, id: GenerationId, index: u32, produced: Vec<Token>, text: Bytes) {
+        let to = index + produced.len() as u32;
+        let written = if text.is_empty() { Written::Nothing } else { self.write_in_document(id, &text) };
+        let posting = match written {
+            Written::Posting(posting) => Some(posting),
+            Written::Nothing => None,
+            Written::Later => {
+                let at = self.now.mono_us + WRITE_US;
+                if let Some(owned) = self.generations.owned.get_mut(&id) {
+                    (owned.recorded, owned.record_at) = (index, Some(at));
+                    self.deadlines.insert((at, Deadline::Record(id)));
+                }
+                return;
+            }
+        };
+        let logged = self.generations.owned.get(&id).is_some_and(|owned| owned.logged);
+        let event = Event::GenerationTokens { generation: id, index, tokens: produced, text, posting };
+        let actions = vec![Action::TokensLogged { generation: id, index: to }];
+        let document = event.posting().map(|posting| posting.channel.clone());
+        self.append_posting(id.partition(), logged, event, actions);
+        if let Some(document) = document {
+            self.model_wrote(&document);
+        }
+        let held = self.generations.owned.get_mut(&id).and_then(|owned| owned.held.take());
+        if let Some((ending, refusal)) = held {
+            self.finished(id, ending, refusal);
+        }
+    }
+
     pub(crate) fn tokens_logged(&mut self, id: GenerationId, index: u32) {
         let Some(owned) = self.generations.owned.get_mut(&id) else { return };
         if owned.channel().is_some() {
@@ -438,7 +586,7 @@ impl Shard {
     }
 
     /// Ends a generation that the inference stage does not have.
-    fn finish(&mut self, id: GenerationId, reason: FinishReason, message: String, refusal: Option<Reject>) {
+    pub(crate) fn finish(&mut self, id: GenerationId, reason: FinishReason, message: String, refusal: Option<Reject>) {
         let completion_tokens = self.generations.owned.get(&id).map_or(0, |owned| owned.generation.tokens());
         let usage = Usage { completion_tokens, ..Usage::default() };
         self.finished(id, Ending { reason, usage, message }, refusal);
@@ -447,6 +595,11 @@ impl Shard {
     fn finished(&mut self, id: GenerationId, ending: Ending, refusal: Option<Reject>) {
         self.record_tokens(id);
         let Some(owned) = self.generations.owned.get_mut(&id).filter(|owned| !owned.deleting) else { return };
+        if owned.recorded < owned.generation.tokens() {
+            // Its document is being read anew.
+            owned.held = Some((ending, refusal));
+            return;
+        }
         owned.refusal = refusal;
         let (kind, body) = match ending.reason {
             FinishReason::Stop | FinishReason::Length => {
@@ -457,10 +610,16 @@ impl Shard {
         };
         owned.ending = Some(ending.clone());
         let (logged, user) = (owned.logged, author(&owned.generation.request.model));
+        let (attempt, writer) = (owned.attempt, owned.writer.take());
         let posting = match owned.channel().cloned() {
+            Some((channel, _)) if self.is_document(&channel) => None,
             Some((channel, channel_id)) => self.generated(&channel, channel_id, kind, user, id, body),
             None => None,
         };
+        self.generations.attempts.remove(&attempt);
+        if let Some(writer) = writer {
+            self.writer_ended(id, *writer);
+        }
         let event = Event::GenerationFinished { generation: id, ending, posting };
         self.append_posting(id.partition(), logged, event, vec![Action::Conclude { generation: id }]);
     }
@@ -487,7 +646,8 @@ impl Shard {
         let Some(owned) = self.generations.owned.get_mut(&id) else { return };
         if until > owned.credit && !owned.ends() {
             owned.credit = until;
-            self.output(Output::Inference(InferenceCommand::Credit { generation: id, until }));
+            let generation = owned.attempt;
+            self.output(Output::Inference(InferenceCommand::Credit { generation, until }));
         }
     }
 
@@ -561,7 +721,7 @@ impl Shard {
 }
 
 /// Under which name a model writes in a channel.
-fn author(model: &Name) -> Name {
+pub(crate) fn author(model: &Name) -> Name {
     // A model whose name leaves no room for the prefix writes under its bare name.
     Name::new(&format!("ai/{model}")).unwrap_or_else(|_| model.clone())
 }

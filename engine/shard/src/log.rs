@@ -12,7 +12,7 @@ use thalweg_protocol::ids::{ChannelId, ChannelKey, CoreId, Lsn, Partition, Posit
 use thalweg_protocol::limits::{
     APPENDS_PENDING_BYTES, HISTORY_BATCH_MESSAGES, READS_MAX, RECONNECT_DELAY_MS, RESIDENT_BYTES,
 };
-use thalweg_protocol::op::{Publish, ServerOp};
+use thalweg_protocol::op::{DeliveryKind, Publish, ServerOp};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
 use crate::contract::{Origin, Output, ReadId, SessionMessage, Ticket};
@@ -58,6 +58,10 @@ pub(crate) enum Purpose {
     Search { origin: Origin, query: String, limit: u32 },
     /// For a write that means this message.
     Target { origin: Origin, principal: Arc<Principal>, publish: Box<Publish> },
+    /// For a document that is opened.
+    Document { life: u64 },
+    /// For a document that is read as it was.
+    Past { life: u64 },
 }
 
 /// A read from disk that is under way.
@@ -227,8 +231,12 @@ impl Shard {
 
     /// Takes in how short of memory the node is.
     pub(crate) fn press(&mut self, level: u8) {
+        let rises = level > self.pressure;
         self.pressure = level;
         self.evict();
+        if rises {
+            self.sweep_documents();
+        }
     }
 
     /// Reads the messages `from..to` of a channel from disk, or as many of them as one answer holds.
@@ -271,7 +279,9 @@ impl Shard {
                 Purpose::Target { origin, principal, publish } => {
                     self.target_read(origin, &principal, *publish, Err(deleted(&channel)));
                 }
-                Purpose::History { .. } | Purpose::Conversation { .. } => {}
+                Purpose::Past { life } => self.past_piece(life, Err(deleted(&channel))),
+                // Who waits for a document that is gone is told when it is.
+                Purpose::History { .. } | Purpose::Conversation { .. } | Purpose::Document { .. } => {}
             }
             return;
         }
@@ -316,6 +326,8 @@ impl Shard {
                 Err(reject) => self.refuse(origin, reject),
             },
             Purpose::Target { origin, principal, publish } => self.target_read(origin, &principal, *publish, result),
+            Purpose::Document { life } => self.document_piece(&channel, life, result),
+            Purpose::Past { life } => self.past_piece(life, result),
         }
     }
 
@@ -347,7 +359,8 @@ impl Shard {
         let (first, head) = (self.first_of(channel), self.head_of(channel));
         let kept: Vec<_> = messages.iter().filter(|message| message.position >= first).take(limit).collect();
         let next = kept.last().map_or(from.max(first), |message| message.position.next());
-        let deliveries = kept.iter().map(|message| message.payload.clone()).collect();
+        let is_shown = |message: &&&Arc<Message>| message.kind != DeliveryKind::Snapshot;
+        let deliveries = kept.iter().filter(is_shown).map(|message| message.payload.clone()).collect();
         self.answer(origin, ServerOp::Page { first, next, head, deliveries });
     }
 }

@@ -20,8 +20,9 @@ use thalweg_protocol::limits::{CHANNELS_MAX, HISTORY_BATCH_MESSAGES};
 use thalweg_protocol::op::{Delivery, DeliveryKind, Publish, ServerOp};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
-use crate::contract::{Origin, SessionMessage, Ticket};
+use crate::contract::{Opening, Origin, SessionMessage, Ticket};
 use crate::counters::Stage;
+use crate::documents::{no_channel, without_its_part};
 use crate::fan::{FanId, SubscriptionRef};
 use crate::log::Purpose;
 use crate::shard::Shard;
@@ -54,6 +55,12 @@ pub(crate) enum Action {
     TokensLogged { generation: GenerationId, index: u32 },
     /// The end of a generation is durable: its watchers may see it.
     Conclude { generation: GenerationId },
+    /// What there is to be known of a document is in its log: it is read from there.
+    ReadDocument { document: ChannelKey, life: u64 },
+    /// The same of a document that is to be read as it was.
+    ReadPast { life: u64 },
+    /// What a reader of a document begins with is durable: from now on its core is told of edits.
+    OpenDocument { origin: Origin, document: ChannelKey, id: ChannelId, fan: FanId, opening: Box<Opening> },
 }
 
 /// A channel of this core.
@@ -78,6 +85,8 @@ pub(crate) struct Owner {
     dedupe_unlogged: BTreeMap<Partition, Dedupe>,
     /// Counts the latter, in place of positions in the log.
     unlogged: u64,
+    /// How many of the channels are documents.
+    documents: usize,
     /// Writers whose next write waits for a message to be read from disk, and what they wrote after it. Bounded by what a
     /// session may have unanswered.
     held: BTreeMap<(Partition, Writer), VecDeque<Held>>,
@@ -94,6 +103,10 @@ struct Held {
 impl Owner {
     pub(crate) fn channels(&self) -> usize {
         self.channels.len()
+    }
+
+    pub(crate) fn documents(&self) -> usize {
+        self.documents
     }
 
     /// The channels of a tenant, in the order of their names.
@@ -140,6 +153,7 @@ impl Shard {
             // One without a name was deleted; recovery has made sure of it.
             let Some((key, settings)) = &state.made else { continue };
             let channel = Channel::restore(id, *settings, &state);
+            self.owner.documents += usize::from(channel.is_document());
             let owned = Owned { channel, partition, cores: Vec::new(), depends_on: Ticket::default(), deleting: false };
             self.owner.channels.insert(key.clone(), owned);
             *of_tenants.entry(key.tenant.clone()).or_default() += 1;
@@ -223,7 +237,12 @@ impl Shard {
         self.append(partition, Event::ChannelCreated { channel: key.clone(), settings, facts }, actions);
         let depends_on = self.log.appended();
         let owned = Owned { channel, partition, cores: Vec::new(), depends_on, deleting: false };
+        let (id, is_document) = (owned.channel.id(), owned.channel.is_document());
         self.owner.channels.insert(key.clone(), owned);
+        if is_document {
+            self.owner.documents += 1;
+            self.document_made(key, id);
+        }
         Ok(())
     }
 
@@ -244,6 +263,8 @@ impl Shard {
     }
 
     fn delete(&mut self, key: ChannelKey, id: ChannelId, partition: Partition, actions: Vec<Action>) {
+        // Edits that were accepted have their place before the end.
+        self.flush_document(&key);
         if let Some(owned) = self.owner.channels.get_mut(&key) {
             owned.deleting = true;
         }
@@ -334,6 +355,7 @@ impl Shard {
     ) {
         let attach = Action::Attach { origin, channel: channel.clone(), fan };
         let made = match self.existing(&channel) {
+            Ok(Some(owned)) if owned.channel.is_document() => Err(no_channel(&channel.channel)),
             Ok(Some(owned)) => match owned.channel.roster().may_read(principal, &channel.channel) {
                 Ok(()) => {
                     self.after_appends(attach);
@@ -379,10 +401,27 @@ impl Shard {
         self.owner.channels.get(channel).is_some_and(|owned| owned.cores.contains(&place))
     }
 
+    /// From now on tells a core about a channel, if it is that one still.
+    pub(crate) fn attach_place(&mut self, channel: &ChannelKey, id: ChannelId, place: (CoreId, FanId)) -> bool {
+        let Some(owned) = self.owner.channels.get_mut(channel).filter(|owned| owned.channel.id() == id) else {
+            return false;
+        };
+        if !owned.cores.contains(&place) {
+            owned.cores.push(place);
+        }
+        true
+    }
+
+    /// Whether any core gathers readers of a channel.
+    pub(crate) fn has_readers(&self, channel: &ChannelKey) -> bool {
+        self.owner.channels.get(channel).is_some_and(|owned| !owned.cores.is_empty())
+    }
+
     fn detach_now(&mut self, core: CoreId, channel: &ChannelKey, fan: FanId) {
         if let Some(owned) = self.owner.channels.get_mut(channel) {
             owned.cores.retain(|attached| *attached != (core, fan));
             self.close_place((core, fan), channel);
+            self.documents.touch(channel, self.now.mono_us);
         }
     }
 
@@ -472,6 +511,11 @@ impl Shard {
     fn channel_gone(&mut self, channel: &ChannelKey) {
         let Some(owned) = self.owner.channels.remove(channel) else { return };
         self.forget_room(channel);
+        self.forget_awareness(channel);
+        if owned.channel.is_document() {
+            self.owner.documents -= 1;
+            self.document_gone(channel);
+        }
         self.report_channels(&channel.tenant, -1);
         for (core, fan) in owned.cores {
             self.tell_session(core, SessionMessage::Gone { fan, reject: deleted(channel) });
@@ -482,8 +526,13 @@ impl Shard {
     pub(crate) fn spread(&mut self, event: &Event, trace: u64) {
         let Some(Posting { channel, id, message }) = event.posting() else { return };
         let Some(owned) = self.owner.channels.get(channel).filter(|owned| owned.channel.id() == *id) else { return };
-        for (core, fan) in owned.cores.clone() {
-            let (message, operations) = (Arc::clone(message), None);
+        let cores = owned.cores.clone();
+        let (message, operations) = match owned.channel.is_document() && !cores.is_empty() {
+            true => (without_its_part(message), self.document_operations(channel, message.position)),
+            false => (Arc::clone(message), None),
+        };
+        for (core, fan) in cores {
+            let (message, operations) = (Arc::clone(&message), operations.clone());
             self.tell_session(core, SessionMessage::Appended { fan, message, operations, trace });
         }
     }
@@ -507,6 +556,11 @@ impl Shard {
             Action::Announce { generation } => self.announce(generation),
             Action::TokensLogged { generation, index } => self.tokens_logged(generation, index),
             Action::Conclude { generation } => self.conclude(generation),
+            Action::ReadDocument { document, life } => self.document_settled(&document, life),
+            Action::ReadPast { life } => self.go_on_with_past(life),
+            Action::OpenDocument { origin, document, id, fan, opening } => {
+                self.document_opened_now(origin, document, id, fan, *opening);
+            }
         }
     }
 

@@ -92,6 +92,11 @@ impl Shard {
         self.router.choose(named, need, |name| principal.may(Access::Ask, name.as_str()))
     }
 
+    /// Who may be asked for somebody in place of a model that fails.
+    pub(crate) fn fallbacks(&self, principal: &Principal, model: &Name) -> Vec<Name> {
+        self.router.routes.fallbacks(model, |name| principal.may(Access::Ask, name.as_str()))
+    }
+
     /// Whether somebody may ask any of the models.
     pub(crate) fn may_ask_any(&self, principal: &Principal) -> bool {
         self.router.routes.cards.iter().any(|card| principal.may(Access::Ask, card.name.as_str()))

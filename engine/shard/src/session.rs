@@ -6,7 +6,7 @@ use std::sync::Arc;
 use thalweg_domain::channel::{Channel, check_name};
 use thalweg_domain::permission::{Action as Access, Principal};
 use thalweg_domain::routing::Need;
-use thalweg_protocol::chat::ChannelKind;
+use thalweg_protocol::chat::{ChannelKind, PostKind};
 use thalweg_protocol::generation::AskRequest;
 use thalweg_protocol::ids::{ChannelKey, CoreId, GenerationId, Name, Position, Request, SessionId, Watch};
 use thalweg_protocol::limits::{IN_FLIGHT_MAX, RECONNECT_DELAY_MS, WATCHES_MAX};
@@ -32,6 +32,8 @@ pub(crate) struct Session {
     in_flight: usize,
     /// Its subscriptions by number.
     pub(crate) subscriptions: BTreeMap<u32, SubscriptionIndex>,
+    /// How many of them are of documents.
+    pub(crate) documents: usize,
     /// The generations it watches, by number; `None` while the owner has not answered.
     watches: BTreeMap<Watch, Option<GenerationId>>,
     /// Bytes delivered that the transport has not taken.
@@ -88,6 +90,7 @@ impl Shard {
             principal: Arc::clone(&principal),
             in_flight: 0,
             subscriptions: BTreeMap::new(),
+            documents: 0,
             watches: BTreeMap::new(),
             queued: 0,
             waiting_for_room: Vec::new(),
@@ -222,7 +225,11 @@ impl Shard {
 
     fn request_publish(&mut self, origin: Origin, principal: Arc<Principal>, publish: Publish) -> Result<(), Reject> {
         // A draining owner refuses what is new, but still answers what it has carried out.
-        principal.require(Access::Write, publish.channel.as_str())?;
+        let comments =
+            publish.post.kind == PostKind::Update && principal.may(Access::Comment, publish.channel.as_str());
+        if !comments {
+            principal.require(Access::Write, publish.channel.as_str())?;
+        }
         self.admit(origin.link)?;
         let limited = self.spend_publish(origin.link, origin.request, &principal, &publish);
         if limited.is_err() {

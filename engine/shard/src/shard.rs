@@ -13,6 +13,7 @@ use thalweg_protocol::reject::Reject;
 use crate::contract::{Input, Now, Origin, Output, OwnerMessage, PeerMessage, SessionMessage};
 use crate::counters::{Counters, Sample, Span, Stage};
 use crate::directory::Directory;
+use crate::documents::{Awareness, Documents};
 use crate::fan::Fans;
 use crate::generations::Generations;
 use crate::log::LogEnd;
@@ -60,6 +61,8 @@ pub struct Shard {
     pub(crate) sessions: Sessions,
     pub(crate) owner: Owner,
     pub(crate) fans: Fans,
+    pub(crate) documents: Documents,
+    pub(crate) awareness: Awareness,
     pub(crate) generations: Generations,
     pub(crate) router: Router,
     pub(crate) directory: Directory,
@@ -92,6 +95,12 @@ pub(crate) enum Deadline {
     Resume(GenerationId),
     /// Somebody is to be told who is in some channels.
     Rooms,
+    /// Somebody is to be told who edits some documents, or may have been silent for too long.
+    Awareness,
+    /// A model that writes in a document is to begin anew, if the text around its place is at rest.
+    Refresh(GenerationId),
+    /// Documents that nobody uses are to be let go of.
+    Documents,
     /// Some sessions may have been silent for too long.
     Sweep,
     /// Others are to be told what was done here.
@@ -114,6 +123,8 @@ impl Shard {
             sessions: Sessions::default(),
             owner: Owner::default(),
             fans: Fans::default(),
+            documents: Documents::default(),
+            awareness: Awareness::default(),
             generations: Generations::default(),
             directory: Directory::default(),
             presence: Presences::default(),
@@ -166,12 +177,13 @@ impl Shard {
 
     /// Whether [`finish_turn`](Self::finish_turn) has something to hand out.
     pub fn has_gathered(&self) -> bool {
-        self.generations.has_gathered()
+        self.generations.has_gathered() || self.documents.has_gathered()
     }
 
-    /// Hands out what was gathered over a turn: the tokens that came in it, and ends that became durable.
+    /// Hands out what was gathered over a turn: edits of documents, the tokens that came in it, and ends that became durable.
     pub fn finish_turn(&mut self, now: Now) {
         self.now = now;
+        self.finish_documents();
         self.pump_generations();
         while let Some(message) = self.to_self.pop_front() {
             self.peer(message);
@@ -200,7 +212,11 @@ impl Shard {
 
     /// Whether nothing that was begun is left to be done, so that a draining node may go.
     pub fn is_idle(&self) -> bool {
-        self.log.is_idle() && self.outputs.is_empty() && self.generations.unfinished() == 0 && self.fans.is_idle()
+        self.log.is_idle()
+            && self.outputs.is_empty()
+            && self.generations.unfinished() == 0
+            && self.fans.is_idle()
+            && self.documents.is_idle()
     }
 
     /// What was counted since the shard began.
@@ -211,8 +227,8 @@ impl Shard {
     /// Users known, users there, people in channels, channels with people in them, users and tenants whose
     /// use is counted, sessions, subscriptions, channels owned,
     /// channels with readers here, generations kept, generations unfinished, appends that are not durable, bytes of messages
-    /// at hand, reads from disk under way.
-    pub fn gauges(&self) -> [(&'static str, u64); 14] {
+    /// at hand, reads from disk under way, documents owned, those in memory and the bytes of these, encoded.
+    pub fn gauges(&self) -> [(&'static str, u64); 18] {
         [
             ("users", self.directory.len() as u64),
             ("users_present", self.presence.users() as u64),
@@ -228,6 +244,10 @@ impl Shard {
             ("appends_pending", self.log.pending() as u64),
             ("resident_bytes", self.log.resident_bytes() as u64),
             ("disk_reads", self.log.reads() as u64),
+            ("documents", self.owner.documents() as u64),
+            ("documents_open", self.documents.len() as u64),
+            ("document_bytes", self.documents.bytes() as u64),
+            ("document_editors", self.editors() as u64),
         ]
     }
 
@@ -403,6 +423,9 @@ impl Shard {
                 Deadline::Expired(generation) => self.expire(generation),
                 Deadline::Resume(generation) => self.submit(generation),
                 Deadline::Rooms => self.rooms_due(),
+                Deadline::Awareness => self.awareness_due(),
+                Deadline::Refresh(generation) => self.refresh_due(generation),
+                Deadline::Documents => self.sweep_documents(),
                 Deadline::Sweep => self.sweep(),
                 Deadline::Report => self.report(),
             }

@@ -1,6 +1,7 @@
 //! Contract tests: shards fed from a list, and what comes out of them.
 
 mod channels;
+mod documents;
 mod draining;
 mod extras;
 mod generations;

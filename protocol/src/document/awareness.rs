@@ -3,7 +3,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::limits::{AWARENESS_BYTES_MAX, AWARENESS_CLIENTS_MAX};
+use crate::limits::{AWARENESS_CLIENTS_MAX, AWARENESS_PICTURE_BYTES_MAX};
 use crate::reject::{Reject, RejectCode};
 
 /// What one editor says of itself.
@@ -31,7 +31,7 @@ impl AwarenessUpdate {
     /// `update_invalid`, if they are not the encoding of y-protocols, or more than the limits allow.
     pub fn decode(bytes: &Bytes) -> Result<Self, Reject> {
         let invalid = |what: &str| Reject::new(RejectCode::UpdateInvalid, format!("not an awareness update: {what}"));
-        if bytes.len() > AWARENESS_BYTES_MAX * 4 {
+        if bytes.len() > AWARENESS_PICTURE_BYTES_MAX {
             return Err(invalid("it is longer than the limit"));
         }
         let mut rest = &bytes[..];

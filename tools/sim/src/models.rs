@@ -55,6 +55,7 @@ fn card(at: usize) -> ModelCard {
         first_token_ms: 0,
         prompt_us: 0,
         fallback: fallback.map(name),
+        resumes: true,
     }
 }
 

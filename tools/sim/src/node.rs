@@ -250,7 +250,7 @@ impl World {
         let budget = 1 + self.below(64) as usize;
         let more = self.node.cores[at].shard.fan_out(now, budget);
         self.carry_out(core);
-        if more || !self.node.cores[at].inbox.is_empty() {
+        if more || self.node.cores[at].shard.has_gathered() || !self.node.cores[at].inbox.is_empty() {
             self.turn_by(core, self.now_us + 1);
         }
         let due = self.node.cores[at].shard.next_deadline();

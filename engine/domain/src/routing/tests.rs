@@ -27,6 +27,7 @@ fn card(text: &str) -> ModelCard {
         first_token_ms: number(5, 0),
         prompt_us: 0,
         fallback: words.get(6).map(|word| name(word)),
+        resumes: true,
     }
 }
 
@@ -154,6 +155,7 @@ prop_compose! {
             class: name([FAST, ACCURATE, "own"][class]),
             cost, context_tokens, health, first_token_ms, prompt_us,
             fallback: fallback.map(|at| name(&format!("m{at}"))),
+            resumes: true,
         }
     }
 }

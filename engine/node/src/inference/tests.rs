@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use serde_json::json;
+use thalweg_domain::routing::FALLBACKS_MAX;
 use thalweg_protocol::generation::{ChatMessage, Priority, Role, Sampling};
 use thalweg_protocol::ids::CoreId;
 use thalweg_remote::{RemoteModel, RemoteStage};
@@ -59,6 +60,8 @@ struct Bench {
     registry: Arc<Registry>,
     bell: Arc<Bell>,
     stats: CoreStats,
+    /// What the shard would give as the fallbacks of each.
+    fallbacks: BTreeMap<Name, Vec<Name>>,
     _stage: RemoteStage,
 }
 
@@ -83,14 +86,20 @@ impl Bench {
         }
         let served = registry.look().0.into_iter().map(|known| {
             let (entry, gauges) = (known.entry, known.gauges);
-            (entry.name, Served { kind: entry.kind, place: entry.place, fallback: entry.fallback, gauges })
+            (entry.name, Served { kind: entry.kind, place: entry.place, gauges })
         });
         let served = Arc::new(served.collect());
         let bell = Bell::new().expect("an eventfd");
         let (stage, mut links) = RemoteStage::start(remotes, &[Arc::clone(&bell)], 64).expect("it starts");
         let links = Links { stage: None, remote: links.pop(), served };
         let inference = Inference::new(links, Instant::now());
-        Self { inference, registry, bell, stats: CoreStats::of(CoreId(0)), _stage: stage }
+        let next = |model: &Name| models.iter().find(|(known, ..)| *known == model.as_str()).and_then(|model| model.2);
+        let chain = |model: &str| {
+            let chain = std::iter::successors(next(&name(model)).map(name), |model| next(model).map(name));
+            (name(model), chain.take(FALLBACKS_MAX).collect())
+        };
+        let fallbacks = models.iter().map(|(model, ..)| chain(model)).collect();
+        Self { inference, registry, bell, stats: CoreStats::of(CoreId(0)), fallbacks, _stage: stage }
     }
 
     /// Asks a model, and gives what came of it: its text, and how it ended.
@@ -99,6 +108,7 @@ impl Bench {
             generation: GenerationId(7),
             tenant: name("default"),
             model: name(model),
+            fallbacks: self.fallbacks.get(&name(model)).cloned().unwrap_or_default(),
             messages: vec![ChatMessage { role: Role::User, content: "hi".into() }],
             produced: Vec::new(),
             sampling: Sampling::default(),

@@ -227,7 +227,6 @@ impl Gauges {
 pub(crate) struct Served {
     pub(crate) kind: Kind,
     pub(crate) place: Place,
-    pub(crate) fallback: Option<Name>,
     pub(crate) gauges: Arc<Gauges>,
 }
 

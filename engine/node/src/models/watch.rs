@@ -15,7 +15,7 @@ use thalweg_domain::estimate::{Estimate, Observed};
 use thalweg_domain::routing::{Health, ModelCard, Routes};
 use thalweg_protocol::ids::Name;
 
-use super::registry::{Gauges, Kind, Known, Reading, Registry, Served, ServedModels, Shown, State};
+use super::registry::{Gauges, Kind, Known, Place, Reading, Registry, Served, ServedModels, Shown, State};
 
 /// Between two looks at the numbers: how late a breaker may open, and how often cores may be given routes.
 const TICK: Duration = Duration::from_millis(100);
@@ -134,6 +134,7 @@ impl Watcher {
                     first_token_ms,
                     prompt_us,
                     fallback: entry.fallback.clone(),
+                    resumes: entry.place == Place::Local,
                 });
             }
         }
@@ -151,8 +152,7 @@ impl Watcher {
 /// What cores must know of models they hand requests to.
 fn served(known: &[Known]) -> ServedModels {
     let one = |Known { entry, gauges, .. }: &Known| {
-        let (fallback, gauges) = (entry.fallback.clone(), Arc::clone(gauges));
-        (entry.name.clone(), Served { kind: entry.kind, place: entry.place, fallback, gauges })
+        (entry.name.clone(), Served { kind: entry.kind, place: entry.place, gauges: Arc::clone(gauges) })
     };
     Arc::new(known.iter().map(one).collect())
 }

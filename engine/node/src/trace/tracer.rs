@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use thalweg_protocol::chat::ChatOp;
+use thalweg_protocol::document::DocumentOp;
 use thalweg_protocol::ids::{Name, Request, Watch};
 use thalweg_protocol::op::{ClientOp, ServerOp};
 use thalweg_protocol::trace::TraceContext;
@@ -238,7 +239,11 @@ fn name_of(op: &ClientOp) -> Option<&'static str> {
         | ClientOp::Hello(_)
         | ClientOp::Login(_)
         | ClientOp::Heartbeat
-        | ClientOp::Typing { .. } => return None,
+        | ClientOp::Typing { .. }
+        | ClientOp::Document(DocumentOp::ShareAwareness { .. }) => return None,
+        ClientOp::Document(DocumentOp::Open(_)) => "open_document",
+        ClientOp::Document(DocumentOp::Read { .. }) => "read_document",
+        ClientOp::Document(DocumentOp::Ask(_)) => "ask_in_document",
         ClientOp::CreateChannel(_) => "create_channel",
         ClientOp::Embed { .. } => "embed",
         ClientOp::Publish(_) => "publish",

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use thalweg_domain::permission::Action as Access;
 use thalweg_protocol::ids::{Name, Subscription};
 use thalweg_protocol::op::ServerOp;
@@ -43,13 +44,13 @@ impl Shard {
                     goes(&principal.user) && !principal.may(Access::Admin, channel.as_str())
                 })
             })
-            .map(|reader| (reader.link, reader.number, reader.state == State::Attaching))
+            .map(|reader| (reader.link, reader.number, reader.document.is_some(), reader.state == State::Attaching))
             .collect();
-        for (link, number, attaching) in going {
+        for (link, number, of_document, attaching) in going {
             // One that was not accepted yet was, or will be, answered by the owner.
             if !attaching {
                 self.drop_subscription(link, number);
-                self.deliver(link, number, ServerOp::Ended(reject.clone()).encode());
+                self.deliver_end(link, number, of_document, ServerOp::Ended(reject.clone()).encode());
             }
         }
     }
@@ -63,24 +64,34 @@ impl Shard {
             let Some(reader) = self.fans.readers.get_mut(index).and_then(Option::take) else { continue };
             self.fans.free.push(index);
             self.leave_crowd(index, &reader);
+            self.leave_document(&reader);
             if let Some(session) = self.sessions.get_mut(reader.link) {
                 session.waiting_for_room.retain(|other| *other != index);
                 session.subscriptions.remove(&reader.number.0);
             }
             // One that was not accepted yet gets its answer as an answer.
             if reader.state != State::Attaching {
-                self.deliver(reader.link, reader.number, payload.clone());
+                self.deliver_end(reader.link, reader.number, reader.document.is_some(), payload.clone());
             }
         }
     }
 
-    /// The owner could not read history for a reader.
+    /// Tells a reader that it was parted with.
+    fn deliver_end(&mut self, link: Link, number: Subscription, of_document: bool, payload: Bytes) {
+        if of_document {
+            self.deliver_document(link, number, payload, true);
+        } else {
+            self.deliver(link, number, payload);
+        }
+    }
+
+    /// The owner could not read what a reader lacks.
     pub(crate) fn history_failed(&mut self, reference: SubscriptionRef, reject: Reject) {
         let Some(reader) = self.fans.reader_mut(reference.index).filter(|reader| reader.life == reference.life) else {
             return;
         };
-        let (link, number) = (reader.link, reader.number);
+        let (link, number, of_document) = (reader.link, reader.number, reader.document.is_some());
         self.drop_subscription(link, number);
-        self.deliver(link, number, ServerOp::Ended(reject).encode());
+        self.deliver_end(link, number, of_document, ServerOp::Ended(reject).encode());
     }
 }

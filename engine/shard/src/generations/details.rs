@@ -54,7 +54,7 @@ mod tests {
         let indices = |details: &Details, from, to| -> Vec<u32> {
             details.between(from, to).iter().map(|detail| detail.index).collect()
         };
-        assert_eq!(indices(&details, 0, 3), [], "the oldest went");
+        assert_eq!(indices(&details, 0, 3), [0_u32; 0], "the oldest went");
         assert_eq!(indices(&details, 2 * most - 4, 2 * most), [2 * most - 4, 2 * most - 3, 2 * most - 1]);
         details.forget(2 * most - 3);
         assert_eq!(indices(&details, 0, 2 * most), [2 * most - 3, 2 * most - 1]);

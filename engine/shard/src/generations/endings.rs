@@ -58,6 +58,10 @@ impl Shard {
     pub(crate) fn expire(&mut self, id: GenerationId) {
         let Some(owned) = self.generations.owned.remove(&id) else { return };
         self.generations.unfinished -= usize::from(owned.generation.ending().is_none());
+        self.generations.attempts.remove(&owned.attempt);
+        if let Some(writer) = owned.writer {
+            self.writer_ended(id, *writer);
+        }
         let payload = ServerOp::Ended(unknown(id)).encode();
         for Watcher { core, link, watch, .. } in owned.watchers {
             let payload = payload.clone();

@@ -12,7 +12,7 @@ use thalweg_protocol::limits::LEAD_TOKENS;
 use thalweg_protocol::op::DeliveryKind;
 use thalweg_protocol::reject::RejectCode;
 
-use super::author;
+use super::{Begin, author};
 use crate::shard::Shard;
 
 impl Shard {
@@ -54,7 +54,10 @@ impl Shard {
             priority: Priority::Normal,
             deadline_ms: 0,
         };
-        self.begin(id, Arc::new(request), logged, posting, LEAD_TOKENS, trace, refusal.is_none());
+        let fallbacks = self.fallbacks(principal, &request.model);
+        let (credit, refused) = (LEAD_TOKENS, refusal.is_some());
+        let begin = Begin { logged, posting, credit, trace, fallbacks, refused, ..Begin::default() };
+        self.begin(id, Arc::new(request), begin);
         if let Some(reject) = refusal {
             self.finish(id, FinishReason::Failed, reject.to_string(), Some(reject));
         }

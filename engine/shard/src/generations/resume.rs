@@ -84,7 +84,7 @@ impl Shard {
             text = rest;
         }
         let tokens = generation.tokens();
-        let mut owned = Owned::new(generation, true, tokens.saturating_add(LEAD_TOKENS));
+        let mut owned = Owned::new(id, generation, true, tokens.saturating_add(LEAD_TOKENS));
         (owned.announced, owned.recorded, owned.recovered) = (true, tokens, Some(tokens));
         if let Some((ending, at_us)) = state.ending {
             let keep_us = GENERATION_KEEP_MS * 1_000;
@@ -109,7 +109,13 @@ impl Shard {
             owned.detached_at = Some(at);
             self.deadlines.insert((at, Deadline::Detached(id)));
         }
+        let document = owned.channel().map(|(key, _)| key.clone()).filter(|key| self.is_document(key));
         self.generations.owned.insert(id, owned);
+        if document.is_some() {
+            // Where it wrote is known to nobody any more. What it wrote stays.
+            let message = "the node was restarted while the model wrote; what is written stays".to_owned();
+            return self.finish(id, FinishReason::Failed, message, None);
+        }
         if self.routes().get(model.as_str()).is_some() {
             return self.submit(id);
         }

@@ -9,14 +9,14 @@ use thalweg_domain::fact::ChannelFact;
 use thalweg_domain::permission::Principal;
 use thalweg_domain::record::{ChannelSettings, Event, Message, Posting};
 use thalweg_protocol::chat::{ChannelAbout, Context, PostKind};
-use thalweg_protocol::ids::{ChannelKey, Lsn};
+use thalweg_protocol::ids::{ChannelKey, Lsn, Name, Partition, Sequence};
 use thalweg_protocol::limits::REACTION_BYTES_MAX;
 use thalweg_protocol::op::{Delivery, DeliveryKind, Durability, Publish, ServerOp};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
 use super::{Action, Held, unknown};
 use crate::contract::Origin;
-use crate::documents::no_document;
+use crate::documents::{is_edit, no_channel, no_document};
 use crate::log::Purpose;
 use crate::shard::Shard;
 
@@ -47,7 +47,11 @@ impl Shard {
         target: Option<&Arc<Message>>,
         limited: Option<Box<Reject>>,
     ) {
-        if let Err(reject) = self.try_publish(origin, principal, publish, target, limited) {
+        let published = match is_edit(publish.post.kind) {
+            true => self.publish_edit(origin, principal, publish, limited),
+            false => self.try_publish(origin, principal, publish, target, limited),
+        };
+        if let Err(reject) = published {
             self.refuse(origin, reject);
         }
     }
@@ -60,14 +64,31 @@ impl Shard {
         publish: Publish,
         result: Result<Vec<Arc<Message>>, Reject>,
     ) {
-        let partition = self.partition(&principal.tenant, publish.channel.as_str());
+        let (target, channel) = (publish.post.target, publish.channel.clone());
+        self.release_writer(principal, &channel, |shard| {
+            match result.map(|messages| messages.into_iter().find(|message| message.position == target)) {
+                Ok(Some(message)) => shard.publish_now(origin, principal, publish, Some(&message), None),
+                Ok(None) => shard.refuse(origin, no_message(&publish)),
+                Err(reject) => shard.refuse(origin, reject),
+            }
+        });
+    }
+
+    /// What a session writes next to the partition of a channel waits for what it wrote last.
+    pub(crate) fn hold_writer(&mut self, principal: &Principal, channel: &Name) {
+        let partition = self.partition(&principal.tenant, channel.as_str());
+        let writer = Writer { tenant: principal.tenant.clone(), session: principal.session };
+        self.owner.held.entry((partition, writer)).or_default();
+    }
+
+    /// Carries out what a session's other writes wait for, and then those, unless they have to wait again.
+    pub(crate) fn release_writer(&mut self, principal: &Principal, channel: &Name, run: impl FnOnce(&mut Self)) {
+        let partition = self.partition(&principal.tenant, channel.as_str());
         let writer = Writer { tenant: principal.tenant.clone(), session: principal.session };
         let mut held = self.owner.held.remove(&(partition, writer.clone())).unwrap_or_default();
-        let target = publish.post.target;
-        match result.map(|messages| messages.into_iter().find(|message| message.position == target)) {
-            Ok(Some(message)) => self.publish_now(origin, principal, publish, Some(&message), None),
-            Ok(None) => self.refuse(origin, no_message(&publish)),
-            Err(reject) => self.refuse(origin, reject),
+        run(self);
+        if let Some(waits) = self.owner.held.get_mut(&(partition, writer.clone())) {
+            waits.append(&mut held);
         }
         while let Some(next) = held.pop_front() {
             self.publish_now(next.origin, &next.principal, next.publish, None, next.limited);
@@ -135,6 +156,9 @@ impl Shard {
         let now_us = self.now.wall_us;
         let Some(owned) = self.owner.channels.get_mut(key) else { return Err(unknown(key)) };
         let (channel, name, post) = (&mut owned.channel, &key.channel, publish.post);
+        if channel.is_document() {
+            return Err(no_channel(name));
+        }
         if post.target > channel.head() || (post.kind != PostKind::Message && post.target < channel.first(now_us)) {
             return Err(no_message(publish));
         }
@@ -179,12 +203,28 @@ impl Shard {
     ) -> Result<(), Reject> {
         let Some(owned) = self.owner.channels.get(&key) else { return Err(unknown(&key)) };
         let (id, target) = (owned.channel.id(), publish.post.target);
-        let partition = owned.partition;
-        let writer = Writer { tenant: principal.tenant.clone(), session: principal.session };
-        self.owner.held.entry((partition, writer)).or_default();
+        self.hold_writer(principal, &key.channel);
         let purpose = Purpose::Target { origin, principal: Arc::clone(principal), publish: Box::new(publish) };
         self.read_disk(purpose, key, id, target, target.next());
         Ok(())
+    }
+
+    /// Whether a command whose outcome is in the log was carried out.
+    pub(crate) fn check_repeated(
+        &mut self,
+        partition: Partition,
+        writer: &Writer,
+        sequence: Sequence,
+        retry: bool,
+    ) -> Result<Verdict, Reject> {
+        self.owner.dedupe(partition, true).check(writer, sequence, retry)
+    }
+
+    /// Remembers a command whose outcome is appended next.
+    pub(crate) fn remember(&mut self, writer: Writer, sequence: Sequence, outcome: Outcome, channel: &Name) {
+        let partition = self.partition(&writer.tenant, channel.as_str());
+        let lsn = self.log.next_lsn(partition);
+        self.owner.dedupe(partition, true).remember(writer, sequence, outcome, lsn);
     }
 
     fn publish_allowed(

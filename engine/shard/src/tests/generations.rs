@@ -134,15 +134,15 @@ fn credit_follows_what_the_watcher_consumed() {
         let (generation, watch) = ask(&mut node, client, lead(4));
         node.commands();
         tokens(&mut node, generation, 0, 4);
-        assert_eq!(credits(&mut node), [], "a stalled watcher gives no credit");
+        assert_eq!(credits(&mut node), [0_u32; 0], "a stalled watcher gives no credit");
         taken(&mut node, client, watch, 3);
         assert_eq!(credits(&mut node), [7]);
         taken(&mut node, client, watch, 2);
-        assert_eq!(credits(&mut node), [], "credit is not given twice");
+        assert_eq!(credits(&mut node), [0_u32; 0], "credit is not given twice");
         taken(&mut node, client, watch, 1_000);
         assert_eq!(credits(&mut node), [8], "nobody consumes what was not sent");
         taken(&mut node, client, Watch(999), 8);
-        assert_eq!(credits(&mut node), [], "there is no such watch");
+        assert_eq!(credits(&mut node), [0_u32; 0], "there is no such watch");
     }
 }
 
@@ -363,13 +363,13 @@ fn a_generation_in_a_channel_is_paced_by_the_log() {
     node.late = true;
     tokens(&mut node, generation, 0, 10);
     node.pass_ms(0);
-    assert_eq!(credits(&mut node), [], "the log has not taken them");
+    assert_eq!(credits(&mut node), [0_u32; 0], "the log has not taken them");
     node.commit();
     assert_eq!(credits(&mut node), [10 + LEAD_TOKENS]);
     tokens(&mut node, generation, 10, 12);
     node.pass_ms(19);
     node.commit();
-    assert_eq!(credits(&mut node), [], "gathered for 20 ms");
+    assert_eq!(credits(&mut node), [0_u32; 0], "gathered for 20 ms");
     node.pass_ms(1);
     node.commit();
     assert_eq!(credits(&mut node), [12 + LEAD_TOKENS]);

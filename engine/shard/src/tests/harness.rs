@@ -87,6 +87,7 @@ pub(super) fn card(model: &str, class: &str) -> ModelCard {
         first_token_ms: 0,
         prompt_us: 0,
         fallback: None,
+        resumes: true,
     }
 }
 
@@ -379,16 +380,18 @@ impl Node {
     /// Turns the cores until nothing more happens.
     pub(super) fn settle(&mut self) {
         loop {
+            let mut busy = false;
             for core in 0..self.shards.len() as u16 {
                 self.shards[usize::from(core)].finish_turn(self.now);
                 self.carry_out(core);
+                busy |= self.shards[usize::from(core)].has_gathered();
                 while self.shards[usize::from(core)].has_readers_to_serve() {
                     self.shards[usize::from(core)].fan_out(self.now, 64);
                     self.carry_out(core);
                 }
             }
             let crossing = std::mem::take(&mut self.rings);
-            let mut busy = !crossing.is_empty();
+            busy |= !crossing.is_empty();
             for (to, message) in crossing {
                 self.feed(to, Input::Peer(message));
             }

@@ -80,6 +80,8 @@ pub(super) fn delivery_kind(kind: PostKind) -> DeliveryKind {
         PostKind::Redact => DeliveryKind::Redaction,
         PostKind::React => DeliveryKind::Reaction,
         PostKind::Unreact => DeliveryKind::Unreaction,
+        PostKind::Update | PostKind::Operations | PostKind::Restore => DeliveryKind::Update,
+        PostKind::Version => DeliveryKind::Version,
     }
 }
 
