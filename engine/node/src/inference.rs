@@ -67,7 +67,6 @@ struct Asked {
     /// When this model was asked.
     handed: Instant,
     place: Place,
-    model: Name,
     gauges: Option<Arc<Gauges>>,
     prompt_tokens: u32,
     began: bool,
@@ -179,7 +178,7 @@ impl Inference {
             // Those who run it elsewhere say how many they were when it is over.
             Place::Remote => u32::try_from(bytes / TOKEN_BYTES + 1).unwrap_or(u32::MAX),
         };
-        let asked = Asked { submitted, handed, place, model, gauges, prompt_tokens, began: false, fallbacks, again };
+        let asked = Asked { submitted, handed, place, gauges, prompt_tokens, began: false, fallbacks, again };
         asked.note(Outcome::Asked);
         self.asked.insert(generation, asked);
         let is_there = match place {
