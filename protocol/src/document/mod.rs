@@ -172,3 +172,6 @@ pub struct DocumentOperations {
     /// Encoded [`Operations`].
     pub operations: Bytes,
 }
+
+#[cfg(test)]
+mod tests;

@@ -104,11 +104,11 @@ impl Operations {
             Operation::Retain(0) | Operation::Delete(0) => {}
             Operation::Insert(text) if text.is_empty() => {}
             Operation::Retain(length) => match self.0.last_mut() {
-                Some(Operation::Retain(last)) => *last += length,
+                Some(Operation::Retain(last)) => *last = last.saturating_add(length),
                 _ => self.0.push(Operation::Retain(length)),
             },
             Operation::Delete(length) => match self.0.last_mut() {
-                Some(Operation::Delete(last)) => *last += length,
+                Some(Operation::Delete(last)) => *last = last.saturating_add(length),
                 _ => self.0.push(Operation::Delete(length)),
             },
             Operation::Insert(text) => {
@@ -291,14 +291,16 @@ impl Operations {
                 break;
             }
             match part {
-                Operation::Retain(length) if before + length > offset => return after + (offset - before),
-                Operation::Delete(length) if before + length > offset => return after,
+                Operation::Retain(length) if before.saturating_add(*length) > offset => {
+                    return after.saturating_add(offset - before);
+                }
+                Operation::Delete(length) if before.saturating_add(*length) > offset => return after,
                 _ => {}
             }
-            before += part.consumes();
-            after += part.produces();
+            before = before.saturating_add(part.consumes());
+            after = after.saturating_add(part.produces());
         }
-        after + (offset - before.min(offset))
+        after.saturating_add(offset - before.min(offset))
     }
 }
 
@@ -330,7 +332,9 @@ impl<'a> Parts<'a> {
                 (Operation::Delete(most), Some(Operation::Delete(length - most)))
             }
             Operation::Insert(text) if most != u32::MAX && utf16_len(&text) > most => {
-                let at = floor_of(&text, most);
+                // At least one character, so that whoever takes the parts of an edit that does not fit comes to an end.
+                let first = text.chars().next().map_or(0, char::len_utf8);
+                let at = floor_of(&text, most).max(first);
                 (Operation::Insert(text[..at].to_owned()), Some(Operation::Insert(text[at..].to_owned())))
             }
             whole => (whole, None),

@@ -209,7 +209,7 @@ impl Document {
             }
         }
         if !checked.is_news {
-            return Ok(Applied::default());
+            return Ok(Applied { changed: false, operations: self.is_watched.then(Operations::new) });
         }
         let decoded = guarded(|| Update::decode_v1(update)).and_then(Result::ok);
         let decoded = decoded.ok_or_else(|| invalid("its contents cannot be read"))?;

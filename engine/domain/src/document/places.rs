@@ -222,6 +222,11 @@ impl News<'_> {
                         if let Some(left) = open.get_mut(&client) {
                             left.start += 1;
                         }
+                        // Back to whoever waits, which may have what it needs now.
+                        if waiting.len() > 1 {
+                            waiting.pop();
+                            is_waiting.remove(&client);
+                        }
                     }
                     Some(id) if is_waiting.contains(&id.client) && id.client != client => {
                         return Err(invalid("its parts depend on each other in a circle"));

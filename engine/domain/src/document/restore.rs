@@ -286,11 +286,13 @@ impl Row for ArrayRef {
 }
 
 fn set_array(txn: &mut TransactionMut<'_>, array: &ArrayRef, old: &[Node]) {
-    set_row(txn, array, old);
+    if !tree::has_text(txn, array.as_ref()) {
+        set_row(txn, array, old);
+    }
 }
 
 fn set_children<X: XmlFragment>(txn: &mut TransactionMut<'_>, parent: &X, old: &[Node]) {
-    set_row(txn, &as_array(parent.as_ref()), old);
+    set_array(txn, &as_array(parent.as_ref()), old);
 }
 
 /// Makes a row what it was. Where as many elements differ as before, each is made what it was, if it can be.

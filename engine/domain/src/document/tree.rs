@@ -65,15 +65,12 @@ fn array_of(branch: &Branch) -> ArrayRef {
 
 /// The root that the node itself takes for a text, whatever its editors take it for.
 fn text_or_else<T: ReadTxn>(txn: &T, text: &TextRef) -> Node {
-    let pieces = pieces(txn, text);
-    let length: u32 = pieces.iter().map(|piece| piece_len(&piece.content)).sum();
-    let is_xml = |piece: &Piece| matches!(piece.content, Node::Element { .. } | Node::Text { is_xml: true, .. });
-    let is_other = length != text.len(txn) || (!pieces.is_empty() && pieces.iter().all(is_xml));
     let branch: &Branch = text.as_ref();
-    if is_other || (pieces.is_empty() && MapRef::from(BranchPtr::from(branch)).len(txn) > 0) {
-        return guess(txn, BranchPtr::from(branch));
+    let is_text = has_text(txn, branch) || (text.len(txn) == 0 && MapRef::from(BranchPtr::from(branch)).len(txn) == 0);
+    match is_text {
+        true => Node::Text { is_xml: false, pieces: pieces(txn, text) },
+        false => guess(txn, BranchPtr::from(branch)),
     }
-    Node::Text { is_xml: false, pieces }
 }
 
 /// How long a piece of text is in UTF-16 code units; what is embedded counts as one.
@@ -86,25 +83,32 @@ pub(crate) fn piece_len(content: &Node) -> u32 {
 
 /// What a root is that nobody named the type of: what its content can only be.
 fn guess<T: ReadTxn>(txn: &T, branch: BranchPtr) -> Node {
+    if has_text(txn, &branch) {
+        return Node::Text { is_xml: false, pieces: pieces(txn, &TextRef::from(branch)) };
+    }
     let in_row = items(txn, &ArrayRef::from(branch));
     let by_key = entries(txn, &MapRef::from(branch));
     if in_row.is_empty() {
         return if by_key.is_empty() { Node::Unknown } else { Node::Map(by_key) };
     }
-    if in_row.iter().all(|node| matches!(node, Node::Element { .. } | Node::Text { is_xml: true, .. })) {
-        return Node::Fragment(in_row);
-    }
-    let text = TextRef::from(branch);
-    let pieces = pieces(txn, &text);
-    let length: u32 = pieces.iter().map(|piece| piece_len(&piece.content)).sum();
-    let has_text = pieces.iter().any(|piece| matches!(piece.content, Node::Any(Any::String(_))));
-    match has_text && length == text.len(txn) {
-        true => Node::Text { is_xml: false, pieces },
+    match in_row.iter().all(|node| matches!(node, Node::Element { .. } | Node::Text { is_xml: true, .. })) {
+        true => Node::Fragment(in_row),
         false => Node::Array(in_row),
     }
 }
 
+/// Whether there is text, or something embedded in text, in a row: values of an array are not among these chunks. The
+/// library's iterators over rows never end on some texts.
+pub(crate) fn has_text<T: ReadTxn>(txn: &T, branch: &Branch) -> bool {
+    let chunks = TextRef::from(BranchPtr::from(branch)).diff(txn, YChange::identity);
+    chunks.iter().any(|chunk| matches!(chunk.insert, Out::Any(_)))
+}
+
 fn items<T: ReadTxn>(txn: &T, array: &ArrayRef) -> Vec<Node> {
+    let branch: &Branch = array.as_ref();
+    if has_text(txn, branch) {
+        return pieces(txn, &TextRef::from(BranchPtr::from(branch))).into_iter().map(|piece| piece.content).collect();
+    }
     array.iter(txn).map(|value| node(txn, value)).collect()
 }
 

@@ -249,7 +249,13 @@ impl<'a> Reader<'a> {
                 }
                 (Kind::Plain, thalweg_protocol::document::utf16_len(text))
             }
-            5 => (Kind::Plain, self.text().map(|_| 1)?),
+            5 => {
+                // The library cannot tell it from text that was typed.
+                if self.text()?.trim_start().starts_with('"') {
+                    return self.fault("an embedded text; embed an object");
+                }
+                (Kind::Plain, 1)
+            }
             6 => {
                 self.name()?;
                 self.text()?;
