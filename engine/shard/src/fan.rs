@@ -7,6 +7,7 @@
 mod crowd;
 mod document;
 mod parting;
+mod tail;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use thalweg_domain::record::Message;
 use thalweg_protocol::ids::{ChannelKey, Position, Request, Subscription};
 use thalweg_protocol::limits::{
     FRAME_HEADER_BYTES, LEAD_MESSAGES, LEAD_MESSAGES_MAX, PRESENCE_SUBSCRIPTIONS_MAX, SESSION_QUEUE_BYTES,
-    SUBSCRIPTIONS_MAX, TAIL_BYTES, TAIL_MESSAGES,
+    SUBSCRIPTIONS_MAX,
 };
 use thalweg_protocol::op::{DeliveryKind, From, Policy, ServerOp, Subscribe};
 use thalweg_protocol::reject::{Reject, RejectCode};
@@ -26,8 +27,9 @@ use crate::contract::{AttachResult, Link, Origin, Output, OwnerMessage};
 use crate::counters::Stage;
 use crate::shard::Shard;
 
-use crowd::{Crowd, Part};
-use document::{DocumentFan, DocumentReader};
+use crowd::Part;
+use document::DocumentReader;
+use tail::{Entry, Fan};
 
 pub(crate) use crowd::News;
 
@@ -48,73 +50,6 @@ pub(crate) type SubscriptionIndex = usize;
 pub struct SubscriptionRef {
     index: SubscriptionIndex,
     life: u64,
-}
-
-/// The readers of one channel on this core.
-struct Fan {
-    key: ChannelKey,
-    /// The newest messages, oldest first, without gaps.
-    tail: VecDeque<Entry>,
-    tail_bytes: usize,
-    /// Where the newest message this core was told about stands; `None` until the owner has answered.
-    head: Option<Position>,
-    readers: Vec<SubscriptionIndex>,
-    /// Those of them who take part in presence.
-    crowd: Crowd,
-    /// What a document's readers need beside, once one of them was accepted.
-    document: Option<Box<DocumentFan>>,
-}
-
-/// A message of a tail.
-struct Entry {
-    message: Arc<Message>,
-    /// When it came.
-    since_us: u64,
-    /// What it does to a document's text, encoded, if its owner said so.
-    operations: Option<Bytes>,
-    /// The frame that tells readers of operations, once there was one.
-    frame: Option<Bytes>,
-}
-
-impl Fan {
-    fn new(key: ChannelKey) -> Self {
-        Self {
-            key,
-            tail: VecDeque::new(),
-            tail_bytes: 0,
-            head: None,
-            readers: Vec::new(),
-            crowd: Crowd::default(),
-            document: None,
-        }
-    }
-
-    fn push(&mut self, message: Arc<Message>, operations: Option<Bytes>, since_us: u64) {
-        self.head = Some(message.position);
-        self.tail_bytes += message.payload.len();
-        self.tail.push_back(Entry { message, since_us, operations, frame: None });
-        while self.tail.len() > TAIL_MESSAGES || self.tail_bytes > TAIL_BYTES {
-            self.drop_oldest();
-        }
-    }
-
-    fn drop_oldest(&mut self) {
-        if let Some(oldest) = self.tail.pop_front() {
-            self.tail_bytes -= oldest.message.payload.len();
-        }
-    }
-
-    /// Where the message at `position` is in the tail, if it is there.
-    fn place_of(&self, position: Position) -> Option<usize> {
-        let first = self.tail.front()?.message.position;
-        let place = usize::try_from(position.0.checked_sub(first.0)?).ok()?;
-        (place < self.tail.len()).then_some(place)
-    }
-
-    /// The message at `position`, if the tail still holds it.
-    fn get(&self, position: Position) -> Option<&Entry> {
-        self.tail.get(self.place_of(position)?)
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,29 +10,30 @@
 mod details;
 mod endings;
 mod mention;
+mod pump;
 mod resume;
+mod writing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use thalweg_domain::generation::{Ending, Generation, Token};
+use thalweg_domain::generation::{Ending, Generation};
 use thalweg_domain::permission::{Action as Access, Principal};
 use thalweg_domain::record::{Event, GenerationRequest, Posting};
 use thalweg_protocol::generation::{AskRequest, FinishReason, OnDetach, TokenDetail, Usage};
 use thalweg_protocol::ids::{ChannelId, ChannelKey, CoreId, GenerationId, Name, Partition, Request, Watch};
-use thalweg_protocol::limits::{GENERATION_KEEP_MS, GENERATIONS_MAX, LEAD_TOKENS, LEAD_TOKENS_MAX, TOKEN_DETAILS_MAX};
+use thalweg_protocol::limits::{GENERATION_KEEP_MS, GENERATIONS_MAX, LEAD_TOKENS, LEAD_TOKENS_MAX};
 use thalweg_protocol::op::{DeliveryKind, Durability, ServerOp, WatchRequest};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
 use crate::contract::{InferenceCommand, InferenceEvent, Link, Origin, Output, SessionMessage, Submit};
-use crate::counters::Stage;
-use crate::documents::{Writer, Written};
+use crate::documents::Writer;
 use crate::owner::Action;
 use crate::shard::{Deadline, Shard};
 
 use details::Details;
-use resume::{Comparison, Unverified};
+use resume::Unverified;
 
 /// Tokens of one generation are gathered this long before they become a record.
 const RECORD_US: u64 = 20_000;
@@ -184,29 +185,6 @@ impl Generations {
 
     pub(crate) fn has_gathered(&self) -> bool {
         !self.dirty.is_empty()
-    }
-
-    /// How many models write in a document.
-    pub(crate) fn writers_in(&self, document: &ChannelKey) -> usize {
-        self.writers.get(document).map_or(0, Vec::len)
-    }
-
-    /// The generations that write in a document.
-    pub(crate) fn writers_of(&self, document: &ChannelKey) -> Vec<GenerationId> {
-        self.writers.get(document).cloned().unwrap_or_default()
-    }
-
-    pub(crate) fn writer_begins(&mut self, document: &ChannelKey, id: GenerationId) {
-        self.writers.entry(document.clone()).or_default().push(id);
-    }
-
-    pub(crate) fn writer_ends(&mut self, document: &ChannelKey, id: GenerationId) {
-        if let Some(writers) = self.writers.get_mut(document) {
-            writers.retain(|other| *other != id);
-            if writers.is_empty() {
-                self.writers.remove(document);
-            }
-        }
     }
 
     /// The generation that an attempt of the inference stage is of, unless another took its place.
@@ -463,42 +441,6 @@ impl Shard {
         }
     }
 
-    /// Begins anew with what a generation has so far: another prompt stands before it now. What the inference stage still says
-    /// of the attempt before is not heard.
-    pub(crate) fn begin_anew(&mut self, id: GenerationId) {
-        let Ok(attempt) = self.next_generation(id.partition()) else { return };
-        let Some(owned) = self.generations.owned.get_mut(&id).filter(|owned| !owned.ends()) else { return };
-        let before = std::mem::replace(&mut owned.attempt, attempt);
-        self.generations.attempts.remove(&before);
-        self.generations.attempts.insert(attempt, id);
-        self.output(Output::Inference(InferenceCommand::Cancel { generation: before }));
-        self.submit(id);
-    }
-
-    /// Where a generation writes, if that is in a document and it has not ended.
-    pub(crate) fn writer_mut(&mut self, id: GenerationId) -> Option<&mut Writer> {
-        let owned = self.generations.owned.get_mut(&id).filter(|owned| !owned.deleting)?;
-        owned.writer.as_deref_mut()
-    }
-
-    /// Takes out where a generation writes, until [`put_writer`](Self::put_writer).
-    pub(crate) fn take_writer(&mut self, id: GenerationId) -> Option<Box<Writer>> {
-        self.generations.owned.get_mut(&id).filter(|owned| !owned.deleting)?.writer.take()
-    }
-
-    pub(crate) fn put_writer(&mut self, id: GenerationId, writer: Box<Writer>) {
-        if let Some(owned) = self.generations.owned.get_mut(&id) {
-            owned.writer = Some(writer);
-        }
-    }
-
-    /// Whether a generation can be gone on with by its model after it was broken off.
-    pub(crate) fn goes_on(&self, id: GenerationId) -> bool {
-        let Some(owned) = self.generations.owned.get(&id).filter(|owned| !owned.ends()) else { return false };
-        let card = self.routes().get(owned.generation.request.model.as_str());
-        card.is_some_and(|card| card.resumes && !card.is_down())
-    }
-
     fn token(&mut self, id: GenerationId, index: u32, token: u32, text: &[u8], detail: Option<Box<TokenDetail>>) {
         let Some(owned) = self.generations.owned.get_mut(&id).filter(|owned| !owned.deleting) else { return };
         debug_assert_eq!(index, owned.generation.tokens(), "tokens come in order, without gaps");
@@ -546,36 +488,6 @@ impl Shard {
         let event = Event::GenerationTokens { generation: id, index, tokens: produced, text, posting };
         let actions = vec![Action::TokensLogged { generation: id, index: tokens }];
         self.append_posting(id.partition(), logged, event, actions);
-    }
-
-    /// Puts the tokens that are in no record yet into one, and their text into a document; if that has to wait, later.
-    fn write_tokens(&mut self, id: GenerationId, index: u32, produced: Vec<Token>, text: Bytes) {
-        let to = index + produced.len() as u32;
-        let written = if text.is_empty() { Written::Nothing } else { self.write_in_document(id, &text) };
-        let posting = match written {
-            Written::Posting(posting) => Some(posting),
-            Written::Nothing => None,
-            Written::Later => {
-                let at = self.now.mono_us + WRITE_US;
-                if let Some(owned) = self.generations.owned.get_mut(&id) {
-                    (owned.recorded, owned.record_at) = (index, Some(at));
-                    self.deadlines.insert((at, Deadline::Record(id)));
-                }
-                return;
-            }
-        };
-        let logged = self.generations.owned.get(&id).is_some_and(|owned| owned.logged);
-        let event = Event::GenerationTokens { generation: id, index, tokens: produced, text, posting };
-        let actions = vec![Action::TokensLogged { generation: id, index: to }];
-        let document = event.posting().map(|posting| posting.channel.clone());
-        self.append_posting(id.partition(), logged, event, actions);
-        if let Some(document) = document {
-            self.model_wrote(&document);
-        }
-        let held = self.generations.owned.get_mut(&id).and_then(|owned| owned.held.take());
-        if let Some((ending, refusal)) = held {
-            self.finished(id, ending, refusal);
-        }
     }
 
     pub(crate) fn tokens_logged(&mut self, id: GenerationId, index: u32) {
@@ -633,90 +545,6 @@ impl Shard {
         let at = self.now.mono_us + GENERATION_KEEP_MS * 1_000;
         self.deadlines.insert((at, Deadline::Expired(id)));
         self.generations.dirty.push(id);
-    }
-
-    /// Lets the inference stage run as far ahead as the fastest watcher allows.
-    fn extend_credit(&mut self, id: GenerationId) {
-        let Some(owned) = self.generations.owned.get(&id) else { return };
-        let until = owned.watchers.iter().map(|watcher| watcher.consumed.saturating_add(watcher.lead)).max();
-        self.grant(id, until.unwrap_or(0));
-    }
-
-    fn grant(&mut self, id: GenerationId, until: u32) {
-        let Some(owned) = self.generations.owned.get_mut(&id) else { return };
-        if until > owned.credit && !owned.ends() {
-            owned.credit = until;
-            let generation = owned.attempt;
-            self.output(Output::Inference(InferenceCommand::Credit { generation, until }));
-        }
-    }
-
-    /// Sends watchers what came over the turn, as far as their credit goes.
-    pub(crate) fn pump_generations(&mut self) {
-        let mut dirty = std::mem::take(&mut self.generations.dirty);
-        dirty.sort_unstable();
-        dirty.dedup();
-        for id in dirty.drain(..) {
-            self.pump(id);
-        }
-        // Keep the memory for the next turn; whatever was marked meanwhile waits for it.
-        dirty.append(&mut self.generations.dirty);
-        self.generations.dirty = dirty;
-    }
-
-    fn pump(&mut self, id: GenerationId) {
-        let Some(owned) = self.generations.owned.get_mut(&id).filter(|owned| owned.announced) else { return };
-        let tokens = owned.generation.tokens();
-        let arrived_us = owned.arrived_us.take();
-        let mut frames = Vec::new();
-        for watcher in &mut owned.watchers {
-            match watcher.unverified.map(|unverified| unverified.compare(&owned.generation, watcher.sent)) {
-                None => {}
-                Some(Comparison::Later) => continue,
-                Some(Comparison::Same) => watcher.unverified = None,
-                Some(Comparison::Differs { rewind_to: to }) => {
-                    watcher.unverified = None;
-                    (watcher.sent, watcher.consumed) = (to, to);
-                    let op = ServerOp::Rewound { to };
-                    frames.push((watcher.core, watcher.link, watcher.watch, op, false));
-                }
-            }
-            let until = tokens.min(watcher.consumed.saturating_add(watcher.lead));
-            while until > watcher.sent {
-                let index = watcher.sent;
-                // A frame holds so many details; what has none needs no bound but the watcher's lead.
-                let most = if owned.details.is_empty() { u32::MAX } else { TOKEN_DETAILS_MAX as u32 };
-                let count = (until - index).min(most);
-                let to = index + count;
-                let (text, details) = (owned.generation.text(index, to), owned.details.between(index, to));
-                let op = ServerOp::Tokens { index, count, text, details };
-                watcher.sent = to;
-                frames.push((watcher.core, watcher.link, watcher.watch, op, false));
-            }
-        }
-        owned.details.forget(owned.watchers.iter().map(|watcher| watcher.sent).min().unwrap_or(u32::MAX));
-        if let Some(ending) = owned.generation.ending() {
-            let op = match &owned.refusal {
-                Some(reject) => ServerOp::Ended(reject.clone()),
-                None => {
-                    ServerOp::Finished { reason: ending.reason, usage: ending.usage, message: ending.message.clone() }
-                }
-            };
-            owned.watchers.retain(|watcher| {
-                let done = watcher.sent == tokens;
-                if done {
-                    frames.push((watcher.core, watcher.link, watcher.watch, op.clone(), true));
-                }
-                !done
-            });
-        }
-        if let Some(since_us) = arrived_us.filter(|_| !frames.is_empty()) {
-            self.sample(Stage::TokenOut, since_us);
-        }
-        for (core, link, watch, op, last) in frames {
-            let payload = op.encode();
-            self.tell_session(core, SessionMessage::Generation { link, watch, payload, last });
-        }
     }
 }
 

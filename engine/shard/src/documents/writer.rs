@@ -258,6 +258,42 @@ impl Shard {
         task: Task,
         trace: u64,
     ) -> Result<(), Reject> {
+        let id = self.may_begin_writing(principal, document)?;
+        let (mut sampling, has_seed) = (task.sampling.clone(), task.has_seed);
+        let (model, writer) = self.prepare_writer(principal, document, id, task)?;
+        let partition = self.partition(&document.tenant, document.channel.as_str());
+        let generation = self.next_generation(partition)?;
+        if !has_seed {
+            sampling.seed = generation.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ self.now.wall_us;
+        }
+        let asked = ServerOp::Asked { generation, model: model.to_string() };
+        let actions = origin.into_iter().map(|origin| Action::Answer { origin, op: asked.clone() }).collect();
+        let fallbacks = self.fallbacks(principal, &model);
+        let request = GenerationRequest {
+            tenant: principal.tenant.clone(),
+            user: principal.user.clone(),
+            model,
+            channel: Some((document.clone(), id)),
+            messages: writer.messages.clone(),
+            sampling,
+            on_detach: OnDetach::Keep(0),
+            raw: false,
+            priority: Priority::Normal,
+            deadline_ms: 0,
+        };
+        self.counters.document_asks += 1;
+        self.generations.writer_begins(document, generation);
+        self.count_models(document);
+        let state = writer.state(generation);
+        self.model_aware(document, generation, editor_of(generation), &writer.user, state);
+        let writer = Some(Box::new(writer));
+        let begin = Begin { logged: true, credit: LEAD_TOKENS, trace, fallbacks, writer, actions, ..Begin::default() };
+        self.begin(generation, Arc::new(request), begin);
+        Ok(())
+    }
+
+    /// Checks that a model may begin to write in a document for somebody; gives which document that is.
+    fn may_begin_writing(&mut self, principal: &Principal, document: &ChannelKey) -> Result<ChannelId, Reject> {
         self.not_draining()?;
         self.storage_has_room()?;
         let channel = self.existing_channel(document)?.ok_or_else(|| unknown(document))?;
@@ -271,7 +307,18 @@ impl Shard {
             let text = format!("{DOCUMENT_ASKS_MAX} models write in {} already; wait or stop one", document.channel);
             return Err(Reject::new(RejectCode::Busy, text).retry_after_ms(WRITERS_DELAY_MS));
         }
-        let Task { instruction, model, place: (from, to), prefix, mut sampling, has_seed } = task;
+        Ok(id)
+    }
+
+    /// Chooses who writes, and what it is told.
+    fn prepare_writer(
+        &mut self,
+        principal: &Principal,
+        document: &ChannelKey,
+        id: ChannelId,
+        task: Task,
+    ) -> Result<(Name, Writer), Reject> {
+        let Task { instruction, model, place: (from, to), prefix, sampling, .. } = task;
         let ready = self.documents.ready(document).ok_or_else(|| unknown(document))?;
         let text = ready.document.text();
         let selected = prompt::between(&text, from, to);
@@ -293,54 +340,23 @@ impl Shard {
         // Half as many bytes as tokens usually have, since some texts take more tokens than others.
         let room = (left as usize * TOKEN_BYTES / 2).min(DOCUMENT_CONTEXT_BYTES);
         let messages = prompt::messages(&Around::new(&text, from, to, room), selected, &instruction);
-        let selected = selected.to_owned();
-        let partition = self.partition(&document.tenant, document.channel.as_str());
-        let generation = self.next_generation(partition)?;
-        if !has_seed {
-            sampling.seed = generation.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ self.now.wall_us;
-        }
-        let (user, refresh_at) = (author(&model), None);
-        let (document, key) = (document.clone(), document);
         let writer = Writer {
-            document,
+            document: document.clone(),
             id,
-            user,
+            user: author(&model),
             instruction,
             selection,
-            selected,
+            selected: selected.to_owned(),
             start,
             at,
             prefix,
             wrote: false,
-            messages: messages.clone(),
+            messages,
             room,
             refreshes: 0,
-            refresh_at,
+            refresh_at: None,
         };
-        let asked = ServerOp::Asked { generation, model: model.to_string() };
-        let actions = origin.into_iter().map(|origin| Action::Answer { origin, op: asked.clone() }).collect();
-        let fallbacks = self.fallbacks(principal, &model);
-        let request = GenerationRequest {
-            tenant: principal.tenant.clone(),
-            user: principal.user.clone(),
-            model,
-            channel: Some((key.clone(), id)),
-            messages,
-            sampling,
-            on_detach: OnDetach::Keep(0),
-            raw: false,
-            priority: Priority::Normal,
-            deadline_ms: 0,
-        };
-        self.counters.document_asks += 1;
-        self.generations.writer_begins(key, generation);
-        self.count_models(key);
-        let state = writer.state(generation);
-        self.model_aware(key, generation, editor_of(generation), &writer.user, state);
-        let writer = Some(Box::new(writer));
-        let begin = Begin { logged: true, credit: LEAD_TOKENS, trace, fallbacks, writer, actions, ..Begin::default() };
-        self.begin(generation, Arc::new(request), begin);
-        Ok(())
+        Ok((model, writer))
     }
 
     /// While models write in a document it stays in memory.
