@@ -51,6 +51,7 @@ Examples:
   thalweg demo                                  see it work: two people and a model in one channel
   thalweg serve                                 run a node on this machine
   thalweg chat general                          talk; begin a line with @ai to ask the model
+  thalweg edit notes                            a document that many edit at once; Ctrl-A asks the AI
   thalweg ask \"Why is the sky blue?\"            one question, its answer as it is written
   ls | thalweg pub files                        each line becomes a message
   thalweg sub files --from start --json         and comes out again
@@ -61,6 +62,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 unreachable, 4 refused, 5 incomplete";
 const EXAMPLES: &str = "\
 Examples:
   thalweg chat general --server node:4433       talk; begin a line with @ai to ask the model
+  thalweg edit notes                            a document that many edit at once; Ctrl-A asks the AI
   thalweg ask \"Why is the sky blue?\"            one question, its answer as it is written
   ls | thalweg pub files                        each line becomes a message
   thalweg sub files --from start --json         and comes out again
@@ -88,6 +90,10 @@ enum Command {
     Sub(command::subscribe::Args),
     /// Print what a channel holds, oldest first, and end
     History(command::history::Args),
+    /// Edit a document together with others and models
+    Edit(command::edit::Args),
+    /// Read, write, compare and restore documents
+    Doc(command::doc::Args),
     /// Look for a text in a channel
     Search(command::search::Args),
     /// Find, make, change and delete channels, and say who may do what in them
@@ -128,6 +134,8 @@ impl Command {
             Self::Pub(args) => command::publish::run(args),
             Self::Sub(args) => command::subscribe::run(args),
             Self::History(args) => command::history::run(args),
+            Self::Edit(args) => command::edit::run(args),
+            Self::Doc(args) => command::doc::run(args),
             Self::Search(args) => command::search::run(args),
             Self::Channel(args) => command::channel::run(args),
             Self::Dm(args) => command::dm::run(args),
@@ -240,6 +248,30 @@ mod tests {
         check("profile show ada --json", true);
         check("profile set --display A --about b --status c", true);
         check("profile set", false);
+        check("edit notes", true);
+        check("edit notes --theme light --server h:1 --token t", true);
+        check("edit notes --ai tighten --lines 3-7 --model m --max-tokens 50 --json", true);
+        check("edit notes --ai go --at 3", true);
+        check("edit notes --ai go --at 3 --lines 1-2", false);
+        check("edit notes --lines 1-2", false);
+        check("edit notes --ai go --lines 7-3", false);
+        check("edit", false);
+        check("doc get notes --revision 3 --format json", true);
+        check("doc get notes --revision draft --format update", true);
+        check("doc get notes --format pdf", false);
+        check("doc put notes -", true);
+        check("doc put notes", false);
+        check("doc log notes --json --limit 5", true);
+        check("doc diff notes 3", true);
+        check("doc diff notes 3 draft", true);
+        check("doc diff notes", false);
+        check("doc restore notes draft", true);
+        check("doc version notes draft --revision 3", true);
+        check("doc apply notes", true);
+        check("doc watch notes --json", true);
+        check("doc list --json", true);
+        check("doc rm notes", true);
+        check("doc", false);
         check("search general text --limit 5 --json", true);
         check("search general", false);
         check("login --server h:1 --tenant t --user ada", true);

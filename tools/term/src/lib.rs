@@ -8,6 +8,8 @@
 //! task that handles keys and draws never waits for the network; requests are tasks of their own, and what they bring comes
 //! back as events through one bounded queue.
 //!
+//! [`edit`] is the same for documents: [`EditApp`] and [`render_edit`] instead of `App` and `render`.
+//!
 //! What strangers wrote goes through [`clean`] before it is kept: nothing that a terminal would obey reaches the screen.
 #![deny(unsafe_code)]
 
@@ -18,6 +20,7 @@ mod channels;
 mod chat;
 mod clock;
 mod complete;
+mod document;
 mod editor;
 mod event;
 mod ink;
@@ -37,6 +40,7 @@ mod wire;
 
 pub use app::{App, Options};
 pub use clock::{Now, Zone};
+pub use document::{EditApp, EditCommand, EditEvent, EditOptions, Peer, edit, render_edit};
 pub use event::{
     About, Answer, ChannelKind, Command, Delivery, Event, Item, Kind, Link, Page, Person, Profile, Refusal, Request,
     Role, State, Summary, Ticket, Welcome,

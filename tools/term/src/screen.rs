@@ -17,6 +17,9 @@ use ratatui::backend::CrosstermBackend;
 
 use crate::app::App;
 
+/// Terminals take no more at a time.
+const COPY_BYTES_MAX: usize = 64 << 10;
+
 /// Whether the terminal is ours to give back.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 static HOOK: Once = Once::new();
@@ -64,7 +67,19 @@ impl Screen {
     }
 
     pub(crate) fn draw(&mut self, app: &App) -> std::io::Result<()> {
-        self.terminal.draw(|frame| crate::view::render(app, frame)).map(drop)
+        self.draw_with(|frame| crate::view::render(app, frame))
+    }
+
+    pub(crate) fn draw_with(&mut self, draw: impl FnOnce(&mut ratatui::Frame<'_>)) -> std::io::Result<()> {
+        self.terminal.draw(draw).map(drop)
+    }
+
+    /// Puts a text into the clipboard of the terminal, if it has one and it is not too much for it (OSC 52).
+    pub(crate) fn copy(&mut self, text: &str) -> std::io::Result<()> {
+        if text.len() > COPY_BYTES_MAX {
+            return Ok(());
+        }
+        execute!(stdout(), Print(format!("\u{1b}]52;c;{}\u{7}", base64(text.as_bytes()))))
     }
 
     /// Draws everything again with the next [`draw`](Self::draw).
@@ -100,5 +115,35 @@ fn give_back() {
         );
         let _ = disable_raw_mode();
         let _ = stdout().flush();
+    }
+}
+
+/// Base64 with padding (RFC 4648, section 4).
+fn base64(bytes: &[u8]) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let number =
+            group.iter().enumerate().fold(0_u32, |number, (at, byte)| number | u32::from(*byte) << (16 - 8 * at));
+        for at in 0..4 {
+            let letter = LETTERS[(number >> (18 - 6 * at)) as usize & 63];
+            text.push(if at <= group.len() { char::from(letter) } else { '=' });
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clipboards_are_filled() {
+        let check = |text: &str, expected: &str| assert_eq!(base64(text.as_bytes()), expected);
+        check("", "");
+        check("f", "Zg==");
+        check("fo", "Zm8=");
+        check("foo", "Zm9v");
+        check("foobar", "Zm9vYmFy");
     }
 }

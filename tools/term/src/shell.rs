@@ -21,9 +21,9 @@ const EVENTS_MAX: usize = 1_024;
 /// Events that are taken in before the screen is drawn again.
 const BURST: usize = 256;
 /// Least time between two pictures: nobody sees more.
-const FRAME: Duration = Duration::from_millis(16);
+pub(crate) const FRAME: Duration = Duration::from_millis(16);
 /// How long leaving may take.
-const FAREWELL: Duration = Duration::from_secs(2);
+pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Why a chat ended that should not have.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,9 @@ pub enum TermError {
     /// A part of this program panicked.
     #[error("a defect of this program: {0}")]
     Defect(String),
+    /// Edits of a document were not saved when the editor was left.
+    #[error("{0} of your last edits did not reach the node and are lost")]
+    Unsaved(u64),
 }
 
 /// Talks over the whole terminal until the person leaves, or a signal ends it. The terminal is given back as it was found.
@@ -167,16 +170,16 @@ fn taken(event: crossterm::event::Event) -> Option<Event> {
 }
 
 /// Signals that end a program: it leaves, and gives the terminal back.
-struct Ends([Signal; 4]);
+pub(crate) struct Ends([Signal; 4]);
 
 impl Ends {
-    fn new() -> std::io::Result<Self> {
+    pub(crate) fn new() -> std::io::Result<Self> {
         let kinds = [SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt(), SignalKind::quit()];
         let [terminate, hangup, interrupt, quit] = kinds.map(signal);
         Ok(Self([terminate?, hangup?, interrupt?, quit?]))
     }
 
-    async fn any(&mut self) {
+    pub(crate) async fn any(&mut self) {
         let [terminate, hangup, interrupt, quit] = &mut self.0;
         tokio::select! {
             _ = terminate.recv() => {}

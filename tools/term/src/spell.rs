@@ -141,7 +141,8 @@ fn state(state: PresenceState) -> State {
 
 fn kind(kind: thalweg_client::ChannelKind) -> ChannelKind {
     match kind {
-        thalweg_client::ChannelKind::Open => ChannelKind::Open,
+        // Documents are not in the list, and one that is meant by name is refused by the node, which says what to do.
+        thalweg_client::ChannelKind::Open | thalweg_client::ChannelKind::Document => ChannelKind::Open,
         thalweg_client::ChannelKind::Private => ChannelKind::Private,
         thalweg_client::ChannelKind::Direct => ChannelKind::Direct,
     }

@@ -254,7 +254,9 @@ async fn answer(client: &Client, request: Request) -> Result<Answer, ClientError
             Ok(Answer::Found { hits, next: page.next.map_or(0, |next| next.0) })
         }
         Request::Channels => {
-            let channels = client.channels(false).await?;
+            let mut channels = client.channels(false).await?;
+            // Documents are edited, not talked in.
+            channels.retain(|channel| channel.kind != thalweg_client::ChannelKind::Document);
             Ok(Answer::Channels(channels.into_iter().map(spell::summary).collect()))
         }
         Request::About { channel } => client.about_channel(&channel).await.map(spell::about),

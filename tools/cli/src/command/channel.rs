@@ -34,6 +34,8 @@ Examples:
   thalweg channel create audit --keep-age 30d        on disk, the last thirty days
   thalweg channel delete audit
 
+Documents are listed by `thalweg doc list`.
+
 Roles, each may do what those before it may: banned, invited, reader, member, moderator, owner.
 Writing to a channel that does not exist makes it with the node's defaults.";
 
@@ -305,7 +307,9 @@ async fn members(users: Users, role: Option<MemberRole>, done: &str) -> Result<(
 }
 
 async fn list(client: &Client, all: bool, json: bool) -> Result<(), Failure> {
-    let channels = client.channels(all).await?;
+    let mut channels = client.channels(all).await?;
+    // `thalweg doc list` shows those.
+    channels.retain(|channel| channel.kind != ChannelKind::Document);
     if json {
         return channels.iter().try_for_each(|channel| print(&lines::summary(channel)));
     }

@@ -83,7 +83,7 @@ fn whole_screen(plain: bool) -> Result<bool, Failure> {
 }
 
 /// The theme that is asked for, or else fits.
-fn theme(name: Option<&str>) -> Theme {
+pub(crate) fn theme(name: Option<&str>) -> Theme {
     let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let named = name.and_then(Theme::named);
     named.unwrap_or(if no_colour { Theme::Plain } else { Theme::Dark })

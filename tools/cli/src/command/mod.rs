@@ -9,8 +9,10 @@ pub(crate) mod chat;
 #[cfg(feature = "node")]
 pub(crate) mod demo;
 pub(crate) mod dm;
+pub(crate) mod doc;
 #[cfg(feature = "node")]
 pub(crate) mod doctor;
+pub(crate) mod edit;
 pub(crate) mod embed;
 pub(crate) mod history;
 pub(crate) mod login;

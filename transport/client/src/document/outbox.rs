@@ -221,7 +221,6 @@ async fn write(client: &Client, document: &Name, body: &Bytes) -> Result<Positio
 /// # Errors
 /// [`ClientError::Refused`] if the node did not take it; the error of the client if that ended.
 #[derive(Debug)]
-#[must_use = "the edit is known to be durable once this resolves"]
 pub struct Acknowledgement {
     target: u64,
     round: u64,

@@ -1,0 +1,292 @@
+//! `thalweg doc`: documents from scripts: reading, writing, comparing, restoring.
+
+mod apply;
+mod diffs;
+mod log;
+mod watch;
+
+use std::io::{Read as _, Write as _};
+use std::time::Duration;
+
+use clap::{Subcommand, ValueEnum};
+use serde_json::json;
+use thalweg_client::{ChannelKind, Client, Document, Position, ReadForm, RecordKind, Tally};
+use thalweg_protocol::limits::DOCUMENT_BYTES_MAX;
+
+use crate::connect::{ConnectArgs, block_on};
+use crate::failure::{During as _, Failure, exit, output};
+use crate::lines::when;
+use crate::plain::{print, say, table};
+
+/// How long to wait for a node that went away.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Read, write, compare and restore documents
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  thalweg doc put notes notes.md           make it, or edit it so that it reads like the file
+  thalweg doc get notes                    print its text
+  thalweg doc log notes                    what it was edited by, and when
+  thalweg doc version notes draft          give the newest revision a name
+  thalweg doc diff notes draft             what changed since then
+  thalweg doc restore notes draft          make it read so again, by a new edit
+  thalweg doc watch notes                  print edits as they come
+  echo '[{\"insert\":\"hello\\n\"}]' | thalweg doc apply notes
+
+A revision is a number that `thalweg doc log` shows, or the name of a version. `thalweg edit` is the editor.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print a document
+    Get {
+        /// Its name
+        document: String,
+        /// As it was at this revision: a number, or the name of a version [default: now]
+        #[arg(long, value_name = "REVISION")]
+        revision: Option<String>,
+        /// Its text; all of it as one Yjs update (version 1), in bytes; or all its roots as a JSON object
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+        #[command(flatten)]
+        connect: ConnectArgs,
+    },
+    /// Edit a document so that it reads like a file; what is the same stays, and with it others' cursors
+    Put {
+        /// Its name; made if there is none
+        document: String,
+        /// The file; `-` reads standard input
+        file: String,
+        #[command(flatten)]
+        connect: ConnectArgs,
+    },
+    /// Print what a document was edited by
+    Log(log::Args),
+    /// Print how two revisions differ, as `diff -u` does
+    Diff {
+        /// The document
+        document: String,
+        /// The older revision: a number, or the name of a version
+        a: String,
+        /// The newer [default: now]
+        b: Option<String>,
+        #[command(flatten)]
+        connect: ConnectArgs,
+    },
+    /// Make a document read again as it did at a revision, by a new edit
+    Restore {
+        /// The document
+        document: String,
+        /// A number, or the name of a version
+        revision: String,
+        #[command(flatten)]
+        connect: ConnectArgs,
+    },
+    /// Give a revision a name
+    Version {
+        /// The document
+        document: String,
+        /// The name
+        name: String,
+        /// Which revision [default: the newest]
+        #[arg(long, value_name = "N")]
+        revision: Option<u64>,
+        #[command(flatten)]
+        connect: ConnectArgs,
+    },
+    /// Edit by positional operations from standard input, a JSON array a line
+    Apply(apply::Args),
+    /// Print edits as they come
+    Watch(watch::Args),
+    /// List documents
+    List {
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        connect: ConnectArgs,
+    },
+    /// Delete a document with its past
+    Rm {
+        /// Its name
+        document: String,
+        #[command(flatten)]
+        connect: ConnectArgs,
+    },
+}
+
+/// How a document is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Its text
+    Text,
+    /// All of it as one Yjs update (version 1)
+    Update,
+    /// All its roots as a JSON object
+    Json,
+}
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    crate::connect::log_to_stderr(false, "warn");
+    block_on(carry_out(args.command))
+}
+
+async fn carry_out(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Get { document, revision, format, connect } => {
+            get(&connected(&connect).await?, &document, revision.as_deref(), format).await
+        }
+        Command::Put { document, file, connect } => put(&connect, &document, &file).await,
+        Command::Log(args) => log::run(args).await,
+        Command::Diff { document, a, b, connect } => {
+            diff(&connected(&connect).await?, &document, &a, b.as_deref()).await
+        }
+        Command::Restore { document, revision, connect } => {
+            let client = connected(&connect).await?;
+            let target = revision_of(&client, &document, &revision).await?;
+            let published = client.restore_document(document.as_str(), target).await?;
+            say(&format!("{document} reads as at revision {target} again; it is revision {}", published.position))
+        }
+        Command::Version { document, name, revision, connect } => {
+            let client = connected(&connect).await?;
+            let target = Position(revision.unwrap_or(0));
+            client.name_version(document.as_str(), target, &name).await?;
+            match revision {
+                Some(revision) => say(&format!("revision {revision} of {document} is {name:?}")),
+                None => say(&format!("the newest revision of {document} is {name:?}")),
+            }
+        }
+        Command::Apply(args) => apply::run(args).await,
+        Command::Watch(args) => watch::run(args).await,
+        Command::List { json, connect } => list(&connected(&connect).await?, json).await,
+        Command::Rm { document, connect } => {
+            let client = connected(&connect).await?;
+            let report = client.about_channel(document.as_str()).await?;
+            if report.kind != ChannelKind::Document {
+                let text = format!("{document} is no document; `thalweg channel delete {document}` deletes a channel");
+                return Err(Failure::new(exit::REFUSED, text));
+            }
+            client.delete_channel(document.as_str()).await?;
+            say(&format!("{document} deleted"))
+        }
+    }
+}
+
+async fn connected(connect: &ConnectArgs) -> Result<Client, Failure> {
+    connect.connect("doc", PATIENCE).await
+}
+
+/// The revision that is meant: a number, or the newest version of that name.
+async fn revision_of(client: &Client, document: &str, text: &str) -> Result<Position, Failure> {
+    if let Ok(number) = text.parse::<u64>() {
+        return Ok(Position(number));
+    }
+    let mut found = None;
+    let mut pages = log::Pages::new(client, document);
+    while let Some(page) = pages.next().await? {
+        for record in page.records {
+            if let RecordKind::Version { revision, name } = record.kind
+                && name == text
+            {
+                found = Some(revision);
+            }
+        }
+    }
+    found.ok_or_else(|| {
+        let text = format!("{document} has no version {text:?}; `thalweg doc log {document}` shows which there are");
+        Failure::new(exit::REFUSED, text)
+    })
+}
+
+async fn get(client: &Client, document: &str, revision: Option<&str>, format: Format) -> Result<(), Failure> {
+    let revision = match revision {
+        Some(text) => revision_of(client, document, text).await?,
+        None => Position(0),
+    };
+    let form = match format {
+        Format::Text => ReadForm::Text,
+        Format::Update => ReadForm::State,
+        Format::Json => ReadForm::Json,
+    };
+    let read = client.read_document(document, revision, form).await?;
+    let mut out = std::io::stdout().lock();
+    let written = out.write_all(&read.bytes).and_then(|()| match format {
+        Format::Json => out.write_all(b"\n"),
+        Format::Text | Format::Update => Ok(()),
+    });
+    written.and_then(|()| out.flush()).map_err(|error| output(&error))
+}
+
+/// The text of a file, or of standard input.
+fn text_of(file: &str) -> Result<String, Failure> {
+    // One byte more than there may be shows that there is more.
+    let limit = DOCUMENT_BYTES_MAX as u64 + 1;
+    let mut bytes = Vec::new();
+    let read = match file {
+        "-" => std::io::stdin().lock().take(limit).read_to_end(&mut bytes),
+        path => std::fs::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes)),
+    };
+    read.during(if file == "-" { "reading standard input" } else { file })?;
+    if bytes.len() > DOCUMENT_BYTES_MAX {
+        return Err(Failure::failed(format!("{file} is longer than a document may be: {DOCUMENT_BYTES_MAX} bytes")));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        Failure::failed(format!("{file} is not text: byte {} is not UTF-8", error.utf8_error().valid_up_to()))
+    })
+}
+
+async fn put(connect: &ConnectArgs, name: &str, file: &str) -> Result<(), Failure> {
+    // Before the node is asked anything.
+    let text = text_of(file)?;
+    let client = connected(connect).await?;
+    let mut document: Document = client.document(name).open().await?;
+    let edits = diffs::edits(&document.text(), &text);
+    if edits.is_empty() {
+        return say(&format!("{name} reads so already; it is revision {}", document.revision()));
+    }
+    let Tally { inserted, deleted } = Tally::of(&edits);
+    let revision = document.edit(&edits)?.await?;
+    say(&format!("{name} is revision {revision} (+{inserted} -{deleted})"))
+}
+
+async fn diff(client: &Client, document: &str, a: &str, b: Option<&str>) -> Result<(), Failure> {
+    let from = revision_of(client, document, a).await?;
+    let to = match b {
+        Some(text) => revision_of(client, document, text).await?,
+        None => Position(0),
+    };
+    let (from, before) = client.read_text(document, from).await?;
+    let (to, after) = client.read_text(document, to).await?;
+    let label = |revision: Position| format!("{document}\trevision {revision}");
+    let text = diffs::unified((&label(from), &before), (&label(to), &after));
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| output(&error))
+}
+
+async fn list(client: &Client, json: bool) -> Result<(), Failure> {
+    let mut documents = client.channels(true).await?;
+    documents.retain(|channel| channel.kind == ChannelKind::Document);
+    if json {
+        return documents.iter().try_for_each(|document| {
+            let line = json!({
+                "document": document.channel.as_str(), "revision": document.head.0, "edited": when(document.active_us),
+                "role": document.role.map(thalweg_client::MemberRole::as_str), "topic": document.topic,
+            });
+            print(&line.to_string())
+        });
+    }
+    let rows: Vec<Vec<String>> = documents
+        .iter()
+        .map(|document| {
+            let edited = when(document.active_us).unwrap_or_else(|| "-".into());
+            vec![document.channel.to_string(), document.head.to_string(), edited, document.topic.clone()]
+        })
+        .collect();
+    table(&["DOCUMENT", "REVISION", "EDITED", "TOPIC"], &rows)
+}

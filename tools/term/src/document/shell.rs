@@ -1,0 +1,284 @@
+//! The shell of an editor: joins the terminal and a document.
+
+use std::future::poll_fn;
+use std::time::{Duration, Instant};
+
+use crossterm::event::EventStream;
+use futures_core::Stream as _;
+use thalweg_client::{
+    Client, ClientError, Document, DocumentAccess, DocumentEvent, FinishReason, GenerationId, TextChange,
+};
+use tokio::sync::mpsc;
+
+use super::app::{EditApp, EditOptions};
+use super::event::{EditCommand, EditEvent, Peer};
+use super::view::render_edit;
+use crate::screen::Screen;
+use crate::shell::{Ends, FAREWELL, FRAME, TermError};
+use crate::theme::Theme;
+
+/// Events that are taken in before the screen is drawn again.
+const BURST: usize = 256;
+/// Answers of models that wait for the application.
+const ANSWERS_MAX: usize = 16;
+
+/// Edits a document over the whole terminal until the person leaves, or a signal ends it. The terminal is given back as it
+/// was found. Must be called within a tokio runtime; while the terminal takes no output, that thread waits.
+///
+/// # Errors
+/// [`TermError::Terminal`] if standard input and output are not a terminal that works; [`TermError::Unsaved`] if
+/// the last edits did not reach the node.
+pub async fn edit(document: Document, theme: Theme) -> Result<(), TermError> {
+    let mut screen = Screen::take()?;
+    let options = EditOptions {
+        document: document.name().to_string(),
+        user: document.client().welcome().user.to_string(),
+        text: document.text(),
+        access: document.access(),
+        theme,
+        size: screen.size()?,
+    };
+    let (answers_in, answers) = mpsc::channel(ANSWERS_MAX);
+    let app = EditApp::new(options);
+    let mut desk = Desk { app, document, answers_in, answers, began: Instant::now(), over: false, ended: false };
+    let result = desk.turn(&mut screen).await;
+    drop(screen);
+    let Desk { document, .. } = desk;
+    let left = document.unacknowledged();
+    if left > 0 {
+        // What was typed last may still be on its way.
+        let _ = tokio::time::timeout(FAREWELL, document.flush()).await;
+    }
+    let left = document.unacknowledged();
+    let client = document.client().clone();
+    drop(document);
+    let _ = tokio::time::timeout(FAREWELL, client.close()).await;
+    result?;
+    if left > 0 { Err(TermError::Unsaved(left)) } else { Ok(()) }
+}
+
+/// What a turn of the loop waited for.
+enum Woken {
+    Terminal(Option<std::io::Result<crossterm::event::Event>>),
+    Document(Result<Option<DocumentEvent>, ClientError>),
+    Answer(EditEvent),
+    Timer,
+    Signal,
+}
+
+struct Desk {
+    app: EditApp,
+    document: Document,
+    answers_in: mpsc::Sender<EditEvent>,
+    answers: mpsc::Receiver<EditEvent>,
+    began: Instant,
+    over: bool,
+    /// The document gives nothing more.
+    ended: bool,
+}
+
+impl Desk {
+    async fn turn(&mut self, screen: &mut Screen) -> Result<(), TermError> {
+        let mut keys = EventStream::new();
+        let mut ends = Ends::new()?;
+        let mut drawn: Option<Instant> = None;
+        let mut fresh = true;
+        self.tell_others(screen)?;
+        while !self.over {
+            let due = drawn.map_or(Duration::ZERO, |drawn| FRAME.saturating_sub(drawn.elapsed()));
+            if fresh && due.is_zero() {
+                let app = &self.app;
+                screen.draw_with(|frame| render_edit(app, frame))?;
+                drawn = Some(Instant::now());
+                fresh = false;
+            }
+            let wake = self.app.wake().map(|at| at.saturating_sub(self.began.elapsed()));
+            let sleep = if fresh { due } else { wake.unwrap_or(Duration::from_secs(3_600)) };
+            let woken = tokio::select! {
+                key = poll_fn(|context| Pin::new(&mut keys).poll_next(context)) => Woken::Terminal(key),
+                event = self.document.next(), if !self.ended => Woken::Document(event),
+                Some(event) = self.answers.recv() => Woken::Answer(event),
+                () = tokio::time::sleep(sleep) => Woken::Timer,
+                () = ends.any() => Woken::Signal,
+            };
+            match woken {
+                // The end of the input is the end of the terminal.
+                Woken::Terminal(None) | Woken::Signal => return Ok(()),
+                Woken::Terminal(Some(event)) => {
+                    if let Some(event) = taken(event?) {
+                        self.handle(event, screen)?;
+                    }
+                }
+                Woken::Document(event) => self.happened(event, screen).await?,
+                Woken::Answer(event) => {
+                    if let EditEvent::Asked { generation, .. } = &event {
+                        self.document.adopt(*generation);
+                    }
+                    self.handle(event, screen)?;
+                }
+                Woken::Timer if fresh => continue,
+                Woken::Timer => self.handle(EditEvent::Timer, screen)?,
+            }
+            fresh = true;
+        }
+        Ok(())
+    }
+
+    /// The document says something, and perhaps more at once.
+    async fn happened(
+        &mut self,
+        first: Result<Option<DocumentEvent>, ClientError>,
+        screen: &mut Screen,
+    ) -> Result<(), TermError> {
+        let mut next = Some(first);
+        for _ in 0..BURST {
+            let Some(event) = next.take() else { break };
+            match event {
+                Ok(Some(event)) => self.told(event, screen)?,
+                Ok(None) => {
+                    self.ended = true;
+                    self.handle(EditEvent::Ended("the connection was closed".to_owned()), screen)?;
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.ended = true;
+                    self.handle(EditEvent::Ended(reason(&error)), screen)?;
+                    return Ok(());
+                }
+            }
+            next = tokio::select! {
+                biased;
+                event = self.document.next() => Some(event),
+                () = std::future::ready(()) => None,
+            };
+        }
+        if let Some(Ok(Some(event))) = next {
+            self.told(event, screen)?;
+        }
+        Ok(())
+    }
+
+    fn told(&mut self, event: DocumentEvent, screen: &mut Screen) -> Result<(), TermError> {
+        match event {
+            DocumentEvent::Changed(TextChange { operations, user, .. }) => {
+                let user = user.map(|user| user.to_string());
+                self.handle(EditEvent::Changed { operations, user }, screen)?;
+                self.tell_others(screen)?;
+            }
+            DocumentEvent::Others => self.tell_others(screen)?,
+            DocumentEvent::Version { name, user, .. } => {
+                self.handle(EditEvent::Version { name, user: user.to_string() }, screen)?;
+            }
+            DocumentEvent::Saved { .. } => {}
+            DocumentEvent::Refused { reject, text } => self.handle(EditEvent::Refused { reject, text }, screen)?,
+            DocumentEvent::Offline { reason } => self.handle(EditEvent::Offline(reason), screen)?,
+            DocumentEvent::Online => {
+                let access: DocumentAccess = self.document.access();
+                self.handle(EditEvent::Online(access), screen)?;
+            }
+        }
+        let unsaved = self.document.unacknowledged();
+        self.handle(EditEvent::Unsaved(unsaved), screen)
+    }
+
+    fn tell_others(&mut self, screen: &mut Screen) -> Result<(), TermError> {
+        let peer = |other: thalweg_client::Other| Peer { client: other.client, name: other.name, cursor: other.cursor };
+        let peers = self.document.others().into_iter().map(peer).collect();
+        self.handle(EditEvent::Others(peers), screen)
+    }
+
+    fn handle(&mut self, event: EditEvent, screen: &mut Screen) -> Result<(), TermError> {
+        let mut waiting = vec![event];
+        while let Some(event) = waiting.pop() {
+            for command in self.app.handle(self.began.elapsed(), event) {
+                match command {
+                    EditCommand::Quit => self.over = true,
+                    EditCommand::Redraw => screen.clear()?,
+                    EditCommand::Copy(text) => screen.copy(&text)?,
+                    other => waiting.extend(self.carry(other)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Does to the document what was done to its text; gives what came of it.
+    fn carry(&mut self, command: EditCommand) -> Option<EditEvent> {
+        match command {
+            EditCommand::Edit(operations) => {
+                if let Err(error) = self.document.edit(&operations) {
+                    return Some(EditEvent::Reset { text: self.document.text(), reason: reason(&error) });
+                }
+                return Some(EditEvent::Unsaved(self.document.unacknowledged()));
+            }
+            EditCommand::Separate => self.document.separate(),
+            EditCommand::Undo => return Some(reverted(self.document.undo(), &self.document)),
+            EditCommand::Redo => return Some(reverted(self.document.redo(), &self.document)),
+            EditCommand::Cursor(from, to) => self.document.set_cursor(Some((from, to))),
+            EditCommand::Ask { from, to, instruction } => {
+                let ask = self.document.ask_at(from, to, instruction);
+                let (client, answers) = (self.document.client().clone(), self.answers_in.clone());
+                tokio::spawn(ask_model(client, ask, answers));
+            }
+            EditCommand::Stop(generation) => {
+                let client = self.document.client().clone();
+                // A model that ended meanwhile cannot be stopped, and need not be.
+                tokio::spawn(async move { drop(client.cancel(generation).await) });
+            }
+            EditCommand::Copy(_) | EditCommand::Redraw | EditCommand::Quit => {}
+        }
+        None
+    }
+}
+
+fn reverted(result: Result<Option<thalweg_client::Operations>, ClientError>, document: &Document) -> EditEvent {
+    match result {
+        Ok(operations) => EditEvent::Reverted(operations),
+        Err(error) => EditEvent::Reset { text: document.text(), reason: reason(&error) },
+    }
+}
+
+fn reason(error: &ClientError) -> String {
+    match error.reject() {
+        Some(reject) if !reject.message.is_empty() => reject.message.to_string(),
+        _ => error.to_string(),
+    }
+}
+
+/// Asks a model, and waits until it wrote all it will.
+async fn ask_model(client: Client, ask: thalweg_client::AskInDocument, answers: mpsc::Sender<EditEvent>) {
+    let result = match client.ask_in_document(ask).await {
+        Ok((generation, model)) => {
+            if answers.send(EditEvent::Asked { generation, model }).await.is_err() {
+                return;
+            }
+            finished(&client, generation).await
+        }
+        Err(error) => Err(reason(&error)),
+    };
+    let _ = answers.send(EditEvent::Answered(result)).await;
+}
+
+/// Waits for the end of what a model writes; gives what to say of it.
+async fn finished(client: &Client, generation: GenerationId) -> Result<String, String> {
+    let answer = client.watch(generation, 0, None).await.map_err(|error| reason(&error))?;
+    let (_, finished) = answer.finish().await.map_err(|error| reason(&error))?;
+    let tokens = finished.usage.completion_tokens;
+    match finished.reason {
+        FinishReason::Failed => Err(finished.message),
+        FinishReason::Cancelled => Ok(format!("the AI was stopped after {tokens} tokens; Ctrl-Z takes them back")),
+        _ => Ok(format!("the AI wrote {tokens} tokens; Ctrl-Z takes them back")),
+    }
+}
+
+/// What the terminal says, as far as it concerns the editor.
+fn taken(event: crossterm::event::Event) -> Option<EditEvent> {
+    use crossterm::event::Event as Terminal;
+    Some(match event {
+        Terminal::Key(key) => EditEvent::Key(key),
+        Terminal::Mouse(mouse) => EditEvent::Mouse(mouse),
+        Terminal::Paste(text) => EditEvent::Paste(text),
+        Terminal::Resize(columns, lines) => EditEvent::Resize { columns, lines },
+        Terminal::FocusGained | Terminal::FocusLost => return None,
+    })
+}
