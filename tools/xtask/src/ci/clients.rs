@@ -1,4 +1,5 @@
-//! The official clients of OpenAI's API, and a tester that reads the API's document, against a node of ours.
+//! The official clients of OpenAI's API, a tester that reads the API's document, and stock editors of Yjs, against a node of
+//! ours.
 //!
 //! They are installed once, in the versions that `tools/clients` names, into the target folder.
 
@@ -54,6 +55,15 @@ pub(super) fn run(
     let mut javascript = with(&clients.modules.join("node_modules/.bin/node"));
     javascript.arg("tools/clients/openai_node.mjs");
     run("the JavaScript client", javascript)?;
+    let mut documents = with(&clients.python("python"));
+    documents
+        .arg("tools/clients/documents.py")
+        .env("NODE_HTTP", &node.http)
+        .env("NODE_TOKEN", &node.token)
+        .env("NODE_DATA", &node.data)
+        .env("NODE_PROGRAM", clients.modules.join("node_modules/.bin/node"))
+        .env("THALWEG", thalweg);
+    run("the editors of documents", documents)?;
     let mut tester = with(&clients.python("schemathesis"));
     tester
         .args(["--config-file", "tools/clients/schemathesis.toml", "run"])
@@ -66,7 +76,7 @@ pub(super) fn run(
     if !failed.is_empty() {
         bail!("not content: {}", failed.join(", "));
     }
-    Ok(Outcome::passed_with("openai (Python, JavaScript), schemathesis"))
+    Ok(Outcome::passed_with("openai (Python, JavaScript), y-websocket, hocuspocus, pycrdt, schemathesis"))
 }
 
 /// Where the clients are.
@@ -95,12 +105,12 @@ impl Clients {
         installed(environment, "making a Python environment failed; install python3-venv")?;
         let mut pip = commands(&clients.python("pip"));
         pip.args(["install", "--quiet", "--disable-pip-version-check", "--requirement"]).arg(&wanted[0]);
-        installed(pip, "the Python client cannot be installed; is its registry reachable?")?;
+        installed(pip, "the Python clients cannot be installed; is their registry reachable?")?;
         let package = clients.modules.join("package.json");
         std::fs::copy(&wanted[1], &package).with_context(|| format!("writing {}", package.display()))?;
         let mut npm = commands(Path::new("npm"));
         npm.args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"]).arg(&clients.modules);
-        installed(npm, "the JavaScript client cannot be installed; is npm there, and its registry reachable?")?;
+        installed(npm, "the JavaScript clients cannot be installed; is npm there, and their registry reachable?")?;
         std::fs::write(&stamp, versions).with_context(|| format!("writing {}", stamp.display()))?;
         Ok(clients)
     }

@@ -6,6 +6,7 @@
 //! unless a token came with the upgrade. A message that cannot be carried out is answered by an `error`, and the others are
 //! not affected.
 
+mod edits;
 mod news;
 mod requests;
 #[cfg(test)]
@@ -25,7 +26,7 @@ use super::protocol::{Effect, Input, Message, Protocol, Taken};
 use super::replica::Numbers;
 use crate::limits::{SOCKET_IN_FLIGHT_BYTES, SOCKET_IN_FLIGHT_MAX, SOCKET_READING_MAX};
 use news::News;
-use requests::{CreditBy, Said};
+use requests::{CreditBy, Said, invalid};
 
 const SESSION: u32 = 0;
 /// Set in the numbers of requests that begin to read a generation: their frames are not counted, also when nobody reads
@@ -95,10 +96,6 @@ pub(crate) struct Json {
     subjects: BTreeMap<u32, Subject>,
     by_id: BTreeMap<u64, u32>,
     effects: VecDeque<Effect>,
-}
-
-fn invalid(text: impl Into<String>) -> Reject {
-    Reject::new(RejectCode::ParameterInvalid, text.into())
 }
 
 impl Json {
@@ -231,7 +228,7 @@ impl Json {
                 let channel = requests::name("channel", &fields.channel)?;
                 ClientOp::ReadHistory { channel, from: Position(fields.from), limit: fields.limit }
             }
-            "write" => ClientOp::Document(DocumentOp::Ask(Box::new(said.fields::<requests::WriteFields>()?.op()?))),
+            "write" => ClientOp::Document(DocumentOp::Ask(Box::new(said.fields::<edits::WriteFields>()?.op()?))),
             "cancel" => {
                 let fields: requests::GenerationFields = said.fields()?;
                 ClientOp::Cancel { generation: requests::generation(&fields.generation)? }
@@ -281,7 +278,7 @@ impl Json {
                 (Kind::Channel, lead, credit, ClientOp::Subscribe(fields.op()?))
             }
             "open" => {
-                let fields: requests::OpenFields = said.fields()?;
+                let fields: edits::OpenFields = said.fields()?;
                 let (lead, credit) = (fields.lead, fields.credit);
                 let open = fields.op()?;
                 (Kind::Document(open.form), lead, credit, ClientOp::Document(DocumentOp::Open(open)))
@@ -330,17 +327,17 @@ impl Json {
                 fields.op(sequence)?
             }
             "edit" => {
-                let fields: requests::EditFields = said.fields()?;
+                let fields: edits::EditFields = said.fields()?;
                 let sequence = self.sequence(fields.sequence);
                 fields.op(sequence)?
             }
             "version" => {
-                let fields: requests::VersionFields = said.fields()?;
+                let fields: edits::VersionFields = said.fields()?;
                 let sequence = self.sequence(fields.sequence);
                 fields.op(sequence)?
             }
             _ => {
-                let fields: requests::RestoreFields = said.fields()?;
+                let fields: edits::RestoreFields = said.fields()?;
                 let sequence = self.sequence(fields.sequence);
                 fields.op(sequence)?
             }
@@ -357,7 +354,7 @@ impl Json {
             let text = format!("{READS_MAX} documents are being read; wait for one");
             return Err(Reject::new(RejectCode::Busy, text));
         }
-        let fields: requests::ReadFields = said.fields()?;
+        let fields: edits::ReadFields = said.fields()?;
         let (document, form) = (requests::name("document", &fields.document)?, fields.form());
         let op = DocumentOp::Read { document: document.clone(), revision: Position(fields.revision), form, offset: 0 };
         self.ask(Pending::Read { id, document, form, bytes: BytesMut::new() }, ClientOp::Document(op));
@@ -381,7 +378,7 @@ impl Json {
         Ok(())
     }
 
-    fn awareness(&mut self, fields: &requests::AwarenessFields) -> Result<(), Reject> {
+    fn awareness(&mut self, fields: &edits::AwarenessFields) -> Result<(), Reject> {
         let of_document = |kind| matches!(kind, Kind::Document(_));
         let subject = self.subject_of("subscription", fields.subscription, of_document)?;
         let op = DocumentOp::ShareAwareness { subscription: Subscription(subject), update: fields.update()? };
@@ -489,11 +486,8 @@ impl Json {
                 subject.state.extend_from_slice(&bytes);
                 if subject.state.len() as u64 >= total {
                     let state = std::mem::take(&mut subject.state);
-                    let news = News::new("state").with(of, id).with("revision", revision.0);
-                    let news = match kind {
-                        Kind::Document(DocumentForm::Updates) => news.base64("update", &state),
-                        _ => news.with("text", String::from_utf8_lossy(&state)),
-                    };
+                    let is_update = kind == Kind::Document(DocumentForm::Updates);
+                    let news = news::state(is_update, revision.0, &state).with(of, id);
                     self.tell(number, news, Some(revision.0));
                 }
             }
@@ -506,6 +500,15 @@ impl Json {
                     self.send(news::awareness(&update).with(of, id));
                 }
             }
+            ServerOp::Ended(reject) => self.over(number, of, id, &reject),
+            op => self.generation(number, id, op),
+        }
+    }
+
+    /// A generation that is watched goes on.
+    fn generation(&mut self, number: u32, id: u64, op: ServerOp) {
+        let of = "watch";
+        match op {
             ServerOp::Tokens { index, count, text, .. } => {
                 let news = News::new("tokens").with(of, id).with("index", index).with("count", count);
                 let news = news.with("text", String::from_utf8_lossy(&text));
@@ -522,8 +525,7 @@ impl Json {
                 self.send(news.perhaps("message", (!message.is_empty()).then_some(message)));
                 self.forget(number);
             }
-            ServerOp::Ended(reject) => self.over(number, of, id, &reject),
-            // The first frame of a generation, which says what the answer said.
+            // Its first frame, which says what the answer said.
             _ => {}
         }
     }

@@ -128,6 +128,12 @@ pub(super) fn version(delivery: &Delivery) -> News {
         .with("name", String::from_utf8_lossy(&delivery.body))
 }
 
+/// A document as it is at a revision: an update with what its reader lacks, or the whole text.
+pub(super) fn state(is_update: bool, revision: u64, state: &[u8]) -> News {
+    let news = News::new("state").with("revision", revision);
+    if is_update { news.base64("update", state) } else { news.with("text", String::from_utf8_lossy(state)) }
+}
+
 /// An edit of a document's text.
 pub(super) fn operations(news: &DocumentOperations) -> Result<News, Reject> {
     let parts = Operations::decode(&news.operations)?;

@@ -7,15 +7,9 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use thalweg_protocol::chat::{ChannelAbout, ChannelKind, Post, PostKind};
-use thalweg_protocol::document::{
-    AskInDocument, AwarenessEntry, AwarenessUpdate, DocumentForm, OpenDocument, Operation, Operations, Place, ReadForm,
-};
 use thalweg_protocol::generation::{AskRequest, ChatMessage, OnDetach, Priority, Role, Sampling};
 use thalweg_protocol::ids::{Epoch, GenerationId, Name, Position, Sequence, SessionId};
-use thalweg_protocol::limits::{
-    AWARENESS_BYTES_MAX, BODY_BYTES_MAX, DOCUMENT_UPDATE_BYTES_MAX, GENERATION_TOKENS_MAX, INSTRUCTION_BYTES_MAX,
-    OPERATIONS_MAX, STATE_VECTOR_BYTES_MAX, TOPIC_BYTES_MAX, VERSION_BYTES_MAX,
-};
+use thalweg_protocol::limits::{BODY_BYTES_MAX, TOPIC_BYTES_MAX};
 use thalweg_protocol::op::{CreateChannel, Durability, From as Begin, Policy, Publish, Subscribe, WatchRequest};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
@@ -44,9 +38,9 @@ pub(super) const TYPES: [&str; 20] = [
 ];
 
 /// A number that JavaScript holds.
-const NUMBER_MAX: u64 = (1 << 53) - 1;
+pub(super) const NUMBER_MAX: u64 = (1 << 53) - 1;
 
-fn invalid(text: impl Into<String>) -> Reject {
+pub(super) fn invalid(text: impl Into<String>) -> Reject {
     Reject::new(RejectCode::ParameterInvalid, text.into())
 }
 
@@ -98,13 +92,13 @@ pub(super) fn name(field: &str, text: &str) -> Result<Name, Reject> {
     Name::new(text).map_err(|error| Reject::new(RejectCode::NameInvalid, format!("{field} {error}")))
 }
 
-fn bytes_of(field: &str, text: &str, most: usize) -> Result<Bytes, Reject> {
+pub(super) fn bytes_of(field: &str, text: &str, most: usize) -> Result<Bytes, Reject> {
     let bytes = BASE64.decode(text).map_err(|error| invalid(format!("{field} is not base64: {error}")))?;
     within(field, bytes.len(), most)?;
     Ok(bytes.into())
 }
 
-fn within(field: &str, bytes: usize, most: usize) -> Result<(), Reject> {
+pub(super) fn within(field: &str, bytes: usize, most: usize) -> Result<(), Reject> {
     if bytes <= most {
         return Ok(());
     }
@@ -347,7 +341,8 @@ impl PublishFields {
     }
 }
 
-fn write(
+/// A write of any kind.
+pub(super) fn write(
     channel: Name,
     sequence: Sequence,
     retry: bool,
@@ -377,225 +372,6 @@ pub(super) struct CreditFields {
     pub(super) position: Option<u64>,
     pub(super) watch: Option<u64>,
     pub(super) index: Option<u32>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct OpenFields {
-    document: String,
-    #[serde(default)]
-    form: FormField,
-    #[serde(default)]
-    state: String,
-    #[serde(default)]
-    make: bool,
-    #[serde(default)]
-    pub(super) lead: u32,
-    #[serde(default)]
-    pub(super) credit: CreditBy,
-}
-
-#[derive(Default, Clone, Copy, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum FormField {
-    #[default]
-    Operations,
-    Updates,
-}
-
-impl OpenFields {
-    pub(super) fn op(self) -> Result<OpenDocument, Reject> {
-        let form = match self.form {
-            FormField::Operations => DocumentForm::Operations,
-            FormField::Updates => DocumentForm::Updates,
-        };
-        Ok(OpenDocument {
-            document: name("document", &self.document)?,
-            state: bytes_of("state", &self.state, STATE_VECTOR_BYTES_MAX)?,
-            form,
-            make: self.make,
-            lead: self.lead,
-        })
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct EditFields {
-    document: String,
-    update: Option<String>,
-    operations: Option<Vec<OperationField>>,
-    revision: Option<u64>,
-    pub(super) sequence: Option<u64>,
-    #[serde(default)]
-    retry: bool,
-    #[serde(default)]
-    make: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum OperationField {
-    Retain(u32),
-    Insert(String),
-    Delete(u32),
-}
-
-impl EditFields {
-    pub(super) fn op(self, sequence: Sequence) -> Result<Publish, Reject> {
-        let (kind, body, target) = match (self.update, self.operations, self.revision) {
-            (Some(update), None, None) => {
-                (PostKind::Update, bytes_of("update", &update, DOCUMENT_UPDATE_BYTES_MAX)?, 0)
-            }
-            (None, Some(parts), Some(revision)) => {
-                if parts.len() > OPERATIONS_MAX {
-                    let text = format!("operations has {} parts; at most {OPERATIONS_MAX}", parts.len());
-                    return Err(Reject::new(RejectCode::OperationsInvalid, text));
-                }
-                let parts = parts.into_iter().map(|part| match part {
-                    OperationField::Retain(length) => Operation::Retain(length),
-                    OperationField::Insert(text) => Operation::Insert(text),
-                    OperationField::Delete(length) => Operation::Delete(length),
-                });
-                (PostKind::Operations, Operations::of(parts).encode(), revision)
-            }
-            _ => return Err(invalid("edit has either update, or operations and the revision they were made at")),
-        };
-        within("the edit", body.len(), DOCUMENT_UPDATE_BYTES_MAX)?;
-        Ok(write(name("document", &self.document)?, sequence, self.retry, self.make, body, kind, target))
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct VersionFields {
-    document: String,
-    name: String,
-    #[serde(default)]
-    revision: u64,
-    pub(super) sequence: Option<u64>,
-    #[serde(default)]
-    retry: bool,
-}
-
-impl VersionFields {
-    pub(super) fn op(self, sequence: Sequence) -> Result<Publish, Reject> {
-        within("name", self.name.len(), VERSION_BYTES_MAX)?;
-        let document = name("document", &self.document)?;
-        Ok(write(document, sequence, self.retry, false, self.name.into(), PostKind::Version, self.revision))
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RestoreFields {
-    document: String,
-    revision: u64,
-    pub(super) sequence: Option<u64>,
-    #[serde(default)]
-    retry: bool,
-}
-
-impl RestoreFields {
-    pub(super) fn op(self, sequence: Sequence) -> Result<Publish, Reject> {
-        let document = name("document", &self.document)?;
-        Ok(write(document, sequence, self.retry, false, Bytes::new(), PostKind::Restore, self.revision))
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ReadFields {
-    pub(super) document: String,
-    #[serde(default)]
-    pub(super) revision: u64,
-    #[serde(default)]
-    form: ReadFormField,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum ReadFormField {
-    #[default]
-    Text,
-    State,
-    Json,
-}
-
-impl ReadFields {
-    pub(super) fn form(&self) -> ReadForm {
-        match self.form {
-            ReadFormField::Text => ReadForm::Text,
-            ReadFormField::State => ReadForm::State,
-            ReadFormField::Json => ReadForm::Json,
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct WriteFields {
-    document: String,
-    instruction: String,
-    #[serde(default)]
-    revision: u64,
-    start: u32,
-    end: Option<u32>,
-    model: Option<String>,
-    #[serde(default)]
-    max_tokens: u32,
-    #[serde(default)]
-    temperature: f32,
-    seed: Option<u64>,
-}
-
-impl WriteFields {
-    pub(super) fn op(self) -> Result<AskInDocument, Reject> {
-        within("instruction", self.instruction.len(), INSTRUCTION_BYTES_MAX)?;
-        let end = self.end.unwrap_or(self.start);
-        if end < self.start {
-            return Err(invalid(format!("start is {}, behind end, which is {end}", self.start)));
-        }
-        if !(0.0..=10.0).contains(&self.temperature) {
-            return Err(invalid(format!("temperature is {}; 0 to 10", self.temperature)));
-        }
-        if self.max_tokens > GENERATION_TOKENS_MAX {
-            return Err(invalid(format!("max_tokens is {}; at most {GENERATION_TOKENS_MAX}", self.max_tokens)));
-        }
-        Ok(AskInDocument {
-            document: name("document", &self.document)?,
-            instruction: self.instruction,
-            model: self.model.map(|model| name("model", &model)).transpose()?,
-            place: Place::Offsets { revision: Position(self.revision), start: self.start, end },
-            max_tokens: self.max_tokens,
-            temperature: self.temperature,
-            seed: self.seed,
-        })
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct AwarenessFields {
-    pub(super) subscription: u64,
-    client: u64,
-    clock: u64,
-    #[serde(default)]
-    state: Value,
-}
-
-impl AwarenessFields {
-    /// The update that says so.
-    pub(super) fn update(&self) -> Result<Bytes, Reject> {
-        if self.client > NUMBER_MAX || self.clock > NUMBER_MAX {
-            return Err(invalid(format!("client and clock are at most {NUMBER_MAX}")));
-        }
-        let state = (!self.state.is_null()).then(|| Bytes::from(self.state.to_string()));
-        let entry = AwarenessEntry { client: self.client, clock: self.clock, state };
-        let update = AwarenessUpdate { entries: vec![entry] }.encode();
-        within("state", update.len(), AWARENESS_BYTES_MAX)?;
-        Ok(update)
-    }
 }
 
 #[derive(Deserialize)]

@@ -33,67 +33,46 @@ impl Schema {
                     self.check(name, value)?;
                     true
                 }
-                "type" => match wanted.as_str().expect("a type") {
-                    "object" => value.is_object(),
-                    "array" => value.is_array(),
-                    "string" => value.is_string(),
-                    "boolean" => value.is_boolean(),
-                    "integer" => value.is_u64() || value.is_i64(),
-                    "number" => value.is_number(),
-                    other => panic!("type {other}"),
-                },
-                "const" => value == wanted,
-                "enum" => wanted.as_array().expect("a list").contains(value),
                 "oneOf" => self.matches(wanted, value) == 1,
                 "anyOf" => self.matches(wanted, value) > 0,
-                "properties" => {
-                    for (name, schema) in wanted.as_object().expect("an object") {
-                        if let Some(found) = value.get(name) {
-                            self.valid(schema, found).map_err(|error| format!("{name}: {error}"))?;
-                        }
-                    }
-                    true
-                }
-                "required" => {
-                    let missing = wanted
-                        .as_array()
-                        .expect("a list")
-                        .iter()
-                        .find(|name| value.get(name.as_str().expect("a name")).is_none());
-                    if let Some(missing) = missing {
-                        return Err(format!("{missing} is missing in {value}"));
-                    }
-                    true
-                }
-                "additionalProperties" => {
-                    let known = fields["properties"].as_object().expect("an object");
-                    let extra =
-                        value.as_object().and_then(|value| value.keys().find(|name| !known.contains_key(*name)));
-                    if let Some(extra) = extra {
-                        return Err(format!("{extra} is not known in {value}"));
-                    }
+                "properties" | "required" | "additionalProperties" => {
+                    self.has_fields(fields, keyword, value)?;
                     true
                 }
                 "items" => {
-                    for item in value.as_array().into_iter().flatten() {
-                        self.valid(wanted, item)?;
-                    }
+                    let mut items = value.as_array().into_iter().flatten();
+                    items.try_for_each(|item| self.valid(wanted, item))?;
                     true
                 }
-                "minItems" => value.as_array().is_none_or(|items| items.len() as u64 >= wanted.as_u64().expect("n")),
-                "minimum" => value.as_f64() >= wanted.as_f64(),
-                "maximum" => value.as_f64() <= wanted.as_f64(),
-                "exclusiveMinimum" => value.as_f64() > wanted.as_f64(),
-                "minLength" => value.as_str().is_none_or(|text| text.len() as u64 >= wanted.as_u64().expect("n")),
-                "maxLength" => value.as_str().is_none_or(|text| text.len() as u64 <= wanted.as_u64().expect("n")),
-                "description" | "title" | "examples" | "contentEncoding" | "pattern" | "$schema" | "$defs" => true,
-                other => panic!("keyword {other}"),
+                _ => is_plainly(keyword, wanted, value),
             };
             if !fine {
                 return Err(format!("{value} is not {keyword} {wanted}"));
             }
         }
         Ok(())
+    }
+
+    fn has_fields(&self, schema: &serde_json::Map<String, Value>, keyword: &str, value: &Value) -> Result<(), String> {
+        let none = serde_json::Map::new();
+        let known = schema.get("properties").map_or(&none, |known| known.as_object().expect("an object"));
+        match keyword {
+            "properties" => known.iter().try_for_each(|(name, schema)| match value.get(name) {
+                Some(found) => self.valid(schema, found).map_err(|error| format!("{name}: {error}")),
+                None => Ok(()),
+            }),
+            "required" => {
+                let mut names = schema["required"].as_array().expect("a list").iter();
+                match names.find(|name| value.get(name.as_str().expect("a name")).is_none()) {
+                    Some(missing) => Err(format!("{missing} is missing in {value}")),
+                    None => Ok(()),
+                }
+            }
+            _ => match value.as_object().and_then(|value| value.keys().find(|name| !known.contains_key(*name))) {
+                Some(extra) => Err(format!("{extra} is not known in {value}")),
+                None => Ok(()),
+            },
+        }
     }
 
     fn matches(&self, schemas: &Value, value: &Value) -> usize {
@@ -105,6 +84,32 @@ impl Schema {
         let definitions = self.0["$defs"].as_object().expect("an object").iter();
         let of = definitions.filter(|(name, _)| name.starts_with(prefix));
         of.flat_map(|(_, schema)| schema["examples"].as_array().expect("examples").clone()).collect()
+    }
+}
+
+/// Keywords that look at nothing but the value.
+fn is_plainly(keyword: &str, wanted: &Value, value: &Value) -> bool {
+    let most = || wanted.as_u64().expect("a number") as usize;
+    match keyword {
+        "type" => match wanted.as_str().expect("a type") {
+            "object" => value.is_object(),
+            "array" => value.is_array(),
+            "string" => value.is_string(),
+            "boolean" => value.is_boolean(),
+            "integer" => value.is_u64() || value.is_i64(),
+            "number" => value.is_number(),
+            other => panic!("type {other}"),
+        },
+        "const" => value == wanted,
+        "enum" => wanted.as_array().expect("a list").contains(value),
+        "minItems" => value.as_array().is_none_or(|items| items.len() >= most()),
+        "minimum" => value.as_f64() >= wanted.as_f64(),
+        "maximum" => value.as_f64() <= wanted.as_f64(),
+        "exclusiveMinimum" => value.as_f64() > wanted.as_f64(),
+        "minLength" => value.as_str().is_none_or(|text| text.len() >= most()),
+        "maxLength" => value.as_str().is_none_or(|text| text.len() <= most()),
+        "description" | "title" | "examples" | "contentEncoding" | "pattern" | "$schema" | "$defs" => true,
+        other => panic!("keyword {other}"),
     }
 }
 

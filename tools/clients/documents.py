@@ -1,0 +1,555 @@
+"""Stock editors of Yjs, clients of the JSON protocol and the node's own, in one document at once; and bad input.
+
+Reads NODE_HTTP (HOST:PORT), NODE_TOKEN, NODE_DATA (the node's folder), THALWEG (the binary), and NODE_PROGRAM, which runs
+documents.mjs. EDITS says how many edits each editor makes.
+"""
+
+import asyncio
+import base64
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import jsonschema_rs
+import websockets
+from pycrdt import Array, Doc, Map, Provider, Text
+from websockets.asyncio.client import connect
+
+HTTP = os.environ["NODE_HTTP"]
+TOKEN = os.environ["NODE_TOKEN"]
+HERE = Path(__file__).parent
+EDITS = int(os.environ.get("EDITS", "60"))
+PATIENCE = 60
+RUN = f"ci/{os.getpid()}"
+SCHEMA = json.load(urllib.request.urlopen(f"http://{HTTP}/ws/schema.json"))
+SAID, TOLD = (
+    jsonschema_rs.validator_for({**SCHEMA, "anyOf": [{"$ref": f"#/$defs/{side}"}]}) for side in ("client", "server")
+)
+
+
+def thalweg(*arguments, **more):
+    command = [os.environ["THALWEG"], *arguments, "--data", os.environ["NODE_DATA"]]
+    environment = {name: value for name, value in os.environ.items() if name not in ("THALWEG_SERVER", "THALWEG_TOKEN")}
+    return subprocess.run(command, check=True, capture_output=True, env=environment, timeout=PATIENCE, **more).stdout
+
+
+READER = thalweg("admin", "token", "--user", "reader", "--allow", f"read:{RUN}*").decode().strip()
+os.environ["READER_TOKEN"] = READER
+
+
+async def javascript(*arguments):
+    program = [os.environ["NODE_PROGRAM"], str(HERE / "documents.mjs"), *map(str, arguments)]
+    process = await asyncio.create_subprocess_exec(*program, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    assert process.returncode == 0, f"documents.mjs {arguments} failed"
+    return output
+
+
+async def until(what, is_so, seconds=PATIENCE):
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, f"waited {seconds} s: {what}"
+        await asyncio.sleep(0.01)
+
+
+class Json:
+    """A client of /ws. Every message, of both sides, is held to the schema."""
+
+    async def __aenter__(self):
+        self.socket = await connect(f"ws://{HTTP}/ws", max_size=None)
+        self.answers, self.news, self.last = {}, asyncio.Queue(), 0
+        self.reads = asyncio.create_task(self.read())
+        await self.ask("hello", token=TOKEN)
+        return self
+
+    async def __aexit__(self, *_):
+        await self.socket.close()
+        self.reads.cancel()
+
+    async def read(self):
+        async for text in self.socket:
+            message = json.loads(text)
+            TOLD.validate(message)
+            answer = self.answers.pop(message.get("id"), None)
+            if answer:
+                answer.set_result(message)
+            else:
+                self.news.put_nowait(message)
+
+    async def start(self, kind, **fields):
+        self.last += 1
+        message = {"type": kind, "id": self.last, **fields}
+        SAID.validate(message)
+        self.answers[self.last] = asyncio.get_running_loop().create_future()
+        await self.socket.send(json.dumps(message))
+        return self.last, self.answers[self.last]
+
+    async def ask(self, kind, fails=None, **fields):
+        _, answer = await self.start(kind, **fields)
+        answer = await asyncio.wait_for(answer, PATIENCE)
+        assert answer.get("code") == fails, (kind, fields, answer)
+        return answer
+
+
+class Channel:
+    """A WebSocket as pycrdt's provider wants it."""
+
+    def __init__(self, socket, path):
+        self.socket, self.path = socket, path
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        try:
+            return await self.socket.recv()
+        except websockets.ConnectionClosed:
+            raise StopAsyncIteration from None
+
+    async def send(self, message):
+        try:
+            await self.socket.send(message)
+        except websockets.ConnectionClosed:
+            pass
+
+    async def recv(self):
+        return await self.socket.recv()
+
+
+def yjs_url(document, token=TOKEN):
+    return f"ws://{HTTP}/yjs/{document}?token={token}"
+
+
+async def edit_with_pycrdt(name, document, peers, out):
+    doc = Doc()
+    text, ledger = doc.get("content", type=Text), doc.get("ledger", type=Array)
+    done, seen = doc.get("done", type=Map), doc.get("seen", type=Map)
+    dice, rounds = random.Random(name), iter(range(EDITS))
+
+    def once(number):
+        with doc.transaction():
+            if len(text) > 20 and dice.random() < 0.3:
+                at = dice.randrange(len(text) - 3)
+                del text[at : at + dice.randint(1, 3)]
+            else:
+                text.insert(dice.randint(0, len(text)), f"{name}{number} ")
+            ledger.append(f"{name}:{number}")
+
+    for part in range(4):
+        async with connect(yjs_url(document)) as socket, Provider(doc, Channel(socket, document)) as provider:
+            await asyncio.wait_for(provider.synced.wait(), PATIENCE)
+            for _, number in zip(range(EDITS // 4 - 5 if part < 3 else EDITS), rounds):
+                once(number)
+                await asyncio.sleep(dice.random() * 0.008)
+            if part == 3:
+                done[name] = EDITS
+                await until("all are done", lambda: all(peer in done for peer in peers))
+                seen[name] = True
+                await until("all have seen it", lambda: all(peer in seen for peer in peers))
+                out.write_bytes(doc.get_update())
+                await asyncio.sleep(0.1)
+        for _, number in zip(range(5), rounds):
+            once(number)  # offline
+
+
+def transformed(at, operations):
+    """Where an offset lies after an edit; what is inserted at that very place comes before it."""
+    before = after = 0
+    for part in operations:
+        (kind, length), = part.items()
+        if before > at:
+            break
+        if kind == "insert":
+            after += len(length)
+        elif kind == "retain":
+            if before + length > at:
+                return after + at - before
+            before, after = before + length, after + length
+        else:
+            if before + length > at:
+                return after
+            before += length
+    return after + at - before
+
+
+def applied(text, operations):
+    edited, at = "", 0
+    for part in operations:
+        (kind, value), = part.items()
+        if kind == "insert":
+            edited += value
+        else:
+            edited += text[at : at + value] if kind == "retain" else ""
+            at += value
+    return edited + text[at:]
+
+
+async def edit_with_operations(name, document, until_over):
+    """A thin client: it has a text and a revision, and one edit under way."""
+    dice = random.Random(name)
+    async with Json() as client:
+        subscription = (await client.ask("open", document=document, make=True))["id"]
+        text, revision, pending, round, answer = "", 0, None, 0, None
+        while True:
+            message = None
+            try:
+                message = await asyncio.wait_for(client.news.get(), 0.02)
+            except asyncio.TimeoutError:
+                pass
+            if message and message.get("subscription") == subscription:
+                if message["type"] == "state":
+                    text, revision = message["text"], message["revision"]
+                elif message["type"] == "operations" and message.get("own") is not None:
+                    at, token = pending
+                    text, revision, pending = text[:at] + token + text[at:], message["to"], None
+                elif message["type"] == "operations":
+                    text, revision = applied(text, message["operations"]), message["to"]
+                    if pending:
+                        pending = (transformed(pending[0], message["operations"]), pending[1])
+            if pending is None and round < EDITS // 2:
+                pending = (dice.randint(0, len(text)), f"{name}{round} ")
+                round += 1
+                operations = [{"retain": pending[0]}, {"insert": pending[1]}]
+                _, answer = await client.start("edit", document=document, revision=revision, operations=operations)
+            if answer and answer.done():
+                assert answer.result()["type"] == "published", answer.result()
+                answer = None
+            if message is None and until_over.is_set() and pending is None and round == EDITS // 2:
+                return text
+
+
+async def edit_with_thalweg(name, document):
+    """The node's own client: edits are made by its command, which carries Yjs updates over QUIC."""
+    doc = Doc()
+    for number in range(6):
+        state = await asyncio.to_thread(thalweg, "doc", "get", document, "--format", "update")
+        doc.apply_update(state)
+        before = doc.get_state()
+        doc.get("content", type=Text).insert(0, f"{name}{number} ")
+        doc.get("ledger", type=Array).append(f"{name}:{number}")
+        update = doc.get_update(before)
+        await asyncio.to_thread(thalweg, "doc", "apply", document, "-", input=update)
+
+
+async def all_at_once():
+    document = f"{RUN}/together"
+    peers = ["yjs", "yjs2", "hocus", "pycrdt"]
+    with tempfile.TemporaryDirectory() as folder:
+        out = {name: Path(folder) / name for name in [*peers, "node", "native"]}
+        over = asyncio.Event()
+        async with Json() as client:
+            await client.ask("create", channel=document, kind="document")
+        thin = asyncio.create_task(edit_with_operations("thin", document, over))
+        arguments = (document, EDITS, ",".join(peers))
+        await asyncio.gather(
+            javascript("edit", "yjs", "yjs", *arguments, out["yjs"]),
+            javascript("edit", "yjs", "yjs2", *arguments, out["yjs2"]),
+            javascript("edit", "hocuspocus", "hocus", *arguments, out["hocus"]),
+            edit_with_pycrdt("pycrdt", document, peers, out["pycrdt"]),
+            edit_with_thalweg("native", document),
+        )
+        over.set()
+        text = await asyncio.wait_for(thin, PATIENCE)
+        # The editors left when they agreed; the thin client and the command may have written after that.
+        async with connect(yjs_url(document)) as socket:
+            last = Doc()
+            async with Provider(last, Channel(socket, document)) as provider:
+                await provider.synced.wait()
+        for name in peers:
+            doc = Doc()
+            doc.apply_update(out[name].read_bytes())
+            doc.apply_update(last.get_update(doc.get_state()))
+            out[name].write_bytes(doc.get_update())
+        async with Json() as client:
+            state = (await client.ask("read", document=document, form="state"))["state"]
+            out["node"].write_bytes(base64.b64decode(state))
+            assert (await client.ask("read", document=document))["text"] == text, "the thin client's text is the node's"
+        out["native"].write_bytes(thalweg("doc", "get", document, "--format", "update"))
+        states = json.loads(await javascript("canon", *out.values()))
+    first = states[0]
+    for name, state in zip(out, states):
+        assert state == first, f"{name} differs: {state} {first}"
+    assert first["text"] == text
+    expected = [f"{name}:{n}" for name in peers for n in range(EDITS)] + [f"native:{n}" for n in range(6)]
+    assert sorted(first["ledger"]) == sorted(expected), "every edit is there, once"
+    await javascript("roles", document)
+    return f"{len(expected)} edits, {len(text)} characters"
+
+
+def number(value):
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes(encoded + bytes([value]))
+
+
+def sync(kind, update):
+    return bytes([0, kind]) + number(len(update)) + update
+
+
+class Bystander:
+    """Reads a document and edits it while others misbehave."""
+
+    def __init__(self, document):
+        self.document, self.doc, self.count = document, Doc(), 0
+        self.client = Json()
+
+    async def __aenter__(self):
+        await self.client.__aenter__()
+        await self.client.ask("open", document=self.document, make=True)
+        return self
+
+    async def __aexit__(self, *_):
+        await self.client.__aexit__()
+
+    async def is_unaffected(self):
+        """It makes an edit, and somebody who comes sees it."""
+        self.count += 1
+        doc = Doc()
+        doc.get("log", type=Array).append(f"bystander {self.count}")
+        update = base64.b64encode(doc.get_update()).decode()
+        began = time.monotonic()
+        await self.client.ask("edit", document=self.document, update=update)
+        seen = (await self.client.ask("read", document=self.document, form="json"))["json"]
+        assert len(seen["log"]) == self.count, seen
+        return time.monotonic() - began
+
+
+async def closing(socket):
+    """The code and the reason that a socket is closed with."""
+    try:
+        while True:
+            await asyncio.wait_for(socket.recv(), PATIENCE)
+    except websockets.ConnectionClosed as closed:
+        assert closed.rcvd, "it was cut off without a word"
+        return closed.rcvd.code, closed.rcvd.reason
+
+
+async def bad_input():
+    document = f"{RUN}/bad"
+    honest = Doc()
+    honest.get("content", type=Text).insert(0, "some text")
+    update = honest.get_update()
+    async with Bystander(document) as bystander:
+        await bystander.is_unaffected()
+
+        async def parted(what, message, code, says):
+            async with connect(yjs_url(document), max_size=None) as socket:
+                await socket.send(sync(0, b"\0"))
+                try:
+                    await socket.send(message)
+                except websockets.ConnectionClosed:
+                    pass
+                found = await closing(socket)
+                assert found[0] == code and says in found[1], (what, found)
+            await bystander.is_unaffected()
+
+        for cut in (1, len(update) // 2, len(update) - 1):
+            await parted("a truncated update", sync(2, update[:cut]), 4400, "update_invalid")
+        await parted("a truncated message", bytes([0, 2, 200, 1]), 4400, "frame_invalid")
+        await parted("a count of structs beyond memory", sync(2, b"\1" + number(2**52) + b"\1\0"), 4400, "update_invalid")
+        nested = b"\1\1" + number(99) + b"\0" + b"\x08\1\3log\1" + b"\x75\1" * 200_000
+        await parted("a value nested without end", sync(2, nested), 4400, "update_invalid")
+        await parted("10 MB", sync(2, bytes(10 << 20)), 4413, "")
+        await parted("more than an edit may be", sync(2, bytes(900 << 10)), 4413, "")
+        await parted("a text", "{}", 4400, "frame_invalid")
+        await parted("an unknown type", bytes([99]), 4400, "operation_unknown")
+        await parted("awareness that makes no sense", bytes([1, 3, 9, 9, 9]), 4400, "update_invalid")
+        await incomplete(document, bystander)
+        await flood(document, bystander)
+        await strangers(document)
+        async with Json() as client:
+            operations = [{"insert": "x"}]
+            await client.ask("edit", document=document, revision=10**9, operations=operations, fails="revision_unknown")
+            operations = [{"retain": 10**6}, {"insert": "x"}]
+            await client.ask("edit", document=document, revision=1, operations=operations, fails="operations_invalid")
+            await client.ask("dance", fails=None) if False else None
+        await bystander.is_unaffected()
+    tiny = await million_tiny(f"{RUN}/tiny")
+    await deleted(f"{RUN}/deleted")
+    return tiny
+
+
+async def incomplete(document, bystander):
+    """An update that builds on what was never sent: the node asks for what it lacks, and parts with who does not say it."""
+    doc = Doc()
+    text = doc.get("content", type=Text)
+    text.insert(0, "first ")
+    state = doc.get_state()
+    text.insert(6, "second ")
+    async with connect(yjs_url(document)) as socket:
+        await socket.send(sync(0, b"\0"))
+        while (await socket.recv())[:2] != b"\0\0":
+            pass
+        await socket.send(sync(2, doc.get_update(state)))
+        while (await asyncio.wait_for(socket.recv(), PATIENCE))[:2] != b"\0\0":
+            pass
+        await socket.send(sync(1, doc.get_update()))
+        await asyncio.sleep(0)
+        async with Json() as client:
+            end = time.monotonic() + PATIENCE
+            while "first second" not in (await client.ask("read", document=document))["text"]:
+                assert time.monotonic() < end, "what was asked for is not there"
+    await bystander.is_unaffected()
+
+
+async def flood(document, bystander):
+    """Awareness without end: what is too much is dropped, and others go on."""
+    state = json.dumps({"user": {"name": "x" * 500}}).encode()
+    async with connect(yjs_url(document)) as socket:
+        await socket.send(sync(0, b"\0"))
+        for clock in range(1, 3_000):
+            entry = b"\1" + number(4711) + number(clock) + number(len(state)) + state
+            await socket.send(b"\1" + number(len(entry)) + entry)
+            if clock % 1_000 == 0:
+                await bystander.is_unaffected()
+
+
+async def strangers(document):
+    """Who has no token, a wrong one, or comes from a page of somebody else's."""
+    async with connect(f"ws://{HTTP}/yjs/{document}") as socket:
+        assert (await closing(socket))[0] == 4401
+    async with connect(yjs_url(document, "wrong")) as socket:
+        assert (await closing(socket))[0] == 4401
+    async with connect(yjs_url("a%20b")) as socket:
+        code, reason = await closing(socket)
+        assert code == 4400 and "name_invalid" in reason, (code, reason)
+    async with connect(yjs_url(f"{document}-none", READER)) as socket:
+        await socket.send(sync(0, b"\0"))
+        code, reason = await closing(socket)
+        assert code in (4403, 4404), (code, reason)
+    async with connect(f"ws://{HTTP}/yjs/{document}", subprotocols=["thalweg", f"bearer.{TOKEN}"]) as socket:
+        assert socket.subprotocol == "thalweg"
+        await socket.send(sync(0, b"\0"))
+        assert (await socket.recv())[:2] == b"\0\1"
+    try:
+        await connect(yjs_url(document), origin="https://evil.example")
+        raise AssertionError("a page of another origin was let in")
+    except websockets.InvalidStatus as refused:
+        assert refused.response.status_code == 403
+    try:
+        urllib.request.urlopen(f"http://{HTTP}/ws")
+        raise AssertionError("no upgrade")
+    except urllib.error.HTTPError as refused:
+        assert refused.code == 426 and json.load(refused)["error"]["code"] == "upgrade_required"
+
+
+async def million_tiny(document):
+    """A million tiny updates, scaled to what a check may take: all are kept, and told merged."""
+    count = 20_000
+    doc = Doc()
+    text = doc.get("content", type=Text)
+    updates = []
+    subscription = doc.observe(lambda event: updates.append(event.update))
+    for _ in range(count):
+        text.insert(len(text), "x")
+    doc.unobserve(subscription)
+    began = time.monotonic()
+    async with Json() as reader, connect(yjs_url(document), max_size=None) as socket:
+        await socket.send(sync(0, b"\0"))
+        assert (await socket.recv())[:2] == b"\0\1"
+        await reader.ask("open", document=document)
+        length, messages = 0, 0
+
+        async def send():
+            for update in updates:
+                await socket.send(sync(2, update))
+
+        sending = asyncio.create_task(send())
+        while length < count:
+            message = await asyncio.wait_for(reader.news.get(), PATIENCE)
+            messages += 1
+            if message["type"] == "state":
+                length = len(message["text"])
+            elif message["type"] == "operations":
+                length += sum(len(part.get("insert", "")) for part in message["operations"])
+        await sending
+    seconds = time.monotonic() - began
+    return f"{count} tiny updates in {seconds:.1f} s, told in {messages} messages"
+
+
+async def deleted(document):
+    """A document is deleted while it is open: all who have it open are told, in their protocol."""
+    async with Json() as client, connect(yjs_url(document)) as socket:
+        await socket.send(sync(0, b"\0"))
+        assert (await socket.recv())[:2] == b"\0\1"
+        subscription = (await client.ask("open", document=document))["id"]
+        await client.ask("delete", channel=document)
+        code, reason = await closing(socket)
+        assert code == 4410 and "channel_deleted" in reason, (code, reason)
+        while True:
+            message = await asyncio.wait_for(client.news.get(), PATIENCE)
+            if message["type"] == "ended":
+                assert message["subscription"] == subscription and message["code"] == "channel_deleted", message
+                break
+        await client.ask("ping")
+
+
+async def everything_else():
+    """Channels, generations and what is left of documents, over /ws."""
+    channel, document = f"{RUN}/channel", f"{RUN}/else"
+    async with Json() as client, Json() as other:
+        subscription = (await client.ask("subscribe", channel=channel, make=True))["id"]
+        first = await other.ask("publish", channel=channel, text="hello")
+        message = await asyncio.wait_for(client.news.get(), PATIENCE)
+        assert message["text"] == "hello" and message["subscription"] == subscription, message
+        again = await other.ask("publish", channel=channel, text="hello", sequence=first["sequence"], retry=True)
+        assert again["duplicate"] and again["position"] == first["position"]
+        page = await client.ask("history", channel=channel)
+        assert [record["text"] for record in page["messages"]] == ["hello"]
+        await client.ask("unsubscribe", subscription=subscription)
+        await client.ask("publish", channel=f"{channel}-none", text="x", fails="channel_unknown")
+        await client.ask("ping")
+        opened = await client.ask("open", document=document, make=True)
+        assert opened["made"] and opened["access"] == "write", opened
+        one = await client.ask("edit", document=document, revision=opened["revision"], operations=[{"insert": "one"}])
+        await client.ask("version", document=document, name="first")
+        await client.ask("edit", document=document, revision=one["position"], operations=[{"retain": 3}, {"insert": " two"}])
+        assert (await client.ask("read", document=document))["text"] == "one two"
+        assert (await client.ask("read", document=document, revision=one["position"]))["text"] == "one"
+        await client.ask("restore", document=document, revision=one["position"])
+        assert (await client.ask("read", document=document))["text"] == "one"
+        await client.ask("open", document=channel, fails="kind_mismatch")
+        asked = await client.ask("ask", prompt="Say hello.", max_tokens=8, temperature=0)
+        text = ""
+        while True:
+            message = await asyncio.wait_for(client.news.get(), PATIENCE)
+            if message.get("watch") != asked["id"]:
+                continue
+            if message["type"] == "finished":
+                break
+            text += message["text"]
+        assert text and message["usage"]["completion_tokens"] > 0, (text, message)
+
+
+CHECKS = [everything_else, all_at_once, bad_input]
+
+
+async def main():
+    failed = []
+    for check in CHECKS:
+        if len(sys.argv) > 1 and check.__name__ not in sys.argv[1:]:
+            continue
+        began = time.monotonic()
+        try:
+            said = await check()
+            print(f"documents: {check.__name__} in {time.monotonic() - began:.1f} s{f': {said}' if said else ''}", flush=True)
+        except Exception as error:  # All of them are tried.
+            import traceback
+
+            traceback.print_exc()
+            failed.append(f"{check.__name__}: {type(error).__name__}: {error}")
+    for line in failed:
+        print(f"documents: {line}", file=sys.stderr)
+    sys.exit(bool(failed))
+
+
+asyncio.run(main())
