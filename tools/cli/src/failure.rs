@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use thalweg_client::ClientError;
+use thalweg_client::{ClientError, RejectCode};
 
 /// What a script learns from a failure. The numbers are part of the interface.
 pub(crate) mod exit {
@@ -56,7 +56,10 @@ impl Failure {
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
-        Self::new(error.exit_code(), error.to_string())
+        let mismatch = error.reject().is_some_and(|reject| reject.code == RejectCode::KindMismatch);
+        let hint =
+            if mismatch { "; `thalweg edit` and `thalweg doc` are for documents, the others for channels" } else { "" };
+        Self::new(error.exit_code(), format!("{error}{hint}"))
     }
 }
 

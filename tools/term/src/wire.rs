@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use thalweg_client::{
     Ack, ChannelAbout, ChannelChange, ChannelOptions, Client, ClientError, ConnectionState, Position, Post, PostKind,
-    ProfileText, Subscription,
+    ProfileText, RejectCode, Subscription,
 };
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
@@ -219,7 +219,11 @@ async fn watch(client: Client, channel: String, make: bool, events: mpsc::Sender
     let mut subscription: Subscription = match client.subscribe(&channel, options).await {
         Ok(subscription) => subscription,
         Err(error) => {
-            let _ = events.send(shut(refusal(&error).reason)).await;
+            let mut reason = refusal(&error).reason;
+            if error.reject().is_some_and(|reject| reject.code == RejectCode::KindMismatch) {
+                reason = format!("{channel} is a document: leave, and do `thalweg edit {channel}`");
+            }
+            let _ = events.send(shut(reason)).await;
             return;
         }
     };

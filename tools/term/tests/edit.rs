@@ -169,7 +169,11 @@ fn screens() {
     desk.event(EditEvent::Unsaved(0));
     desk.shows("online");
     desk.key("F1");
+    desk.event(EditEvent::Resize { columns: 60, lines: 24 });
+    desk.size = (60, 24);
     desk.shows("help");
+    desk.event(EditEvent::Resize { columns: 60, lines: 12 });
+    desk.size = (60, 12);
     desk.key("Esc");
     desk.key("C-f");
     desk.types("fox");

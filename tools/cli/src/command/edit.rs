@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::json;
 use thalweg_client::{
-    AsName as _, AskInDocument, Client, Document, DocumentAccess, FinishReason, Generation, Part, Place, Position,
-    Text, utf16_len,
+    AsName as _, AskInDocument, Client, Document, DocumentAccess, FinishReason, Generation, Part, Position, Text,
+    utf16_len,
 };
 use thalweg_protocol::limits::DOCUMENT_CONTEXT_BYTES;
 
@@ -135,11 +135,7 @@ async fn ask(args: Args) -> Result<(), Failure> {
         return Err(Failure::new(exit::REFUSED, text));
     }
     let (from, to) = place(&args, &document.text())?;
-    let mut ask = document.ask_at(from, to, args.ai.clone().unwrap_or_default());
-    if from == to && document.length() == 0 {
-        // An empty document has no characters to hold on to.
-        ask.place = Place::Offsets { revision: Position(0), start: 0, end: 0 };
-    }
+    let ask = document.ask_at(from, to, args.ai.clone().unwrap_or_default());
     let model = args.model.as_deref().map(|model| model.as_name("model")).transpose()?;
     let ask = AskInDocument { model, max_tokens: args.max_tokens.unwrap_or(0), ..ask };
     drop(document);

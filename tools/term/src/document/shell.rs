@@ -218,7 +218,14 @@ impl Desk {
             EditCommand::Ask { from, to, instruction } => {
                 let ask = self.document.ask_at(from, to, instruction);
                 let (client, answers) = (self.document.client().clone(), self.answers_in.clone());
-                tokio::spawn(ask_model(client, ask, answers));
+                // The node is asked about characters that it has to have.
+                let saved = self.document.acknowledgement();
+                tokio::spawn(async move {
+                    match saved.await {
+                        Ok(_) => ask_model(client, ask, answers).await,
+                        Err(error) => drop(answers.send(EditEvent::Answered(Err(reason(&error)))).await),
+                    }
+                });
             }
             EditCommand::Stop(generation) => {
                 let client = self.document.client().clone();

@@ -16,26 +16,30 @@ use crate::ink::{Ink, author};
 use crate::text;
 use thalweg_client::DocumentAccess;
 
-const HELP: &str = "\
- Type, and others see it. Everything is saved as you type; edits
- made while the node is away are merged when it is back.
-
- arrows, Home, End, PgUp, PgDn   move        with Shift   select
- Ctrl-arrows                     by words    Ctrl-E       select all
- Ctrl-C Ctrl-X Ctrl-V            copy, cut, paste
- Ctrl-K                          cut the line
- Ctrl-Z  Ctrl-Y                  take own edits back, do them again
- Ctrl-F  F3  Shift-F3            find, next, previous
- Ctrl-G                          go to a line
- Ctrl-A or Alt-A                 ask the AI about the selection, or to
-                                 write at the cursor
- Esc                             stop the AI; Ctrl-Z then takes back
-                                 all it wrote
- F2                              numbers of lines
- Ctrl-Q                          leave
-
- A line `@ai do something` asks the AI from any editor.
- Any key closes this.";
+const HELP: &[&str] = &[
+    "",
+    " Type, and others see it. Everything is saved as you",
+    " type; edits made while the node is away are merged",
+    " when it is back.",
+    "",
+    " arrows Home End PgUp PgDn   move; with Shift select",
+    " Ctrl-arrows                 move by words",
+    " Ctrl-E                      select all",
+    " Ctrl-C  Ctrl-X  Ctrl-V      copy, cut, paste",
+    " Ctrl-K                      cut the line",
+    " Ctrl-Z  Ctrl-Y              undo, redo your edits",
+    " Ctrl-F  F3  Shift-F3        find, next, previous",
+    " Ctrl-G                      go to a line",
+    " Ctrl-A                      ask the AI about what is",
+    "                             selected, or to write here",
+    " Esc                         stop the AI; Ctrl-Z then",
+    "                             takes back all it wrote",
+    " F2                          numbers of lines",
+    " Ctrl-Q                      leave",
+    "",
+    " A line `@ai do something` asks the AI, too.",
+    " Any key closes this.",
+];
 
 /// Draws an editor.
 pub fn render_edit(app: &EditApp, frame: &mut Frame<'_>) {
@@ -263,7 +267,7 @@ fn state(app: &EditApp) -> (String, Ink) {
     }
     let hint = if usize::from(app.size.0) >= 60 { " · F1 help · Ctrl-A asks the AI" } else { "" };
     match (app.access, app.unsaved) {
-        (DocumentAccess::Read, _) => (format!("read only{hint}"), Ink::Dim),
+        (DocumentAccess::Read, _) => ("read only · F1 help".to_owned(), Ink::Dim),
         (_, 0) => (format!("all changes saved{hint}"), Ink::Good),
         (_, 1) => ("1 edit not yet acknowledged".to_owned(), Ink::Pending),
         (_, unsaved) => (format!("{unsaved} edits not yet acknowledged"), Ink::Pending),
@@ -271,12 +275,12 @@ fn state(app: &EditApp) -> (String, Ink) {
 }
 
 fn help(app: &EditApp, frame: &mut Frame<'_>, area: Rect) {
-    let lines = HELP.lines().count() as u16 + 2;
-    let width = 70.min(area.width);
+    let lines = HELP.len() as u16 + 1;
+    let width = 58.min(area.width);
     let height = lines.min(area.height);
     let place = Rect::new(area.x + (area.width - width) / 2, area.y + (area.height - height) / 2, width, height);
     Clear.render(place, frame.buffer_mut());
     let style = app.theme.bar();
-    let text: Vec<Line<'_>> = std::iter::once("").chain(HELP.lines()).map(Line::from).collect();
+    let text: Vec<Line<'_>> = HELP.iter().map(|line| Line::from(*line)).collect();
     Paragraph::new(text).style(style).render(place, frame.buffer_mut());
 }

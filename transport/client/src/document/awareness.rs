@@ -139,10 +139,10 @@ impl Own {
         self.said = None;
     }
 
-    /// When there is something to say; `None` if there is not.
-    pub(super) fn due(&self) -> Option<Instant> {
+    /// When there is something to say, `now` at the earliest; `None` if there is not.
+    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
         match (self.fresh, self.said) {
-            (true, None) => Some(Instant::now()),
+            (true, None) => Some(now),
             (true, Some(said)) => Some(said + DISTANCE),
             (false, Some(said)) if self.state.is_some() => Some(said + RENEW),
             (false, _) => None,

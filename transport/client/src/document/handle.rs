@@ -338,7 +338,12 @@ impl Document {
     /// # Errors
     /// As [`Acknowledgement`].
     pub async fn flush(&self) -> Result<Position, ClientError> {
-        self.outbox.put(Vec::new()).await
+        self.acknowledgement().await
+    }
+
+    /// Resolves when everything that was edited up to now is durable.
+    pub fn acknowledgement(&self) -> Acknowledgement {
+        self.outbox.put(Vec::new())
     }
 
     /// Others who are in the document.
@@ -364,14 +369,20 @@ impl Document {
     }
 
     /// A request that a model write between two offsets of the text as it is now, for
-    /// [`Client::ask_in_document`]; others' edits move the place.
+    /// [`Client::ask_in_document`]; others' edits move the place. The node has to have the text there: ask when
+    /// [`acknowledgement`](Self::acknowledgement) resolved.
     pub fn ask_at(&self, from: u32, to: u32, instruction: impl Into<String>) -> AskInDocument {
         let anchor = |offset: u32| Bytes::from(self.replica.anchor(offset).encode_v1());
+        let place = match self.replica.length() {
+            // There is nothing to hold on to.
+            0 => Place::Offsets { revision: Position(0), start: 0, end: 0 },
+            _ => Place::Anchors { start: anchor(from), end: anchor(to) },
+        };
         AskInDocument {
             document: self.name.clone(),
             instruction: instruction.into(),
             model: None,
-            place: Place::Anchors { start: anchor(from), end: anchor(to) },
+            place,
             max_tokens: 0,
             temperature: 0.0,
             seed: None,
@@ -392,7 +403,7 @@ impl Document {
             if self.over {
                 return Ok(None);
             }
-            let due = self.own.due().filter(|_| self.online);
+            let due = self.own.due(Instant::now()).filter(|_| self.online);
             let due = due.unwrap_or(self.looked + LOOK).min(self.looked + LOOK);
             tokio::select! {
                 incoming = self.line.queue.recv() => match incoming {
@@ -420,7 +431,7 @@ impl Document {
                 self.events.push_back(DocumentEvent::Others);
             }
         }
-        if self.online && self.own.due().is_some_and(|due| due <= now) {
+        if self.online && self.own.due(now).is_some_and(|due| due <= now) {
             let update = self.own.say(self.replica.client(), now);
             self.line.client.handle.with(|state| state.share_awareness(self.line.key, update));
         }

@@ -181,15 +181,15 @@ fn who_is_there() {
     assert!(others.expire(now + Duration::from_secs(40)));
 
     let mut own = Own::new();
-    assert_eq!(own.due(), None);
+    assert_eq!(own.due(now), None);
     own.set(Some(json!({ "user": { "name": "me" } })));
     own.set_cursor(Some((replica.anchor(0), replica.anchor(2))));
-    assert!(own.due().is_some());
+    assert!(own.due(now).is_some());
     let said = AwarenessUpdate::decode(&own.say(1, now)).expect("an update");
     assert_eq!((said.entries[0].client, said.entries[0].clock), (1, 1));
-    assert_eq!(own.due(), Some(now + Duration::from_secs(10)), "it is renewed");
+    assert_eq!(own.due(now), Some(now + Duration::from_secs(10)), "it is renewed");
     own.set_cursor(None);
-    assert_eq!(own.due(), Some(now + Duration::from_millis(40)), "not too often");
+    assert_eq!(own.due(now), Some(now + Duration::from_millis(40)), "not too often");
     let said = AwarenessUpdate::decode(&own.farewell(1).expect("it was there")).expect("an update");
     assert_eq!((said.entries[0].clock, &said.entries[0].state), (2, &None));
     assert_eq!(own.farewell(1), None);
