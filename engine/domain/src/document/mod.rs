@@ -49,6 +49,8 @@ const MEASURED_BYTES: usize = DOCUMENT_BYTES_MAX / 64;
 pub struct Checked {
     /// Whether it may change anything. If not, it need not be applied.
     pub is_news: bool,
+    /// Whether some of the text that it inserts, anywhere, ends a line.
+    pub ends_line: bool,
     parsed: Parsed,
     places: Places,
 }
@@ -192,7 +194,8 @@ impl Document {
 
     fn place(&self, parsed: Parsed, is_own: bool) -> Result<Checked, Reject> {
         let places = self.places.extend(&parsed, is_own)?;
-        Ok(Checked { is_news: !places.is_empty() || parsed.has_deletes(), parsed, places })
+        let (is_news, ends_line) = (!places.is_empty() || parsed.has_deletes(), parsed.ends_line);
+        Ok(Checked { is_news, ends_line, parsed, places })
     }
 
     /// Carries out an update of somebody who may do `may`.

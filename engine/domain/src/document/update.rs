@@ -83,19 +83,22 @@ pub(crate) struct Parsed {
     pub(crate) sections: BTreeMap<u64, Range<usize>>,
     pub(crate) deletes: BTreeMap<u64, Vec<Range<u32>>>,
     pub(crate) roots: Vec<Box<str>>,
+    /// Whether some of its text ends a line.
+    pub(crate) ends_line: bool,
     grows: usize,
 }
 
 struct Reader<'a> {
     bytes: &'a [u8],
     length: usize,
+    ends_line: bool,
 }
 
 type Read<T> = Result<T, Reject>;
 
 impl<'a> Reader<'a> {
     fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, length: bytes.len() }
+        Self { bytes, length: bytes.len(), ends_line: false }
     }
 
     fn at(&self) -> usize {
@@ -247,6 +250,7 @@ impl<'a> Reader<'a> {
                 if text.is_empty() {
                     return self.fault("a part of length 0");
                 }
+                self.ends_line |= text.contains('\n');
                 (Kind::Plain, thalweg_protocol::document::utf16_len(text))
             }
             5 => {
@@ -337,6 +341,7 @@ impl Parsed {
         if !reader.bytes.is_empty() {
             return reader.fault("something follows its end");
         }
+        parsed.ends_line = reader.ends_line;
         Ok(parsed)
     }
 

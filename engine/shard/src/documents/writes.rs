@@ -177,8 +177,6 @@ impl Shard {
             return Err(may_only(&document.channel, access));
         }
         let update = publish.body;
-        // Who ends a line may have asked a model for something, which is seen by what the edit does to the text.
-        let may_ask = update.contains(&b'\n') && access == DocumentAccess::Write && self.may_ask_any(principal);
         let ready = self.documents.ready(document).ok_or_else(|| unknown(document))?;
         let checked = ready.document.check(&update)?;
         if !checked.is_news {
@@ -186,6 +184,8 @@ impl Shard {
             return Ok(());
         }
         self.takes_edits(limited)?;
+        // Who ends a line may have asked a model for something, which is seen by what the edit does to the text.
+        let may_ask = checked.ends_line && access == DocumentAccess::Write && self.may_ask_any(principal);
         let (since_us, room) = (self.now.mono_us, GATHERED_BYTES.saturating_sub(update.len()));
         if self.documents.ready(document).is_some_and(|ready| ready.gathered.bytes > room) {
             self.flush_document(document);

@@ -148,3 +148,41 @@ fn a_revision_is_restored_by_a_new_edit() {
     assert_eq!(published(Some(node.call(ada, unchanged))).0, 14, "even one that changes nothing has its place");
     assert_eq!(text_now(&mut node, ada, "plan"), "> abcd");
 }
+
+/// What is to be put back is more than one message takes: the document in memory has it already, and is read anew.
+#[test]
+fn a_document_that_is_not_what_its_log_says_is_read_anew() {
+    let mut node = Node::new(1);
+    let (ada, bob) = (node.open(0, "ada", 1), node.open(0, "bob", 2));
+    node.call(ada, create("plan"));
+    let piece = "0123456789abcdef".repeat(BODY_BYTES_MAX / 16 - 10);
+    let mut newest = 0;
+    for n in 0..4 {
+        let insert = operations("plan", n + 1, newest, &Operations::new().insert(piece.clone()));
+        newest = published(Some(node.call(ada, insert))).0;
+    }
+    let full = newest;
+    let length = 4 * piece.len() as u32;
+    let cut = operations("plan", 5, newest, &Operations::new().delete(length).insert("cut"));
+    newest = published(Some(node.call(ada, cut))).0;
+    let opened = counted(&node, |c| c.documents_opened);
+    let requests = [
+        node.send(ada, write("plan", 6, PostKind::Restore, full, Bytes::new())),
+        node.send(ada, operations("plan", 7, newest, &Operations::new().insert("> "))),
+        node.send(bob, read_op("plan", 0, ReadForm::Text, 0)),
+    ];
+    node.settle();
+    let [restored, inserted, read] = requests.map(|request| node.reply(request));
+    assert!(
+        matches!(&restored, Some(ServerOp::Reject(reject)) if reject.code == RejectCode::DocumentTooLarge),
+        "{restored:?}"
+    );
+    assert!(matches!(read, Some(ServerOp::Document(DocumentNews::State { .. }))), "{read:?}");
+    // What the document did before it was read anew is not known to those who write operations: they read it again.
+    let answer = inserted.expect("an answer");
+    assert!(matches!(answer, ServerOp::Published { .. } | ServerOp::Reject(_)), "{answer:?}");
+    let poisoned = (counted(&node, |c| c.documents_poisoned), counted(&node, |c| c.documents_opened) - opened);
+    assert_eq!(poisoned, (1, 1));
+    let text = text_now(&mut node, bob, "plan");
+    assert!(text == "cut" || text == "> cut", "{text}");
+}
