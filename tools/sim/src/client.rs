@@ -3,6 +3,7 @@
 mod answers;
 mod channels;
 mod chat;
+mod documents;
 mod presence;
 mod reports;
 mod watches;
@@ -21,6 +22,8 @@ pub(crate) use channels::{CLUB, DOOMED, MEMORY, is_doomed};
 use channels::{Kind, content, kind};
 pub(crate) use chat::Known;
 use chat::{ChatAsked, delivery_kind};
+pub(crate) use documents::Papers;
+use documents::{DocumentAsked, Edit, Paper};
 pub(crate) use presence::{Picture, PresenceAnswer};
 use watches::Watching;
 
@@ -95,6 +98,7 @@ enum Asked {
     /// A channel with members.
     Create(DeedId),
     Chat(ChatAsked),
+    Document(DocumentAsked),
     /// A subscription that was ended before it was accepted: it may be refused, but it is answered.
     Abandoned,
     Other,
@@ -122,6 +126,9 @@ pub(crate) struct Client {
     asked: BTreeMap<u32, Asked>,
     readers: BTreeMap<u32, Reader>,
     watches: BTreeMap<u32, Watching>,
+    papers: BTreeMap<u32, Paper>,
+    /// Edits of documents that were not answered.
+    edits: BTreeMap<Sequence, Edit>,
     slow: bool,
 }
 
@@ -143,6 +150,8 @@ impl Client {
             asked: BTreeMap::new(),
             readers: BTreeMap::new(),
             watches: BTreeMap::new(),
+            papers: BTreeMap::new(),
+            edits: BTreeMap::new(),
             slow: false,
         }
     }
@@ -151,7 +160,7 @@ impl Client {
 impl Client {
     /// Whether all that it asked for is answered.
     pub(crate) fn is_settled(&self) -> bool {
-        self.link.is_some() && self.asked.is_empty() && self.unacked.is_empty()
+        self.link.is_some() && self.asked.is_empty() && self.unacked.is_empty() && self.edits.is_empty()
     }
 }
 
@@ -191,7 +200,8 @@ impl World {
     }
 
     fn act_connected(&mut self, client: usize) {
-        match self.below(1_350) {
+        match self.below(1_600) {
+            1_350.. => self.act_on_document(client),
             1_000.. => self.socialise(client),
             0..460 => self.publish(client),
             460..580 => self.subscribe(client),
@@ -403,6 +413,7 @@ impl World {
                 ops.push(ClientOp::TokensConsumed { watch: Watch(number), index: watching.next() });
             }
         }
+        ops.extend(self.credit_documents(client));
         for op in ops {
             self.say(client, 0, &op);
         }
@@ -451,6 +462,7 @@ impl World {
         });
         self.lost_deeds.extend(deeds.map(|deed| (now_us, deed)));
         own.asked.clear();
+        self.forget_documents(client);
         if self.settling {
             self.within(20_000, Event::Act { client });
         }
@@ -514,6 +526,7 @@ impl World {
             }
             self.send_watch(client, watching);
         }
+        self.come_back_to_documents(client);
     }
 
     pub(crate) fn settle_client(&mut self, client: usize) {
@@ -530,6 +543,7 @@ impl World {
             }
         }
         self.clients[client].slow = false;
+        self.settle_documents(client);
         self.give_credit(client);
     }
 

@@ -192,6 +192,16 @@ faults! {
     Drained = "drained";
     /// Something was refused because the node drains.
     DrainingRefused = "draining_refused";
+    /// An edit of a document was acknowledged.
+    DocumentEdited = "document_edited";
+    /// An edit of a document was sent again.
+    EditRetried = "edit_retried";
+    /// A reader of a document was sent several edits as one.
+    EditsMerged = "edits_merged";
+    /// A reader of a document was sent its state.
+    StateTaken = "state_taken";
+    /// Something was refused of a document for a reason that passes.
+    DocumentRefused = "document_refused";
 }
 
 /// How often each kind happened.

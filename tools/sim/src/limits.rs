@@ -143,6 +143,7 @@ impl World {
         self.asked_everything = true;
         for client in 0..self.clients.len() {
             self.ask_everything(client);
+            self.ask_documents(client);
         }
     }
 }

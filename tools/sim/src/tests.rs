@@ -51,6 +51,12 @@ fn defects_of_a_node_and_its_log_are_found() {
 }
 
 #[test]
+fn defects_of_documents_are_found() {
+    check(Plant::DropUpdate, 6, 4, &["does not follow", "ends with"]);
+    check(Plant::DoubleOperation, 8, 4, &["times"]);
+}
+
+#[test]
 fn defects_of_people_and_their_places_are_found() {
     check(Plant::ForgetRedactions, 8, 4, &["TextBack", "was taken back and is"]);
     check(Plant::ForgetRemovals, 12, 4, &["RoleImpossible", "ShownToStranger", "WrittenByStranger"]);

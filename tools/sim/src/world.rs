@@ -13,7 +13,7 @@ use thalweg_shard::{InferenceCommand, Input, Link};
 use thalweg_workload::auditor::people::{DeedId, Moment, People};
 use thalweg_workload::auditor::{Auditor, BodyHash, ChannelIndex};
 
-use crate::client::{CLUB, Client, DOOMED, Known, MEMORY, PresenceAnswer};
+use crate::client::{CLUB, Client, DOOMED, Known, MEMORY, Papers, PresenceAnswer};
 use crate::disk::{FakeDisk, Rot};
 use crate::faults::Faults;
 use crate::models::Models;
@@ -85,6 +85,10 @@ pub enum Plant {
     RefuseCarriedOut,
     /// Everybody is of one tenant.
     MixTenants,
+    /// An edit of a document never reaches a reader.
+    DropUpdate,
+    /// A positional edit is carried out twice.
+    DoubleOperation,
 }
 
 /// How a node ends.
@@ -306,6 +310,8 @@ pub(crate) struct World {
     pub(crate) asking: bool,
     pub(crate) asked_everything: bool,
     pub(crate) presence_answers: Vec<PresenceAnswer>,
+    /// What was done to documents.
+    pub(crate) papers: Papers,
     /// The first channel keeps little history.
     pub(crate) trimmed: bool,
     pub(crate) planted: u32,
@@ -409,6 +415,7 @@ pub fn simulate(seed: u64, options: Options) -> Report {
         asking: false,
         asked_everything: false,
         presence_answers: Vec::new(),
+        papers: Papers::default(),
         troubles: troubles(&mut rng, options.operations),
         large: rng.random_bool(0.3),
         repeatable: rng.random_bool(0.5),
@@ -527,6 +534,7 @@ impl World {
             Event::Silence => {
                 self.judge_presence_answers();
                 self.judge_presence(true);
+                self.judge_documents();
             }
             Event::Unpress => self.press(0),
             Event::Lost { link } => self.lost(link),

@@ -82,6 +82,7 @@ impl World {
                 _ => self.people.refused(deed),
             },
             (Asked::Chat(asked), op) => self.chat_answered(client, asked, op),
+            (Asked::Document(asked), op) => self.document_answered(client, request, asked, op),
             (Asked::Publish(_) | Asked::Subscribe | Asked::Generation, op) => {
                 self.violation(format!("client {client}: request {request} was answered by {op:?}"));
             }
@@ -198,6 +199,9 @@ impl World {
     }
 
     fn delivered(&mut self, client: usize, number: u32, op: ServerOp) {
+        if self.is_of_document(client, number) {
+            return self.document_news(client, number, op);
+        }
         let Some(reader) = self.clients[client].readers.get_mut(&number) else { return };
         if !reader.accepted.0 {
             return reader.early.push(op);
@@ -351,7 +355,7 @@ impl World {
 
     pub(crate) fn judge_client(&mut self, client: usize) {
         let own = &self.clients[client];
-        let writes = own.unacked.len();
+        let writes = own.unacked.len() + own.edits.len();
         let asked: Vec<_> = own.asked.iter().collect();
         if writes > 0 || !asked.is_empty() {
             let text = format!("client {client}: {writes} writes and these requests were never answered: {asked:?}");
