@@ -245,7 +245,9 @@ impl Body {
         for grapheme in text.graphemes(true) {
             let width =
                 if grapheme.len() == 1 && grapheme.as_bytes()[0] >= b' ' { 1 } else { glyph(grapheme, used).columns };
-            if used + width > columns {
+            // A space at the end has room where the cursor would stand.
+            let hangs = grapheme == " " && used == columns;
+            if used + width > columns && !hangs {
                 let (start, carried) =
                     breaks.filter(|(_, carried)| *carried <= WORD_MAX.min(columns - 1)).unwrap_or((at, 0));
                 rows.push(start);
@@ -299,7 +301,7 @@ mod tests {
         }
         check("", 10, &[""]);
         check("one two three", 8, &["one two ", "three"]);
-        check("one two three", 7, &["one two", " three"]);
+        check("one two three", 7, &["one two ", "three"]);
         check("incomprehensible", 6, &["incomp", "rehens", "ible"]);
         check("日本語のテキスト", 6, &["日本語", "のテキ", "スト"]);
         check("a\tb", 4, &["a\t", "b"]);
