@@ -64,7 +64,7 @@ fn defects_of_people_and_their_places_are_found() {
     check(Plant::ReadBackwards, 8, 4, &["ReadingImpossible"]);
     check(Plant::ForgetProfiles, 8, 4, &["ProfileImpossible"]);
     check(Plant::ForgetNumbers, 8, 4, &["were counted", "are unread"]);
-    check(Plant::KeepReaders, 60, 1, &["ShownToStranger"]);
+    check(Plant::KeepReaders, 120, 1, &["ShownToStranger"]);
     check(Plant::LosePresence, 12, 2, &["people where", "where {"]);
     check(Plant::KeepLimits, 24, 1, &["its last word, was refused", "was refused: "]);
     check(Plant::RefuseCarriedOut, 24, 2, &["RefusedDelivered", "which was carried out, was refused"]);

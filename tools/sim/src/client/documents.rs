@@ -389,7 +389,7 @@ impl World {
             ServerOp::Delivery(delivery) if delivery.kind == DeliveryKind::Update => {
                 let is_merged = delivery.context.target.0 > 0 && delivery.context.target < delivery.position;
                 self.faults.add(Fault::EditsMerged, u64::from(is_merged));
-                if self.options.plant == Some(Plant::DropUpdate) && self.planted == 0 {
+                if self.options.plant == Some(Plant::DropUpdate) && self.planted < 40 {
                     self.planted += 1;
                     return;
                 }
