@@ -303,7 +303,11 @@ impl Shard {
             }
             Next::Waits(state) => {
                 let document = reader.document.as_mut()?;
-                document.behind |= state == State::OutOfCredit;
+                match state {
+                    State::OutOfCredit => document.behind = true,
+                    State::Idle => document.behind = false,
+                    _ => {}
+                }
                 if state != State::Reading
                     && let Some(shared) = &mut fan.document
                     && let Some(payload) = shared.picture.next(&mut document.aware, link)
