@@ -234,6 +234,9 @@ fn message_line(message: &Message, how: Show) -> Value {
         DeliveryKind::Unreaction => "unreaction",
         DeliveryKind::Membership => "membership",
         DeliveryKind::Info => "info",
+        DeliveryKind::Update => "update",
+        DeliveryKind::Snapshot => "snapshot",
+        DeliveryKind::Version => "version",
     };
     json!({
         "position": message.position.0, "kind": kind, "user": message.user.as_str(),
