@@ -65,7 +65,8 @@ function overHocuspocus(name, document, token) {
     doc: provider.document,
     awareness: provider.awareness,
     isSynced: () => provider.synced,
-    connect: () => socket.connect(),
+    // It takes no notice of a wish to connect while it is still disconnecting.
+    connect: () => until("it is disconnected", () => socket.status === "disconnected").then(() => socket.connect()),
     disconnect: () => socket.disconnect(),
     isSaved: () => !provider.hasUnsyncedChanges,
     destroy: () => (provider.destroy(), socket.destroy()),
@@ -107,7 +108,7 @@ async function edit(kind, name, document, edits, peers, out) {
       client.disconnect();
       for (let offline = 0; offline < 5 && round < edits; offline++, round++) editOnce(doc, name, round, roll);
       await sleep(roll(50));
-      client.connect();
+      await client.connect();
       round--;
       continue;
     }
@@ -168,7 +169,7 @@ if (what === "edit") {
 } else if (what === "roles") {
   await roles(rest[0]);
 } else if (what === "canon") {
-  console.log(JSON.stringify(rest.map(canon)));
+  await new Promise((resolve) => process.stdout.write(JSON.stringify(rest.map(canon)), resolve));
 } else {
   assert.fail(`what is ${what}?`);
 }

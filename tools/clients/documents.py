@@ -25,7 +25,7 @@ from websockets.asyncio.client import connect
 HTTP = os.environ["NODE_HTTP"]
 TOKEN = os.environ["NODE_TOKEN"]
 HERE = Path(__file__).parent
-EDITS = int(os.environ.get("EDITS", "60"))
+EDITS = int(os.environ.get("EDITS", "150"))
 PATIENCE = 60
 RUN = f"ci/{os.getpid()}"
 SCHEMA = json.load(urllib.request.urlopen(f"http://{HTTP}/ws/schema.json"))
@@ -42,6 +42,7 @@ def thalweg(*arguments, **more):
 
 READER = thalweg("admin", "token", "--user", "reader", "--allow", f"read:{RUN}*").decode().strip()
 os.environ["READER_TOKEN"] = READER
+KEEPER = thalweg("admin", "token", "--user", "keeper", "--allow", f"admin:{RUN}*").decode().strip()
 
 
 async def javascript(*arguments):
@@ -62,11 +63,14 @@ async def until(what, is_so, seconds=PATIENCE):
 class Json:
     """A client of /ws. Every message, of both sides, is held to the schema."""
 
+    def __init__(self, token=TOKEN):
+        self.token = token
+
     async def __aenter__(self):
         self.socket = await connect(f"ws://{HTTP}/ws", max_size=None)
         self.answers, self.news, self.last = {}, asyncio.Queue(), 0
         self.reads = asyncio.create_task(self.read())
-        await self.ask("hello", token=TOKEN)
+        await self.ask("hello", token=self.token)
         return self
 
     async def __aexit__(self, *_):
@@ -83,18 +87,18 @@ class Json:
             else:
                 self.news.put_nowait(message)
 
-    async def start(self, kind, **fields):
+    async def start(self, what, **fields):
         self.last += 1
-        message = {"type": kind, "id": self.last, **fields}
+        message = {"type": what, "id": self.last, **fields}
         SAID.validate(message)
         self.answers[self.last] = asyncio.get_running_loop().create_future()
         await self.socket.send(json.dumps(message))
         return self.last, self.answers[self.last]
 
-    async def ask(self, kind, fails=None, **fields):
-        _, answer = await self.start(kind, **fields)
+    async def ask(self, what, fails=None, **fields):
+        _, answer = await self.start(what, **fields)
         answer = await asyncio.wait_for(answer, PATIENCE)
-        assert answer.get("code") == fails, (kind, fields, answer)
+        assert answer.get("code") == fails, (what, fields, answer)
         return answer
 
 
@@ -337,14 +341,15 @@ async def bad_input():
         await bystander.is_unaffected()
 
         async def parted(what, message, code, says):
-            async with connect(yjs_url(document), max_size=None) as socket:
-                await socket.send(sync(0, b"\0"))
-                try:
-                    await socket.send(message)
-                except websockets.ConnectionClosed:
-                    pass
-                found = await closing(socket)
-                assert found[0] == code and says in found[1], (what, found)
+            # Not closed by us: the node does, and this library stumbles over a connection that went while it was sending.
+            socket = await connect(yjs_url(document), max_size=None)
+            await socket.send(sync(0, b"\0"))
+            try:
+                await socket.send(message)
+            except websockets.ConnectionClosed:
+                pass
+            found = await closing(socket)
+            assert found[0] == code and says in found[1], (what, found)
             await bystander.is_unaffected()
 
         for cut in (1, len(update) // 2, len(update) - 1):
@@ -438,7 +443,7 @@ async def strangers(document):
 
 async def million_tiny(document):
     """A million tiny updates, scaled to what a check may take: all are kept, and told merged."""
-    count = 20_000
+    count = 30_000
     doc = Doc()
     text = doc.get("content", type=Text)
     updates = []
@@ -472,11 +477,12 @@ async def million_tiny(document):
 
 async def deleted(document):
     """A document is deleted while it is open: all who have it open are told, in their protocol."""
-    async with Json() as client, connect(yjs_url(document)) as socket:
+    async with Json() as client, Json(KEEPER) as keeper, connect(yjs_url(document)) as socket:
         await socket.send(sync(0, b"\0"))
         assert (await socket.recv())[:2] == b"\0\1"
         subscription = (await client.ask("open", document=document))["id"]
-        await client.ask("delete", channel=document)
+        await client.ask("delete", channel=document, fails="forbidden")
+        await keeper.ask("delete", channel=document)
         code, reason = await closing(socket)
         assert code == 4410 and "channel_deleted" in reason, (code, reason)
         while True:
