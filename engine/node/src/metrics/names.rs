@@ -159,6 +159,7 @@ pub(super) const GAUGES: &[Row] = &[
     core("resident_bytes", "thalweg_history_resident_bytes", "Bytes of messages of channels on disk that are in memory too."),
     core("disk_reads", "thalweg_history_disk_reads_pending", "Reads of history from the disk under way or waiting."),
     core("documents", "thalweg_documents", "Documents that the core owns; they are among its channels."),
+    core("document_editors", "thalweg_document_editors", "Editors of documents that the core knows the awareness of."),
     core("documents_open", "thalweg_documents_open", "Documents that are in memory, or being read into it."),
     core("document_bytes", "thalweg_documents_open_bytes", "Bytes of the documents in memory, as they are encoded, about."),
     core("web_backlog", "thalweg_web_backlog", "News of web sessions for which the rings to the web stage had no room."),
