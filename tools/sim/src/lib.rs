@@ -24,6 +24,7 @@ mod script;
 mod stage;
 mod storage;
 mod trace;
+mod troubles;
 mod truth;
 mod world;
 

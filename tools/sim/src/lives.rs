@@ -18,7 +18,8 @@ use crate::faults::Fault;
 use crate::node::{Core, Node};
 use crate::stage::{Life, Room, Stage};
 use crate::storage::Storage;
-use crate::world::{Crash, Event, Plant, Route, Trouble, World};
+use crate::troubles::Trouble;
+use crate::world::{Crash, Event, Plant, Route, World};
 
 /// Partitions of the log.
 const PARTITIONS: u16 = 16;

@@ -59,7 +59,8 @@ pub(super) fn messages(around: &Around<'_>, selected: &str, instruction: &str) -
     let mut content = String::new();
     let mut part = |what: &str, text: &str| {
         if !text.trim().is_empty() {
-            let _ = write!(content, "{what}:\n<<<\n{text}\n>>>\n\n");
+            // Marks around it would come back in the answers of small models.
+            let _ = write!(content, "{what}:\n\n{}\n\n", text.trim_matches('\n'));
         }
     };
     part("The text before the place", around.before);

@@ -60,6 +60,7 @@ const FOREIGN: &[(&str, &[&str], &str)] = &[
     ("quinn-udp",   &["udp", "load"], "datagrams have one small interface"),
     ("candle-core", &["worker", "micro"], "models have one interface"),
     ("candle-nn",   &["worker"], "models have one interface"),
+    ("yrs",         &["domain", "client", "load", "micro", "sim"], "documents have rules; who has none of its own hands their bytes on"),
     ("flatbuffers", &["protocol"], "operations are decoded in one place"),
     ("crossterm",   &["term"], "one crate owns the terminal"),
     ("ratatui",     &["term"], "one crate owns the terminal"),
