@@ -37,10 +37,9 @@ fn is_canonical(operations: &Operations) -> bool {
         Retain(length) | Delete(length) => *length > 0,
         Insert(text) => !text.is_empty(),
     });
-    let no_pairs = parts.windows(2).all(|pair| match (&pair[0], &pair[1]) {
-        (Retain(_), Retain(_)) | (Insert(_), Insert(_)) | (Delete(_), Delete(_)) => false,
-        (Delete(_), Insert(_)) => false,
-        _ => true,
+    let no_pairs = parts.windows(2).all(|pair| {
+        let of_a_kind = std::mem::discriminant(&pair[0]) == std::mem::discriminant(&pair[1]);
+        !of_a_kind && !matches!((&pair[0], &pair[1]), (Delete(_), Insert(_)))
     });
     no_empty && no_pairs && !matches!(parts.last(), Some(Retain(_)))
 }

@@ -95,7 +95,8 @@ fn positional_operations_and_watching() {
         seen.join().expect("no panic").iter().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     let edits: Vec<_> = seen.iter().filter(|line| line["ops"] == json!([{ "insert": "🍵 " }])).collect();
     assert_eq!(edits.len(), 2, "{seen:?}");
-    assert!(made.iter().any(|made| made.trim() == edits[0]["revision"].to_string()), "{made:?} {edits:?}");
+    let revision = edits[0]["revision"].to_string();
+    assert!(made.iter().any(|made| made.trim() == revision), "{made:?} {edits:?}");
 
     let revision = desk.good("doc put notes -", "one two\n");
     let revision: u64 = revision.split(' ').nth(3).and_then(|word| word.parse().ok()).expect("a revision");

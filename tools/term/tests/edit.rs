@@ -102,6 +102,7 @@ impl Desk {
     }
 
     fn others(&mut self, peers: &[(&str, Option<(u32, u32)>)]) {
+        #[allow(clippy::type_complexity, reason = "a line of a table")]
         let peer = |(at, (name, cursor)): (usize, &(&str, Option<(u32, u32)>))| Peer {
             client: at as u64 + 1,
             name: (*name).to_owned(),

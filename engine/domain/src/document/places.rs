@@ -189,13 +189,16 @@ pub(crate) fn only_comments() -> Reject {
     )
 }
 
+/// Where something is inserted: between which two, under which key, in what.
+type Spot = (Option<Id>, Option<Id>, u64, Option<Id>);
+
 /// One update being laid over what is known, in the order in which its structs can be carried out.
 struct News<'a> {
     known: &'a Places,
     parsed: &'a Parsed,
     made: Places,
     /// How many are inserted at the same place.
-    crowds: BTreeMap<(Option<Id>, Option<Id>, u64, Option<Id>), usize>,
+    crowds: BTreeMap<Spot, usize>,
     is_own: bool,
 }
 

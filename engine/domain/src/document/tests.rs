@@ -125,10 +125,17 @@ fn watchers_are_told_what_happened_to_the_text() {
     check(&|txn| txn.get_or_insert_text(ROOT).remove_range(txn, 1, 2), Operations::new().retain(1).delete(2));
     let image = Any::from_json("{\"image\":5}").expect("is JSON");
     check(
-        &|txn| drop(txn.get_or_insert_text(ROOT).insert_embed(txn, 1, image.clone())),
+        &|txn| {
+            txn.get_or_insert_text(ROOT).insert_embed(txn, 1, image.clone());
+        },
         Operations::new().retain(1).insert(EMBEDDED.to_string()),
     );
-    check(&|txn| drop(txn.get_or_insert_map("other").insert(txn, "key", 5)), Operations::new());
+    check(
+        &|txn| {
+            txn.get_or_insert_map("other").insert(txn, "key", 5);
+        },
+        Operations::new(),
+    );
     assert_eq!(document.text(), format!("o{EMBEDDED} two"));
     document.edit(&Operations::new().retain(2).insert("n")).expect("what is embedded counts as one");
     assert_eq!(document.text(), format!("o{EMBEDDED}n two"));
@@ -237,7 +244,9 @@ fn commenters_change_comments_and_nothing_else() {
         &|txn| txn.get_or_insert_text(ROOT).insert(txn, 0, "x"),
         &|txn| txn.get_or_insert_text(ROOT).insert(txn, 2, "x"),
         &|txn| txn.get_or_insert_text(ROOT).remove_range(txn, 0, 1),
-        &|txn| drop(txn.get_or_insert_map("other").insert(txn, "a", 1)),
+        &|txn| {
+            txn.get_or_insert_map("other").insert(txn, "a", 1);
+        },
     ];
     for run in forbidden {
         let eve = copy(&document, 3);

@@ -258,10 +258,9 @@ impl Shard {
         reader: SubscriptionRef,
         form: DocumentForm,
     ) {
-        match self.existing_channel(&document) {
-            Ok(Some(_)) => self.with_document(&document, Waiting::CatchUp { core, reader, form }),
-            // The readers of one that is gone, or is about to be, are told so.
-            Ok(None) | Err(_) => {}
+        // The readers of one that is gone, or is about to be, are told so.
+        if let Ok(Some(_)) = self.existing_channel(&document) {
+            self.with_document(&document, Waiting::CatchUp { core, reader, form });
         }
     }
 

@@ -61,11 +61,7 @@ impl EditApp {
                 self.paste(&text);
             }
             'z' if !shift => self.undo(),
-            'z' | 'y' => {
-                if self.may_write() {
-                    self.command(EditCommand::Redo);
-                }
-            }
+            'z' | 'y' if self.may_write() => self.command(EditCommand::Redo),
             'f' => self.prompt = Some(Prompt::Find(Editor::default())),
             'g' => self.prompt = Some(Prompt::Line(Editor::default())),
             'k' => self.cut_line(),

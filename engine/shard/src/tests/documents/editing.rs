@@ -235,7 +235,9 @@ fn operations_that_are_too_old_are_refused() {
 fn large_updates_of_one_turn_are_no_larger_message_than_a_record_takes() {
     let mut node = Node::new(1);
     let mut editors: Vec<_> = (1..=4).map(|id| Editor::new(node.open(0, "ada", id), "plan", id as u64)).collect();
-    editors.iter_mut().for_each(|editor| drop(editor.open(&mut node)));
+    for editor in &mut editors {
+        editor.open(&mut node);
+    }
     let text = "x".repeat(DOCUMENT_UPDATE_BYTES_MAX / 2);
     let edits: Vec<_> = editors.iter_mut().map(|editor| (editor.client, editor.insert(0, &text))).collect();
     let requests: Vec<_> = edits.into_iter().map(|(client, edit)| node.send(client, edit)).collect();

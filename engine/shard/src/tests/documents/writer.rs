@@ -372,7 +372,7 @@ fn others_see_a_model_come_move_and_go() {
     assert_eq!(came.len(), 1);
     assert!(came[0].contains("\"name\":\"ai/small\"") && came[0].contains("\"cursor\""), "{came:?}");
     let number: u64 = came[0].split('@').next().and_then(|number| number.parse().ok()).expect("a number");
-    assert!(number < 1 << 53 && number >= 1 << 52);
+    assert!((1 << 52..1 << 53).contains(&number));
     tokens(&mut node, generation, 0, &["two"]);
     node.pass_ms(AWARENESS_TICK_MS);
     let moved = aware(&mut node, bob);
