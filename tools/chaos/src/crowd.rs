@@ -26,7 +26,7 @@ pub(crate) const SHORT_MESSAGES: u32 = 500;
 /// Longest time a client may wait for a node that is killed again and again.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Distance of two tries of somebody who comes in while no node is there.
-const AGAIN: Duration = Duration::from_millis(20);
+pub(crate) const AGAIN: Duration = Duration::from_millis(20);
 /// Unanswered writes of one writer.
 const IN_FLIGHT: usize = 64;
 /// Largest body, bytes; most are a tenth of it.
@@ -54,11 +54,11 @@ pub(crate) struct Place {
 
 impl Place {
     /// Randomness of one person.
-    fn rng(&self, person: u64) -> StdRng {
+    pub(crate) fn rng(&self, person: u64) -> StdRng {
         StdRng::seed_from_u64(self.seed ^ person.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
-    fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         *self.over.borrow()
     }
 

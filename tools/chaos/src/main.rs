@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod crowd;
+mod documents;
 mod ledger;
 mod node;
 mod rounds;

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::Options;
 use crate::crowd::{self, CHANNELS, Place, SHORT_MESSAGES, channel_name};
+use crate::documents::{self, Marks};
 use crate::ledger::Ledger;
 use crate::node::{self, Node};
 
@@ -72,7 +73,8 @@ async fn lives(options: &Options, directory: &Path, ledger: &Ledger) -> Result<V
     let mut node = Node::start(options, directory, rng.random_range(1..=options.cores_max))?;
     node.ready().await?;
     make_channels(&place, options.memory).await?;
-    let (mut writers, mut readers) = crowd(&place, options);
+    let marks = Marks::default();
+    let (mut writers, mut readers) = crowd(&place, options, &marks);
 
     let (start, mut ends) = (Instant::now(), Ends::default());
     let (mut rounds, mut reported) = (0, 0);
@@ -112,6 +114,7 @@ async fn lives(options: &Options, directory: &Path, ledger: &Ledger) -> Result<V
         ledger.complain(complaint);
     }
     let problems = ledger.judge(settled);
+    println!("{} edits of a document acknowledged by {} editors", marks.saved(), documents::EDITORS);
     summary(ledger, rounds, &ends, took, problems.len());
     Ok(problems)
 }
@@ -136,7 +139,7 @@ async fn make_channels(place: &Place, memory: bool) -> Result<(), String> {
 }
 
 /// Those who begin things, and those who stay to the end.
-fn crowd(place: &Place, options: &Options) -> (JoinSet<()>, JoinSet<()>) {
+fn crowd(place: &Place, options: &Options, marks: &Marks) -> (JoinSet<()>, JoinSet<()>) {
     let (mut writers, mut readers) = (JoinSet::new(), JoinSet::new());
     // A model needs what is left of the machine.
     let writing = if options.model.is_some() { 1 } else { 4 };
@@ -147,6 +150,12 @@ fn crowd(place: &Place, options: &Options) -> (JoinSet<()>, JoinSet<()>) {
         writers.spawn_local(crowd::visit(place.clone(), person));
     }
     writers.spawn_local(crowd::look_up(place.clone(), 21));
+    // Documents are on disk whatever channels are, so there is nothing to notice with `--memory`.
+    if !options.memory {
+        for editor in 0..documents::EDITORS {
+            writers.spawn_local(documents::edit(place.clone(), marks.clone(), editor));
+        }
+    }
     if options.model.is_some() {
         for person in 31..=32 {
             writers.spawn_local(crowd::ask(place.clone(), person));
