@@ -75,8 +75,10 @@ impl Book {
     /// Whether all know the same of all.
     pub(crate) fn agree(&self) -> bool {
         (0..self.editors).all(|author| {
-            let last = self.known[author * self.editors + author].clock;
-            (0..self.editors).all(|reader| self.known[reader * self.editors + author].clock == last)
+            let known = |reader: usize| self.known[reader * self.editors + author].clock;
+            // Who wrote the first page and nothing since is told of it by nobody.
+            let last = (0..self.editors).map(known).max();
+            (0..self.editors).filter(|reader| *reader != author).all(|reader| Some(known(reader)) == last)
         })
     }
 }
