@@ -3,6 +3,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::number::{put_number, take_number};
 use crate::limits::{AWARENESS_CLIENTS_MAX, AWARENESS_PICTURE_BYTES_MAX};
 use crate::reject::{Reject, RejectCode};
 
@@ -71,26 +72,4 @@ impl AwarenessUpdate {
         }
         bytes.freeze()
     }
-}
-
-fn put_number(bytes: &mut BytesMut, mut number: u64) {
-    while number >= 0x80 {
-        bytes.put_u8(number as u8 | 0x80);
-        number >>= 7;
-    }
-    bytes.put_u8(number as u8);
-}
-
-/// A number of at most 53 bits, which is what editors in browsers can hold.
-fn take_number(bytes: &mut &[u8]) -> Option<u64> {
-    let mut number = 0u64;
-    for shift in (0..56).step_by(7) {
-        let (&byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        number |= u64::from(byte & 0x7f) << shift;
-        if byte < 0x80 {
-            return (number < 1 << 53).then_some(number);
-        }
-    }
-    None
 }

@@ -5,6 +5,7 @@
 //! edits on a lane of their own: as Yjs updates, or as positional operations on the text of its root [`ROOT`].
 
 mod awareness;
+mod number;
 mod operations;
 
 use bytes::Bytes;

@@ -5,6 +5,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::number::{put_number, take_number};
 use crate::limits::{BODY_BYTES_MAX, OPERATIONS_MAX};
 use crate::reject::{Reject, RejectCode};
 
@@ -367,25 +368,4 @@ fn split_utf16(text: &str, units: u32) -> Result<(&str, &str), Reject> {
         }
         _ => Err(invalid("a part ends in the middle of a character; offsets count UTF-16 code units")),
     }
-}
-
-fn put_number(bytes: &mut BytesMut, mut number: u64) {
-    while number >= 0x80 {
-        bytes.put_u8(number as u8 | 0x80);
-        number >>= 7;
-    }
-    bytes.put_u8(number as u8);
-}
-
-fn take_number(bytes: &mut &[u8]) -> Option<u64> {
-    let mut number = 0u64;
-    for shift in (0..42).step_by(7) {
-        let (&byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        number |= u64::from(byte & 0x7f) << shift;
-        if byte < 0x80 {
-            return Some(number);
-        }
-    }
-    None
 }
