@@ -48,9 +48,9 @@ const REFERENCES_MAX: usize = 200;
 const CONJUNCTS_MAX: usize = 8;
 /// Lines of a grammar. A rule has one at least, and rules nest what they name.
 const GRAMMAR_LINES_MAX: usize = 400;
-/// Between two parts of JSON: nothing, a space, or a new line and some indentation. Without a bound a model that has lost
-/// its way writes spaces to the end.
-const WHITESPACE: &str = r" |\n[ ]{0,24}";
+/// Between two parts of JSON: nothing or one space. A small model that may indent spends its tokens on spaces, and now and
+/// then all of those it was given.
+const WHITESPACE: &str = r" ";
 
 /// A constraint that could not be followed to the end.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

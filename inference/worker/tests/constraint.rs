@@ -123,7 +123,14 @@ fn json_is_what_its_schema_wants_whatever_the_logits_want() {
             let value: Value =
                 serde_json::from_str(&written).unwrap_or_else(|error| panic!("{error}: {written:?} of {text}"));
             assert!(satisfies(&value, &schema, &schema), "{written} is not what {text} wants");
+            assert!(!written.contains('\n'), "tokens spent on white space: {written:?}");
         }
+    }
+    let short =
+        r#"{"type":"object","properties":{"ok":{"type":"boolean"}},"required":["ok"],"additionalProperties":false}"#;
+    for seed in 0..100 {
+        let (written, tokens) = write(&grammars, &Constraint::JsonSchema(short.into()), seed);
+        assert!(tokens.len() <= r#"{ "ok" : false }"#.len() + 1, "a space at most between two parts: {written:?}");
     }
     let sevens = Constraint::JsonSchema(r#"{"type":"integer","multipleOf":7}"#.into());
     for seed in 0..25 {
