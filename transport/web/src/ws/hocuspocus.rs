@@ -6,6 +6,9 @@
 //! which auth has others inside (0 token, 1 permission denied, 2 authenticated, and as what), and 4 sync without an answering
 //! step 1, 5 stateless, 7 close, 8 sync status. Each edit is answered by a status, once it is durable.
 //!
+//! Providers of today send their token and step 1 at once; older ones wait for "authenticated" with their step 1, so that
+//! one that is silent for a moment is answered first.
+//!
 //! Stateless messages go to what an operator adds to a Hocuspocus server. There is nothing like it here, so that they are
 //! refused in kind.
 
@@ -66,6 +69,11 @@ pub(crate) struct Hocuspocus {
 /// The name of an address's document.
 fn name_of(address: &str) -> &str {
     address.split('\0').next().unwrap_or_default()
+}
+
+/// Whether a client may be waiting to hear that it is authenticated.
+fn waits(sessions: &BTreeMap<u32, Session>, open: &Open) -> bool {
+    open.replica.awaits_step1() && sessions.get(&open.session).is_some_and(|session| session.is_welcome)
 }
 
 fn head(address: &str, room: usize, kind: u64) -> Writer {
@@ -275,8 +283,9 @@ impl Hocuspocus {
         let (message, mark) = match said {
             Said::Opened(access) => {
                 let scope = if access == DocumentAccess::Read { "readonly" } else { "read-write" };
-                if let Some(open) = self.open.get_mut(address) {
-                    open.is_authenticated = true;
+                let Some(open) = self.open.get_mut(address) else { return };
+                if std::mem::replace(&mut open.is_authenticated, true) {
+                    return;
                 }
                 (head(address, 16, AUTH).number(AUTHENTICATED).text(scope).finish(), None)
             }
@@ -327,6 +336,9 @@ impl Protocol for Hocuspocus {
             Input::Tick(now) => {
                 for address in self.open.keys().cloned().collect::<Vec<_>>() {
                     if let Some(open) = self.open.get_mut(&address) {
+                        if waits(&self.sessions, open) {
+                            open.replica.open_early(&mut self.numbers);
+                        }
                         open.replica.tick(now, &mut self.numbers);
                     }
                     self.gather(&address);
@@ -342,6 +354,10 @@ impl Protocol for Hocuspocus {
 
     fn poll(&mut self) -> Option<Effect> {
         self.effects.pop_front()
+    }
+
+    fn is_in_a_hurry(&self) -> bool {
+        self.open.values().any(|open| waits(&self.sessions, open))
     }
 
     fn is_full(&self) -> bool {

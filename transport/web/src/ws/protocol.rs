@@ -12,6 +12,9 @@ use thalweg_protocol::reject::Reject;
 
 use super::close::Close;
 
+/// How soon a tick comes that a protocol wants soon.
+pub(crate) const HURRY: Duration = Duration::from_millis(20);
+
 /// A message to or from a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Message {
@@ -45,7 +48,7 @@ pub(crate) enum Input {
     Closed { session: u32, reject: Reject },
     /// The client took this.
     Taken(Taken),
-    /// So much time has passed since the socket was opened. Comes about once a second.
+    /// So much time has passed since the socket was opened. Comes about once a second, and soon if that is wanted.
     Tick(Duration),
     /// Nothing was sent for a while: say something, or the client thinks that nobody is there.
     Quiet,
@@ -76,6 +79,10 @@ pub(crate) trait Protocol: Send {
     fn poll(&mut self) -> Option<Effect>;
     /// Whether so much is unanswered that nothing more is to be read from the client.
     fn is_full(&self) -> bool;
+    /// Whether the next tick should come within [`HURRY`].
+    fn is_in_a_hurry(&self) -> bool {
+        false
+    }
     /// Whether a subject is a subscription, whose bytes its session wants to hear of when they are taken.
     fn is_counted(&self, _session: u32, _subject: u32) -> bool {
         true

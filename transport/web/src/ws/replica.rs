@@ -2,7 +2,8 @@
 //! between [`yjs`](super::yjs) and [`hocuspocus`](super::hocuspocus); what happens is the same.
 //!
 //! A client begins with its state vector (step 1). That opens the document; what the client lacks is told (step 2), and the
-//! node's own state vector, so that what the client did offline comes in its step 2. From then on edits go both ways.
+//! node's own state vector, so that what the client did offline comes in its step 2. From then on edits go both ways. For a
+//! client that first wants to hear what it may do, the document is opened with nothing told, and once more with its step 1.
 //!
 //! Clients do not keep edits that they sent. An edit that the node could not keep for now (no room, too much at once, an
 //! earlier one missing) is therefore not held here either: the client is asked by another step 1 for everything that the
@@ -115,6 +116,8 @@ pub(super) struct Replica {
     subscription: Option<Subscription>,
     is_open: bool,
     is_over: bool,
+    /// The client said what it has. Before, nothing of the document is told.
+    has_begun: bool,
     /// The node's state vector when the document was opened. It has at least that since.
     vector: Bytes,
     /// The state under way, and whether it answers a step 1.
@@ -155,6 +158,7 @@ impl Replica {
             subscription: None,
             is_open: false,
             is_over: false,
+            has_begun: false,
             vector: Bytes::from_static(NO_VECTOR),
             state: BytesMut::new(),
             answers: false,
@@ -229,6 +233,21 @@ impl Replica {
             let text = format!("a state vector of {} bytes; at most {STATE_VECTOR_BYTES_MAX}", vector.len());
             return self.end(Reject::new(RejectCode::BodyTooLarge, text), numbers);
         }
+        self.has_begun = true;
+        self.open(vector, numbers);
+    }
+
+    /// Whether the client has not said what it has, and the document was not opened without.
+    pub(super) fn awaits_step1(&self) -> bool {
+        !self.has_begun && !self.is_over && self.subscription.is_none()
+    }
+
+    /// Opens the document for a client that waits to hear what it may do before it says what it has.
+    pub(super) fn open_early(&mut self, numbers: &mut Numbers) {
+        self.open(Bytes::new(), numbers);
+    }
+
+    fn open(&mut self, vector: Bytes, numbers: &mut Numbers) {
         self.leave(numbers);
         (self.is_over, self.is_open) = (false, false);
         self.state.clear();
@@ -308,12 +327,12 @@ impl Replica {
     }
 
     fn opened(&mut self, revision: Position, bytes: u64, access: DocumentAccess, vector: Bytes, numbers: &mut Numbers) {
-        (self.is_open, self.answers) = (true, true);
+        (self.is_open, self.answers) = (true, self.has_begun);
         if !vector.is_empty() {
             self.vector = vector;
         }
         self.say(Said::Opened(access));
-        if bytes == 0 {
+        if bytes == 0 && self.has_begun {
             self.told(Bytes::from_static(NOTHING), revision);
         }
         if let Some(own) = self.own.clone() {
@@ -426,6 +445,7 @@ impl Replica {
             Err(reject) => return self.end(reject, numbers),
         };
         match op {
+            ServerOp::Delivery(_) | ServerOp::Document(_) if !self.has_begun => {}
             ServerOp::Delivery(delivery) if delivery.kind == DeliveryKind::Update => {
                 self.say(Said::Update(delivery.body, delivery.position));
             }

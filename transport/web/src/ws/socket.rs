@@ -29,7 +29,7 @@ use tokio_tungstenite::tungstenite::{Error, Message as Wire};
 
 use super::ENDPOINTS;
 use super::close::Close;
-use super::protocol::{Effect, Input, Message, Protocol, Taken};
+use super::protocol::{Effect, HURRY, Input, Message, Protocol, Taken};
 use crate::counters::SocketCounters;
 use crate::limits::{
     SOCKET_DISCARD_BYTES_MAX, SOCKET_DRAINED_BYTES, SOCKET_MESSAGE_BYTES_MAX, SOCKET_OUTBOX_BYTES, SOCKET_OUTBOX_MAX,
@@ -160,8 +160,13 @@ impl<P: Protocol> Socket<P> {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let stopped = stop.wait_for(|stop| *stop);
         tokio::pin!(stopped);
+        let mut hurries = false;
         loop {
             self.carry_out(None);
+            if !hurries && self.protocol.is_in_a_hurry() {
+                ticks.reset_after(HURRY);
+                hurries = true;
+            }
             if self.closing.is_some() && self.outbox.is_empty() && self.written.is_empty() {
                 return self.closing.take();
             }
@@ -179,7 +184,10 @@ impl<P: Protocol> Socket<P> {
                     }
                 }
                 Event::Written => self.taken(),
-                Event::Tick => self.tick(),
+                Event::Tick => {
+                    hurries = false;
+                    self.tick();
+                }
                 Event::Stop => return Some(Close::new(1012, "draining: the node is going away; come back")),
                 Event::Gone(None) => return None,
                 Event::Gone(Some(error)) => return self.why(&error),

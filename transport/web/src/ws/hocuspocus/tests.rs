@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use proptest::prelude::*;
 use thalweg_protocol::ids::Position;
 use thalweg_protocol::op::ClientOp;
@@ -86,6 +88,35 @@ fn a_document_is_authenticated_and_opened() {
     check(DocumentAccess::Write, "read-write");
     check(DocumentAccess::Comment, "read-write");
     check(DocumentAccess::Read, "readonly");
+}
+
+#[test]
+fn a_provider_that_waits_to_be_authenticated_is() {
+    let mut client = Client::default();
+    client.token("a", "secret");
+    assert!(!client.hocuspocus.is_in_a_hurry(), "its token is being checked");
+    client.handle(Input::Answered { session: 1, request: Request(0), said: Ok(welcome()) });
+    assert!(client.hocuspocus.is_in_a_hurry());
+    client.handle(Input::Tick(Duration::from_millis(20)));
+    let early = client.answer_last(Ok(opened(5, DocumentAccess::Read)));
+    let authenticated = Writer::default().number(AUTH).number(AUTHENTICATED).text("readonly").finish();
+    assert_eq!(client.sent, [addressed("a", &authenticated)]);
+    assert!(!client.hocuspocus.is_in_a_hurry());
+    client.handle(Input::Frame { session: 1, subject: early, payload: update(10, &[9]) });
+    client.handle(Input::Tick(Duration::from_secs(1)));
+    assert_eq!(client.sent.len(), 1, "it did not say what it has");
+    client.sent.clear();
+    client.say("a", &[0, 0, 1, 0]);
+    assert!(client.asked.iter().any(|(_, _, op)| matches!(op, ClientOp::Unsubscribe { .. })));
+    client.answer_last(Ok(opened(0, DocumentAccess::Read)));
+    assert_eq!(
+        client.sent,
+        [addressed("a", &[0, 1, 2, 0, 0]), addressed("a", &[0, 0, 3, 1, 7, 3])],
+        "told once who it is"
+    );
+    client.sent.clear();
+    client.handle(Input::Frame { session: 1, subject: early, payload: update(11, &[9]) });
+    assert!(client.sent.is_empty(), "what was opened early is closed");
 }
 
 #[test]
