@@ -20,11 +20,7 @@ fn event(lsn: u64) -> Event {
     let name = |text: &str| Name::new(text).expect("valid");
     let channel = ChannelKey { tenant: name("default"), channel: name("general") };
     if lsn == 1 {
-        return Event::ChannelCreated {
-            channel,
-            settings: ChannelSettings::new(Durability::Disk),
-            facts: Vec::new(),
-        };
+        return Event::ChannelCreated { channel, settings: ChannelSettings::new(Durability::Disk), facts: Vec::new() };
     }
     let delivery = Delivery {
         position: Position(lsn - 1),

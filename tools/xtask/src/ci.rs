@@ -111,7 +111,7 @@ fn built(root: &Path, program: &str) -> Result<PathBuf> {
 
 /// A command in `root`. What `cargo run` told us about xtask itself is taken out of its environment: build scripts watch
 /// those variables, and would run again in each of ours and of a developer's builds.
-fn command(root: &Path, program: impl AsRef<std::ffi::OsStr>) -> Command {
+pub(crate) fn command(root: &Path, program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         let ours = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
@@ -123,7 +123,8 @@ fn command(root: &Path, program: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
-fn cargo(root: &Path, arguments: &[&str]) -> Command {
+/// Cargo with arguments, in `root`.
+pub(crate) fn cargo(root: &Path, arguments: &[&str]) -> Command {
     let mut cargo = command(root, std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(arguments);
     cargo

@@ -1,5 +1,6 @@
 //! What keeps the house in order: [`tidy`] checks rules no compiler knows, [`codegen`] makes the code of the wire from its
-//! schema, [`ci`] runs everything the build machine runs, [`cuda`] builds the binary that computes on GPUs.
+//! schema, [`ci`] runs everything the build machine runs, [`cuda`] builds the binary that computes on GPUs,
+//! [`fuzz`] tries the decoders with inputs that it makes up.
 //!
 //! It imports nothing of ours, so that it works while the rest does not compile.
 #![forbid(unsafe_code)]
@@ -7,6 +8,7 @@
 pub mod ci;
 pub mod codegen;
 pub mod cuda;
+pub mod fuzz;
 pub mod tidy;
 
 use std::path::{Path, PathBuf};

@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use xtask::{ci, codegen, cuda, root, tidy};
+use xtask::{ci, codegen, cuda, fuzz, root, tidy};
 
 const USAGE: &str = "\
 cargo xtask tidy [--write]      check what no compiler checks: who imports whom, sizes, names, purity, unsafe, documents;
@@ -15,6 +15,9 @@ cargo xtask cuda                fetch CUDA's toolkit, build the binary with it, 
 cargo xtask sim [--seeds N] …   simulate whole nodes on disks that fail; what else it takes: cargo xtask sim --help
 cargo xtask chaos [--rounds N] [--seed S] [--discard] [--model M] …
                                 kill real nodes at random moments and audit what they lost
+cargo xtask fuzz [TARGET …] [--seconds N] …
+                                try the decoders with inputs made up for it, guided by what they reach; all of them, 60 s
+                                each, if none is named; what else it takes: cargo xtask fuzz --help
 cargo xtask help                this text
 ";
 
@@ -31,6 +34,11 @@ fn main() -> ExitCode {
         ["cuda"] => cuda::run(&root()),
         ["sim", ref more @ ..] => ci::run_simulation(&root(), more),
         ["chaos", ref more @ ..] => ci::run_chaos(&root(), more),
+        ["fuzz", "--help" | "-h"] => {
+            print!("{}", fuzz::USAGE);
+            Ok(true)
+        }
+        ["fuzz", ref more @ ..] => fuzz::run(&root(), more),
         ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             Ok(true)
