@@ -5,9 +5,11 @@
 //! decoder is reached too.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
-use thalweg_domain::document::NODE_CLIENTS;
+use thalweg_domain::document::{Document, NODE_CLIENTS};
 use thalweg_protocol::document::{COMMENTS_ROOT, ROOT};
+use yrs::updates::decoder::Decode;
 
 /// Clients that edit. The last is one that only nodes edit as.
 const CLIENTS: [u64; 6] = [1, 2, 3, 70_000, NODE_CLIENTS - 1, NODE_CLIENTS];
@@ -44,6 +46,16 @@ impl<'a> Choices<'a> {
 
     fn of<T: Copy, const N: usize>(&mut self, choices: [T; N]) -> T {
         choices[usize::from(self.byte()) % N]
+    }
+}
+
+/// Prints an update, what became of it, and what the document says since, if `THALWEG_FUZZ_SHOW` is set: `cargo xtask fuzz`
+/// does when it runs with an input.
+pub fn show(document: &Document, update: &[u8], became: &dyn std::fmt::Debug) {
+    static IS_ASKED: OnceLock<bool> = OnceLock::new();
+    if *IS_ASKED.get_or_init(|| std::env::var_os("THALWEG_FUZZ_SHOW").is_some()) {
+        let known = yrs::Update::decode_v1(update).map(|update| format!("{update:?}"));
+        eprintln!("{update:?}\n    {known:?}\n    -> {became:?}\n    {}", document.json());
     }
 }
 
@@ -96,8 +108,9 @@ impl Writer {
     }
 }
 
-/// The update that choices make, on top of what is known.
-pub fn update(choices: &mut Choices<'_>, known: &Clocks) -> Vec<u8> {
+/// The update that choices make, on top of what a document has.
+pub fn update(choices: &mut Choices<'_>, document: &Document) -> Vec<u8> {
+    let known = clocks(&document.state_vector());
     let mut made = known.clone();
     let mut sections: Vec<(u64, u32, usize, Writer)> = Vec::new();
     for _ in 0..choices.below(4) {
@@ -158,16 +171,13 @@ fn put_struct(writer: &mut Writer, choices: &mut Choices<'_>, made: &Clocks, own
         return length;
     }
     let place = choices.byte();
-    let (left, right) = (place & 1 != 0, place & 2 != 0);
-    let has_key = !left && !right && place & 0x0c == 0x0c;
-    writer.byte(kind | u8::from(left) << 7 | u8::from(right) << 6 | u8::from(has_key) << 5);
-    if left {
-        writer.id(some_id(choices, made, own));
-    }
-    if right {
-        writer.id(some_id(choices, made, own));
-    }
-    if !left && !right {
+    let [left, right] = [1, 2].map(|side| if place & side != 0 { Some(some_id(choices, made, own)) } else { None });
+    let is_beside = left.is_some() || right.is_some();
+    let has_key = !is_beside && place & 0x0c == 0x0c;
+    let beside = u8::from(left.is_some()) << 7 | u8::from(right.is_some()) << 6;
+    writer.byte(kind | beside | u8::from(has_key) << 5);
+    left.into_iter().chain(right).for_each(|id| writer.id(id));
+    if !is_beside {
         if place & 0x30 == 0x30 {
             writer.number(0);
             writer.id(some_id(choices, made, own));

@@ -189,6 +189,7 @@ impl<'a> Place<'a> {
     /// Runs a target with inputs, and says whether it took them.
     fn run_inputs(&self, name: &str, inputs: &[PathBuf], options: &[String]) -> Result<bool> {
         let mut program = self.program(name);
+        program.env("THALWEG_FUZZ_SHOW", "1"); // some say what they make of it
         program.args([format!("-rss_limit_mb={MEMORY_MIB_MAX}"), format!("-timeout={HANG_S}")]);
         program.arg(format!("-artifact_prefix={}/", self.artifacts(name)?.display()));
         let status = program.args(options).args(inputs).status().with_context(|| format!("running {name}"))?;

@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use thalweg_protocol::document::{Operation, Operations};
+
 /// Differences that are looked for; the search takes about the square of this in memory and time.
 const DIFFERENCES_MAX: usize = 256;
 
@@ -39,6 +41,17 @@ pub(crate) fn steps<T: PartialEq>(have: &[T], want: &[T]) -> Vec<Step> {
     }
     push(&mut steps, Step::Keep(have_end..have.len()));
     steps
+}
+
+/// The positional edit that makes one text another.
+pub(crate) fn operations(have: &str, want: &str) -> Operations {
+    let (have, want): (Vec<char>, Vec<char>) = (have.chars().collect(), want.chars().collect());
+    let length = |chars: &[char]| chars.iter().map(|c| c.len_utf16() as u32).sum();
+    Operations::of(steps(&have, &want).into_iter().map(|step| match step {
+        Step::Keep(range) => Operation::Retain(length(&have[range])),
+        Step::Remove(range) => Operation::Delete(length(&have[range])),
+        Step::Insert(range) => Operation::Insert(want[range].iter().collect()),
+    }))
 }
 
 /// How far steps go in both rows.

@@ -34,7 +34,7 @@ pub use update::NODE_CLIENTS;
 
 use guard::guarded;
 use places::Places;
-use update::Parsed;
+use update::{Kind, Parsed};
 
 /// What stands in a text for something embedded that is no text: one code unit, as it counts in offsets.
 pub const EMBEDDED: char = '\u{fffc}';
@@ -51,6 +51,7 @@ pub struct Checked {
     pub is_news: bool,
     /// Whether some of the text that it inserts, anywhere, ends a line.
     pub ends_line: bool,
+    is_own: bool,
     parsed: Parsed,
     places: Places,
 }
@@ -62,6 +63,9 @@ pub struct Applied {
     pub changed: bool,
     /// What it did to the text of root `content`; `None` unless the document is [watched](Document::watch).
     pub operations: Option<Operations>,
+    /// What others are to be given in place of the update, if that tells again what the document has. They would not notice
+    /// if it told that differently, and it would replace what it contradicts when the two are merged.
+    pub instead: Option<Bytes>,
 }
 
 /// One document at the state its updates lead to.
@@ -78,6 +82,8 @@ pub struct Document {
     measured: usize,
     is_poisoned: bool,
     is_watched: bool,
+    /// Whether a character of two code units, which edits may cut in half, was ever in it.
+    has_pairs: bool,
     /// Where the observer of the text leaves what a transaction did to it. Locked only within calls of `self`.
     heard: Arc<Mutex<Option<Operations>>>,
 }
@@ -110,7 +116,8 @@ impl Document {
         let text = doc.get_or_insert_text(ROOT);
         let places = Places::default();
         let heard = Arc::new(Mutex::new(None));
-        Self { doc, text, client, places, bytes: 2, measured: 2, is_poisoned: false, is_watched: false, heard }
+        let (is_poisoned, is_watched, has_pairs) = (false, false, false);
+        Self { doc, text, client, places, bytes: 2, measured: 2, is_poisoned, is_watched, has_pairs, heard }
     }
 
     /// The one whose state was encoded by [`Document::state`].
@@ -195,7 +202,7 @@ impl Document {
     fn place(&self, parsed: Parsed, is_own: bool) -> Result<Checked, Reject> {
         let places = self.places.extend(&parsed, is_own)?;
         let (is_news, ends_line) = (!places.is_empty() || parsed.has_deletes(), parsed.ends_line);
-        Ok(Checked { is_news, ends_line, parsed, places })
+        Ok(Checked { is_news, ends_line, is_own, parsed, places })
     }
 
     /// Carries out an update of somebody who may do `may`.
@@ -212,13 +219,18 @@ impl Document {
             }
         }
         if !checked.is_news {
-            return Ok(Applied { changed: false, operations: self.is_watched.then(Operations::new) });
+            return Ok(Applied { operations: self.is_watched.then(Operations::new), ..Applied::default() });
         }
         let decoded = guarded(|| Update::decode_v1(update)).and_then(Result::ok);
+        let decoded = decoded.filter(|decoded| checked.is_own || is_same(decoded, &checked.parsed));
         let decoded = decoded.ok_or_else(|| invalid("its contents cannot be read"))?;
-        let (applied, changed) = self.transact(|txn| {
+        self.has_pairs |= checked.parsed.has_pairs;
+        let before = (self.is_watched && self.has_pairs).then(|| self.text());
+        let repeats = self.places.has_some_of(&checked.parsed);
+        let (applied, changed, news) = self.transact(|txn| {
             let applied = txn.apply_update(decoded);
-            (applied.map_err(|error| error.to_string()), txn.has_changes())
+            let news = repeats.then(|| txn.encode_update_v1());
+            (applied.map_err(|error| error.to_string()), txn.has_changes(), news)
         })?;
         if let Err(error) = applied {
             self.is_poisoned = true;
@@ -230,7 +242,25 @@ impl Document {
         }
         self.bytes += if changed { checked.parsed.grows() } else { 0 };
         self.places.take(checked.places);
-        Ok(Applied { changed, operations: self.heard() })
+        let operations = match (self.heard(), before) {
+            (Some(heard), Some(before)) => Some(self.whole_characters(&before, heard)),
+            (heard, _) => heard,
+        };
+        let instead = match news {
+            Some(news) => Some(with_deletes_of(&news, &update[checked.parsed.deletes_at..])?),
+            None => None,
+        };
+        Ok(Applied { changed, operations, instead })
+    }
+
+    /// What was heard of a change of the text from `before`, or the same in whole characters if a half of one was deleted, or
+    /// something was put between its halves: what is left of it is another character then.
+    fn whole_characters(&self, before: &str, heard: Operations) -> Operations {
+        let after = self.text();
+        match heard.apply(before) {
+            Ok(told) if told == after => heard,
+            _ => differ::operations(before, &after),
+        }
     }
 
     /// Whether an update changes nothing but the comments. What it deletes elsewhere must be deleted already: editors that
@@ -286,6 +316,7 @@ impl Document {
         let parsed = Parsed::read(&update, usize::MAX)?;
         let checked = self.place(parsed, true)?;
         self.bytes += checked.parsed.grows();
+        self.has_pairs |= checked.parsed.has_pairs;
         self.places.take(checked.places);
         Ok(Bytes::from(update))
     }
@@ -428,6 +459,29 @@ impl Document {
         })?;
         Ok(is_changed.then_some(update))
     }
+}
+
+/// Whether the library read what was checked. If the two ever read something differently, what follows it was not judged.
+fn is_same(decoded: &Update, parsed: &Parsed) -> bool {
+    let (mut inserted, mut deleted) = (IdSet::new(), IdSet::new());
+    for (client, structs) in &parsed.sections {
+        for one in parsed.structs[structs.clone()].iter().filter(|one| one.kind != Kind::Skip) {
+            inserted.insert(ID::new(ClientID::new(*client), one.clock), one.length);
+        }
+    }
+    for (client, ranges) in &parsed.deletes {
+        for range in ranges {
+            deleted.insert(ID::new(ClientID::new(*client), range.start), range.end - range.start);
+        }
+    }
+    decoded.insertions(true) == inserted && *decoded.delete_set() == deleted
+}
+
+/// An update with the structs of one and these deletions: those of the library's own would have a range for each piece that
+/// was not deleted before.
+fn with_deletes_of(structs: &[u8], deletes: &[u8]) -> Result<Bytes, Reject> {
+    let at = Parsed::read(structs, usize::MAX)?.deletes_at;
+    Ok(Bytes::from([&structs[..at], deletes].concat()))
 }
 
 fn no_place() -> Reject {

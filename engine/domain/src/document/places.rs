@@ -11,7 +11,7 @@ use thalweg_protocol::document::COMMENTS_ROOT;
 use thalweg_protocol::reject::{Reject, RejectCode};
 
 use super::invalid;
-use super::update::{Id, Kind, NODE_CLIENTS, Parent, Parsed, SAME_PLACE_MAX, Struct};
+use super::update::{Id, Kind, NODE_CLIENTS, Parent, Parsed, SAME_PLACE_MAX, Struct, hash};
 
 /// Types within types. The library walks them recursively.
 const DEPTH_MAX: u8 = 96;
@@ -27,9 +27,20 @@ struct Place {
     /// 1: directly in a root; 0 if nobody can tell any more.
     depth: u8,
     is_comment: bool,
+    /// Whether it is under a key of a map, or an attribute.
+    is_entry: bool,
+    /// Which sequence or entry of a map it is in, as a hash of whose.
+    list: u32,
 }
 
-const GONE: Place = Place { kind: Kind::Gone, depth: 0, is_comment: false };
+const GONE: Place = Place { kind: Kind::Gone, depth: 0, is_comment: false, is_entry: false, list: 0 };
+
+impl Place {
+    fn is_beside(self, other: Self) -> bool {
+        let of = |place: Self| (place.list, place.depth, place.is_comment, place.is_entry);
+        of(self) == of(other)
+    }
+}
 
 /// What one client inserted: stretches by their first clock, from `from` up to `clock`.
 #[derive(Debug, Default)]
@@ -104,7 +115,8 @@ impl Places {
 
     /// Bytes of memory these take, about.
     pub(crate) fn memory(&self) -> usize {
-        let lines: usize = self.lines.values().map(|line| 64 + line.runs.capacity() * 8).sum();
+        let run = size_of::<(u32, Place)>();
+        let lines: usize = self.lines.values().map(|line| 64 + line.runs.capacity() * run).sum();
         lines + self.roots.iter().map(|root| 32 + root.len()).sum::<usize>()
     }
 
@@ -136,6 +148,14 @@ impl Places {
             return Err(invalid(format_args!("the document would have more than {ROOTS_MAX} roots")));
         }
         Ok(made)
+    }
+
+    /// Whether some of an update's structs are known already, at least in part.
+    pub(crate) fn has_some_of(&self, parsed: &Parsed) -> bool {
+        parsed.sections.iter().any(|(client, structs)| {
+            let mut structs = parsed.structs[structs.clone()].iter();
+            structs.find(|one| one.kind != Kind::Skip).is_some_and(|first| first.clock < self.clock(*client))
+        })
     }
 
     /// Takes in what [`Places::extend`] made.
@@ -281,10 +301,27 @@ impl News<'_> {
             self.crowd(one)?;
         }
         let place = self.place_of(one)?;
+        if one.clock < known && !self.is_own {
+            self.check_rest(place, Id { client, clock: known - 1 })?;
+        }
         let from = self.known.clock(client);
         let line = self.made.lines.entry(client).or_insert_with(|| Line { from, clock: from, runs: Vec::new() });
         line.push(known, end, place);
         Ok(())
+    }
+
+    /// Looks at a struct whose beginning is known, up to `last`. The library puts the rest of it behind that, wherever it says
+    /// that it belongs.
+    fn check_rest(&self, place: Place, last: Id) -> Result<(), Reject> {
+        match self.at(last) {
+            Some(known) if known.list == place.list && (known.kind == Kind::Gone) == (place.kind == Kind::Gone) => {
+                Ok(())
+            }
+            _ => {
+                let Id { client, clock } = last;
+                Err(invalid(format_args!("what client {client} edited at {clock} is elsewhere than it says")))
+            }
+        }
     }
 
     fn crowd(&mut self, one: &Struct) -> Result<(), Reject> {
@@ -306,32 +343,50 @@ impl News<'_> {
         if one.kind == Kind::Gone {
             return Ok(GONE);
         }
-        let (depth, is_comment) = match one.parent {
+        let (depth, is_comment, is_entry, list) = match one.parent {
             Parent::Root(root) => {
                 let name = &self.parsed.roots[usize::from(root)];
                 if !self.made.roots.contains(name) {
                     self.made.roots.insert(name.clone());
                 }
-                (1, &**name == COMMENTS_ROOT)
+                (1, &**name == COMMENTS_ROOT, one.key != 0, list_of(hash(name), one.key))
             }
             Parent::Item(id) => match self.at(id) {
-                Some(Place { kind: Kind::Type, depth, is_comment }) => (depth + 1, is_comment),
+                Some(Place { kind: Kind::Type, depth, is_comment, .. }) => {
+                    let owner = id.client.rotate_left(32) ^ u64::from(id.clock);
+                    (depth + 1, is_comment, one.key != 0, list_of(owner, one.key))
+                }
                 Some(Place { kind: Kind::Gone | Kind::Erased, .. }) => return Ok(GONE),
                 _ => return Err(invalid("something belongs to what is no type")),
             },
             Parent::Neighbours => {
-                let mut neighbours = [one.left, one.right].into_iter().flatten().filter_map(|id| self.at(id));
-                match neighbours.find(|place| place.kind != Kind::Gone) {
-                    Some(place) => (place.depth, place.is_comment),
-                    None => return Ok(GONE),
+                let neighbours = [one.left, one.right].map(|id| id.and_then(|id| self.at(id)));
+                let mut there = neighbours.into_iter().flatten().filter(|place| place.kind != Kind::Gone);
+                let Some(first) = there.next() else { return Ok(GONE) };
+                if !self.is_own && there.any(|other| !other.is_beside(first)) {
+                    return Err(invalid("something stands between what is not in the same place"));
                 }
+                if !self.is_own && first.is_entry && one.right.is_some() {
+                    return Err(invalid("something stands before the value of a key"));
+                }
+                (first.depth, first.is_comment, first.is_entry, first.list)
             }
         };
         if depth > DEPTH_MAX {
             return Err(invalid(format_args!("types nested more than {DEPTH_MAX} deep")));
         }
-        Ok(Place { kind: one.kind, depth, is_comment })
+        if is_entry && one.is_text && !self.is_own {
+            return Err(invalid("the value of a key is text that is in no type"));
+        }
+        Ok(Place { kind: one.kind, depth, is_comment, is_entry, list })
     }
+}
+
+/// A number for a sequence, or an entry of a map, by whose it is and its key. Whoever makes two of them the same gains a
+/// document in which their own edits are somewhere else.
+fn list_of(owner: u64, key: u64) -> u32 {
+    let mixed = (owner ^ key.rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 32) as u32
 }
 
 fn put_number(bytes: &mut BytesMut, mut number: u64) {

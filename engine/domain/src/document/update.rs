@@ -74,6 +74,8 @@ pub(crate) struct Struct {
     pub(crate) parent: Parent,
     /// A hash of the key it stands under in a map; 0 in a sequence.
     pub(crate) key: u64,
+    /// Whether it is text that was typed.
+    pub(crate) is_text: bool,
 }
 
 /// An update, read.
@@ -83,9 +85,13 @@ pub(crate) struct Parsed {
     /// Which of the structs are of which client, in order of their clocks.
     pub(crate) sections: BTreeMap<u64, Range<usize>>,
     pub(crate) deletes: BTreeMap<u64, Vec<Range<u32>>>,
+    /// The byte at which the deletions begin.
+    pub(crate) deletes_at: usize,
     pub(crate) roots: Vec<Box<str>>,
     /// Whether some of its text ends a line.
     pub(crate) ends_line: bool,
+    /// Whether some of its text has a character of two code units.
+    pub(crate) has_pairs: bool,
     grows: usize,
 }
 
@@ -93,13 +99,14 @@ struct Reader<'a> {
     bytes: &'a [u8],
     length: usize,
     ends_line: bool,
+    has_pairs: bool,
 }
 
 type Read<T> = Result<T, Reject>;
 
 impl<'a> Reader<'a> {
     fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, length: bytes.len(), ends_line: false }
+        Self { bytes, length: bytes.len(), ends_line: false, has_pairs: false }
     }
 
     fn at(&self) -> usize {
@@ -230,7 +237,9 @@ impl<'a> Reader<'a> {
     fn skip_type(&mut self) -> Read<()> {
         match self.byte()? {
             0 | 1 | 2 | 4 | 6 => Ok(()),
-            3 | 5 => self.name().map(drop),
+            3 => self.name().map(drop),
+            // It has a name, which the library takes for what follows it.
+            5 => self.fault("an XML hook, which this node does not keep"),
             7 => self.fault("a weak link, which this node does not keep"),
             _ => self.fault("a type of no known kind"),
         }
@@ -252,6 +261,7 @@ impl<'a> Reader<'a> {
                     return self.fault("a part of length 0");
                 }
                 self.ends_line |= text.contains('\n');
+                self.has_pairs |= text.bytes().any(|byte| byte >= 0xf0);
                 (Kind::Plain, thalweg_protocol::document::utf16_len(text))
             }
             5 => {
@@ -288,8 +298,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// FNV-1a: keys are only compared with each other within one update.
-fn hash(text: &str) -> u64 {
+/// FNV-1a: names of roots and keys are only compared with each other.
+pub(crate) fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)) | 1
 }
 
@@ -338,11 +348,12 @@ impl Parsed {
                 return reader.fault("a client twice");
             }
         }
+        parsed.deletes_at = reader.at();
         parsed.read_deletes(&mut reader)?;
         if !reader.bytes.is_empty() {
             return reader.fault("something follows its end");
         }
-        parsed.ends_line = reader.ends_line;
+        (parsed.ends_line, parsed.has_pairs) = (reader.ends_line, reader.has_pairs);
         Ok(parsed)
     }
 
@@ -355,8 +366,16 @@ impl Parsed {
     ) -> Read<Struct> {
         let begin = reader.at();
         let info = reader.byte()?;
-        let mut one =
-            Struct { clock, length: 0, kind: Kind::Gone, left: None, right: None, parent: Parent::Neighbours, key: 0 };
+        let mut one = Struct {
+            clock,
+            length: 0,
+            kind: Kind::Gone,
+            left: None,
+            right: None,
+            parent: Parent::Neighbours,
+            key: 0,
+            is_text: info & 0x1f == 4,
+        };
         if info == 0 || info == 10 {
             one.kind = if info == 0 { Kind::Gone } else { Kind::Skip };
             one.length = reader.length()?;

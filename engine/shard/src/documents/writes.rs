@@ -199,7 +199,7 @@ impl Shard {
             return Ok(());
         }
         let is_first = ready.gathered.is_empty();
-        ready.gathered.push(principal, origin, since_us, update);
+        ready.gathered.push(principal, origin, since_us, applied.instead.unwrap_or(update));
         if let Some(operations) = applied.operations.as_ref().filter(|_| keeps_deltas) {
             ready.gathered.operations = Some(match ready.gathered.operations.take() {
                 Some(before) => before.compose(operations),
@@ -235,8 +235,10 @@ impl Shard {
         let Gathered { updates, operations, session, user, writers, repeated, .. } = gathered;
         let user = user.expect("who gathers an update says whose it is");
         self.counters.updates_merged += updates.len() as u64 - 1;
-        // What cannot be merged, though it was applied, is kept one by one.
-        let bodies = merge(&updates).map_or(updates, |merged| vec![merged]);
+        // What cannot be merged, though it was applied, is kept one by one; and so is what is longer merged than apart, for
+        // numbers that are written anew may take more room.
+        let merged = merge(&updates).ok().filter(|merged| merged.len() <= DOCUMENT_UPDATE_BYTES_MAX);
+        let bodies = merged.map_or(updates, |merged| vec![merged]);
         let whole = bodies.len() == 1;
         let mut actions = Vec::new();
         let last = bodies.len() - 1;
@@ -277,14 +279,14 @@ impl Shard {
     }
 
     /// Notes an edit that was given its place.
-    fn note_edit(&mut self, document: &ChannelKey, message: &Message, operations: Option<Operations>) {
+    fn note_edit(&mut self, document: &ChannelKey, message: &Message, operations: Option<Operations>, positional: bool) {
         self.writers_look_around(document, message.generation);
         let applied = self.channel_mut(document).map_or(Position(0), |channel| channel.head());
         let Some(ready) = self.documents.ready(document) else { return };
         ready.age.updates += 1;
         ready.age.bytes += message.body.len() as u64;
         if let Some(deltas) = &mut ready.deltas {
-            deltas.push(message.position, operations.unwrap_or_default(), applied);
+            deltas.push(message.position, operations.unwrap_or_default(), positional, applied);
         }
     }
 

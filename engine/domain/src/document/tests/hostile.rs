@@ -1,10 +1,10 @@
 //! Updates that no editor makes: each is refused by name, and nothing happens.
 
-use thalweg_protocol::document::{DocumentAccess, ROOT};
+use thalweg_protocol::document::{COMMENTS_ROOT, DocumentAccess, Operations, ROOT};
 use thalweg_protocol::limits::DOCUMENT_UPDATE_BYTES_MAX;
 use thalweg_protocol::reject::RejectCode;
 
-use super::super::{Document, NODE_CLIENTS};
+use super::super::{Document, NODE_CLIENTS, merge};
 use super::NODE;
 
 /// Builds updates byte by byte.
@@ -76,7 +76,7 @@ fn document() -> Document {
     let mut document = Document::new(NODE);
     let list = update().clients(1).section(2, 1, 0).text_in_root(ROOT, "abcdef").byte(7).number(1).text("list").byte(0);
     document.replay(&list.end()).expect("is an update");
-    document.edit(&thalweg_protocol::document::Operations::new().insert("node ")).expect("fits");
+    document.edit(&Operations::new().insert("node ")).expect("fits");
     document
 }
 
@@ -134,6 +134,7 @@ fn what_is_wrong_is_named() {
         "document within",
     );
     check("a weak link", one(9).byte(7).number(1).text("list").byte(7).end(), Invalid, "weak link");
+    check("an XML hook", one(9).byte(7).number(1).text("list").byte(5).text("").end(), Invalid, "XML hook");
     check("a type of kind 14", one(9).byte(7).number(1).text("list").byte(14).end(), Invalid, "type of no known kind");
     check(
         "bytes that are no text",
@@ -256,4 +257,98 @@ fn text_where_no_text_belongs_is_read_to_its_end() {
     assert!(document.json().contains("\"page\""), "{}", document.json());
     let _ = document.restore(&old);
     assert!(Document::open(NODE, &document.state()).is_ok());
+}
+
+/// A document with "abc" by client 1 in its text, "de" by client 2 in its comments, and an entry of a map by client 3.
+fn of_three() -> Document {
+    let mut document = Document::new(NODE);
+    let bytes = update().clients(3).section(1, 1, 0).text_in_root(ROOT, "abc").section(1, 2, 0);
+    let bytes = bytes.text_in_root(COMMENTS_ROOT, "de").section(1, 3, 0);
+    document
+        .replay(&bytes.byte(0x28).number(1).text("map").text("key").number(1).byte(120).end())
+        .expect("is an update");
+    document
+}
+
+#[test]
+fn what_is_known_in_part_is_where_it_was() {
+    // The library puts the rest behind what it knows: a commenter's would be in the text.
+    let document = of_three();
+    let more = |client, root| update().clients(1).section(1, client, 0).text_in_root(root, "abcdef").end();
+    for (client, root) in [(1, COMMENTS_ROOT), (2, ROOT), (1, "list")] {
+        let reject = document.check(&more(client, root)).expect_err("is elsewhere");
+        assert!(reject.message.contains("elsewhere than it says"), "{reject}");
+    }
+    for (client, root) in [(1, ROOT), (2, COMMENTS_ROOT)] {
+        let (mut document, bytes) = (of_three(), more(client, root));
+        let checked = document.check(&bytes).expect("is where it was");
+        document.apply(checked, &bytes, DocumentAccess::Write).expect("applies");
+        assert!(document.json().contains("cdef"), "{}", document.json());
+    }
+    let gone = update().clients(1).section(2, 1, 0).byte(0).number(4).text_in_root(ROOT, "x").end();
+    assert!(document.check(&gone).expect_err("what is known is not gone").message.contains("elsewhere"));
+}
+
+#[test]
+fn what_stands_between_two_places_is_refused() {
+    let document = of_three();
+    let check = |bytes: Bytes, word: &str| {
+        let reject = document.check(&bytes.end()).expect_err(word);
+        assert!(reject.message.contains(word), "{reject}");
+    };
+    let one = || update().clients(1).section(1, 9, 0);
+    check(one().byte(0xc4).id(1, 2).id(2, 0).text("x"), "not in the same place");
+    check(one().byte(0xc4).id(2, 1).id(1, 0).text("x"), "not in the same place");
+    check(one().byte(0xc8).id(3, 0).id(1, 0).number(1).byte(120), "not in the same place");
+    check(one().byte(0x48).id(3, 0).number(1).byte(120), "before the value of a key");
+    check(one().byte(0x84).id(3, 0).text("x"), "text that is in no type");
+    check(one().byte(0x24).number(1).text("map").text("other").text("x"), "text that is in no type");
+}
+
+#[test]
+fn what_is_told_again_differently_is_not_passed_on() {
+    // Merged with what it contradicts, it would win: by it, a commenter could write in the text.
+    for lie in [update().text_in_root(ROOT, "xyz"), update().byte(0).number(3)] {
+        let mut document = of_three();
+        let before = document.state();
+        let mut bytes = update().clients(2).section(1, 1, 0);
+        bytes.0.extend(lie.0);
+        let bytes = bytes.section(1, 9, 0).text_in_root(COMMENTS_ROOT, "why?").end();
+        let checked = document.check(&bytes).expect("what is known is not looked at");
+        let applied = document.apply(checked, &bytes, DocumentAccess::Comment).expect("it comments");
+        assert_eq!(document.text(), "abc");
+        let kept = applied.instead.expect("is not kept as it is");
+        assert!(kept.len() < bytes.len(), "only what is new is kept");
+        for order in [[before.clone(), kept.clone()], [kept, before]] {
+            let merged = Document::open(NODE, &merge(&order).expect("merges")).expect("opens");
+            assert_eq!(merged.json(), document.json());
+        }
+    }
+    let mut document = of_three();
+    let bytes = update().clients(1).section(1, 1, 3).text_behind(1, 2, "d").end();
+    let checked = document.check(&bytes).expect("follows");
+    let applied = document.apply(checked, &bytes, DocumentAccess::Write).expect("applies");
+    assert_eq!(applied.instead, None, "what is only new is kept as it came");
+}
+
+#[test]
+fn half_a_character_is_told_as_a_whole_one() {
+    let told = |bytes: Vec<u8>, expected: Operations, text: &str| {
+        let mut document = Document::new(NODE);
+        let face = update().clients(1).section(1, 1, 0).text_in_root(ROOT, "a\u{1f600}c").end();
+        document.replay(&face).expect("is an update");
+        document.watch(true);
+        let checked = document.check(&bytes).expect("is well formed");
+        let applied = document.apply(checked, &bytes, DocumentAccess::Write).expect("applies");
+        assert_eq!((applied.operations, document.text().as_str()), (Some(expected), text));
+    };
+    let deletes = |start, length| update().clients(0).number(1).number(1).number(1).number(start).number(length).0;
+    let replaced = |by: &str| Operations::new().retain(1).insert(by).delete(2);
+    told(deletes(2, 1), replaced("\u{fffd}"), "a\u{fffd}c");
+    told(deletes(1, 1), replaced("\u{fffd}"), "a\u{fffd}c");
+    told(deletes(1, 2), Operations::new().retain(1).delete(2), "ac");
+    let between = update().clients(1).section(1, 9, 0).byte(0xc4).id(1, 1).id(1, 2).text("x").end();
+    told(between, replaced("\u{fffd}x\u{fffd}"), "a\u{fffd}x\u{fffd}c");
+    let format = update().clients(1).section(1, 9, 0).byte(0xc6).id(1, 1).id(1, 2).text("bold").text("true").end();
+    told(format, replaced("\u{fffd}\u{fffd}"), "a\u{fffd}\u{fffd}c");
 }
