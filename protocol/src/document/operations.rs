@@ -228,24 +228,24 @@ impl Operations {
         let mut out = Self::new();
         let (mut mine, mut theirs) = (Parts::new(self), Parts::new(other));
         loop {
-            let at_insert = matches!(mine.peek(), Some(Operation::Insert(_)));
-            if matches!(theirs.peek(), Some(Operation::Insert(_))) && !(at_insert && first == Side::First) {
-                let length = theirs.next(u32::MAX).map_or(0, |part| part.produces());
+            let at_insert = matches!(mine.peek(), Some(Piece::Insert(..)));
+            if matches!(theirs.peek(), Some(Piece::Insert(..))) && !(at_insert && first == Side::First) {
+                let length = theirs.next(u32::MAX).map_or(0, Piece::produces);
                 out.push(Operation::Retain(length));
                 continue;
             }
-            let Some(length) = mine.peek().map(Operation::consumes) else { break };
+            let Some(length) = mine.peek().map(Piece::consumes) else { break };
             if length == 0 {
                 if let Some(part) = mine.next(u32::MAX) {
-                    out.push(part);
+                    out.push(part.to_operation());
                 }
                 continue;
             }
             let common = theirs.peek().map_or(length, |part| part.consumes().min(length));
             let part = mine.next(common);
-            let deleted = matches!(theirs.next(common), Some(Operation::Delete(_)));
+            let deleted = matches!(theirs.next(common), Some(Piece::Delete(_)));
             if let Some(part) = part.filter(|_| !deleted) {
-                out.push(part);
+                out.push(part.to_operation());
             }
         }
         out.trimmed()
@@ -257,12 +257,12 @@ impl Operations {
         let mut out = Self::new();
         let (mut before, mut after) = (Parts::new(self), Parts::new(next));
         loop {
-            if matches!(before.peek(), Some(Operation::Delete(_))) {
-                before.next(u32::MAX).into_iter().for_each(|part| out.push(part));
+            if matches!(before.peek(), Some(Piece::Delete(_))) {
+                before.next(u32::MAX).into_iter().for_each(|part| out.push(part.to_operation()));
                 continue;
             }
-            if matches!(after.peek(), Some(Operation::Insert(_))) {
-                after.next(u32::MAX).into_iter().for_each(|part| out.push(part));
+            if matches!(after.peek(), Some(Piece::Insert(..))) {
+                after.next(u32::MAX).into_iter().for_each(|part| out.push(part.to_operation()));
                 continue;
             }
             let common = match (before.peek(), after.peek()) {
@@ -271,10 +271,10 @@ impl Operations {
                 (None, Some(part)) => part.consumes(),
                 (Some(made), Some(met)) => made.produces().min(met.consumes()),
             };
-            let made = before.next(common).unwrap_or(Operation::Retain(common));
-            match (made, after.next(common).unwrap_or(Operation::Retain(common))) {
-                (made, Operation::Retain(_)) => out.push(made),
-                (Operation::Retain(length), Operation::Delete(_)) => out.push(Operation::Delete(length)),
+            let made = before.next(common).unwrap_or(Piece::Retain(common));
+            match (made, after.next(common).unwrap_or(Piece::Retain(common))) {
+                (made, Piece::Retain(_)) => out.push(made.to_operation()),
+                (Piece::Retain(length), Piece::Delete(_)) => out.push(Operation::Delete(length)),
                 // What was inserted is taken out again.
                 _ => {}
             }
@@ -305,42 +305,88 @@ impl Operations {
     }
 }
 
+/// A part of an edit, or a piece of one. Texts are borrowed, and counted once: whoever takes a long one in many pieces goes
+/// through it once.
+#[derive(Debug, Clone, Copy)]
+enum Piece<'a> {
+    Retain(u32),
+    /// The text, and its length in code units.
+    Insert(&'a str, u32),
+    Delete(u32),
+}
+
+impl<'a> Piece<'a> {
+    fn of(part: &'a Operation) -> Self {
+        match part {
+            Operation::Retain(length) => Self::Retain(*length),
+            Operation::Insert(text) => Self::Insert(text, utf16_len(text)),
+            Operation::Delete(length) => Self::Delete(*length),
+        }
+    }
+
+    /// See [`Operation::consumes`].
+    fn consumes(self) -> u32 {
+        match self {
+            Self::Retain(length) | Self::Delete(length) => length,
+            Self::Insert(..) => 0,
+        }
+    }
+
+    /// See [`Operation::produces`].
+    fn produces(self) -> u32 {
+        match self {
+            Self::Retain(length) | Self::Insert(_, length) => length,
+            Self::Delete(_) => 0,
+        }
+    }
+
+    /// As much of it as `most` code units, and the rest.
+    fn split(self, most: u32) -> (Self, Option<Self>) {
+        match self {
+            Self::Retain(length) if length > most => (Self::Retain(most), Some(Self::Retain(length - most))),
+            Self::Delete(length) if length > most => (Self::Delete(most), Some(Self::Delete(length - most))),
+            Self::Insert(text, length) if length > most => {
+                // At least one character, so that whoever takes the parts of an edit that does not fit comes to an end.
+                let first = text.chars().next().map_or(0, char::len_utf8);
+                let (before, after) = text.split_at(floor_of(text, most).max(first));
+                let taken = utf16_len(before);
+                let rest = Some(Self::Insert(after, length - taken)).filter(|_| !after.is_empty());
+                (Self::Insert(before, taken), rest)
+            }
+            whole => (whole, None),
+        }
+    }
+
+    fn to_operation(self) -> Operation {
+        match self {
+            Self::Retain(length) => Operation::Retain(length),
+            Self::Insert(text, _) => Operation::Insert(text.to_owned()),
+            Self::Delete(length) => Operation::Delete(length),
+        }
+    }
+}
+
 /// The parts of an edit, taken one by one and in pieces.
 struct Parts<'a> {
     rest: std::slice::Iter<'a, Operation>,
-    next: Option<Operation>,
+    next: Option<Piece<'a>>,
 }
 
 impl<'a> Parts<'a> {
     fn new(operations: &'a Operations) -> Self {
         let mut rest = operations.0.iter();
-        let next = rest.next().cloned();
+        let next = rest.next().map(Piece::of);
         Self { rest, next }
     }
 
-    fn peek(&self) -> Option<&Operation> {
-        self.next.as_ref()
+    fn peek(&self) -> Option<Piece<'a>> {
+        self.next
     }
 
     /// The next part, or, if it is longer than `most` code units, as much of it.
-    fn next(&mut self, most: u32) -> Option<Operation> {
-        let part = self.next.take()?;
-        let (piece, left) = match part {
-            Operation::Retain(length) if length > most => {
-                (Operation::Retain(most), Some(Operation::Retain(length - most)))
-            }
-            Operation::Delete(length) if length > most => {
-                (Operation::Delete(most), Some(Operation::Delete(length - most)))
-            }
-            Operation::Insert(text) if most != u32::MAX && utf16_len(&text) > most => {
-                // At least one character, so that whoever takes the parts of an edit that does not fit comes to an end.
-                let first = text.chars().next().map_or(0, char::len_utf8);
-                let at = floor_of(&text, most).max(first);
-                (Operation::Insert(text[..at].to_owned()), Some(Operation::Insert(text[at..].to_owned())))
-            }
-            whole => (whole, None),
-        };
-        self.next = left.or_else(|| self.rest.next().cloned());
+    fn next(&mut self, most: u32) -> Option<Piece<'a>> {
+        let (piece, left) = self.next.take()?.split(most);
+        self.next = left.or_else(|| self.rest.next().map(Piece::of));
         Some(piece)
     }
 }
