@@ -122,6 +122,8 @@ struct Owned {
     attempt: GenerationId,
     /// Where it writes, if that is in a document.
     writer: Option<Box<Writer>>,
+    /// Whether its end was asked for: it is not begun anew.
+    stopping: bool,
     /// How it ended, until its last tokens are written.
     held: Option<(Ending, Option<Reject>)>,
 }
@@ -132,6 +134,7 @@ impl Owned {
             fallbacks: Vec::new(),
             attempt: id,
             writer: None,
+            stopping: false,
             held: None,
             generation,
             logged,
@@ -435,7 +438,13 @@ impl Shard {
                 self.finish(id, FinishReason::Cancelled, String::new(), None);
             }
             None => {
-                let attempt = self.generations.owned.get(&id).map_or(id, |owned| owned.attempt);
+                let attempt = match self.generations.owned.get_mut(&id) {
+                    Some(owned) => {
+                        owned.stopping = true;
+                        owned.attempt
+                    }
+                    None => id,
+                };
                 self.output(Output::Inference(InferenceCommand::Cancel { generation: attempt }));
             }
         }

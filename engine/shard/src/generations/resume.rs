@@ -123,9 +123,11 @@ impl Shard {
         self.finish(id, FinishReason::Failed, message, None);
     }
 
-    /// Whether a generation of an earlier life was only refused for the crowd: then it is handed over again later.
+    /// Whether a generation of an earlier life, or one that was begun anew, was only refused for the crowd: then it is handed
+    /// over again later. One that was stopped ends.
     pub(super) fn waits_to_resume(&mut self, id: GenerationId, reject: &Reject) -> bool {
-        let recovered = self.generations.owned.get_mut(&id).filter(|owned| owned.recovered.is_some());
+        let begun = |owned: &&mut Owned| (owned.recovered.is_some() || owned.attempt != id) && !owned.stopping;
+        let recovered = self.generations.owned.get_mut(&id).filter(begun);
         match recovered {
             Some(owned) if reject.code == RejectCode::Busy => {
                 let at = self.now.mono_us + u64::from(reject.retry_after_ms.max(1)) * 1_000;

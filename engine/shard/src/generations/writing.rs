@@ -68,7 +68,8 @@ impl Shard {
 
     /// Whether a generation can be gone on with by its model after it was broken off.
     pub(crate) fn goes_on(&self, id: GenerationId) -> bool {
-        let Some(owned) = self.generations.owned.get(&id).filter(|owned| !owned.ends()) else { return false };
+        let found = self.generations.owned.get(&id).filter(|owned| !owned.ends() && !owned.stopping);
+        let Some(owned) = found else { return false };
         let card = self.routes().get(owned.generation.request.model.as_str());
         card.is_some_and(|card| card.resumes && !card.is_down())
     }

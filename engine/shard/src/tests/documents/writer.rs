@@ -247,6 +247,49 @@ fn a_model_begins_anew_when_the_text_around_it_is_another() {
 }
 
 #[test]
+fn a_model_that_was_stopped_does_not_begin_anew() {
+    let mut node = Node::new(1);
+    let mut ada = written(&mut node, "The sky is .");
+    let generation = asked(&mut node, ada.client, ask_op("complete", 1, 11, 11));
+    submitted(&mut node);
+    tokens(&mut node, generation, 0, &["very"]);
+    ada.hear(&mut node);
+    let edit = ada.insert(0, ">");
+    node.call(ada.client, edit);
+    node.pass_ms(DOCUMENT_REFRESH_MS - 1);
+    assert_eq!(node.call(ada.client, ClientOp::Cancel { generation }), ServerOp::Done);
+    node.pass_ms(1);
+    let (submits, cancels) = commands(&mut node);
+    assert_eq!((submits.len(), cancels), (0, vec![generation]));
+    finish(&mut node, generation, FinishReason::Cancelled);
+    assert_eq!(node.gauge("generations_running"), 0);
+    assert_eq!(text_now(&mut node, ada.client, "plan"), ">The sky is very.");
+}
+
+#[test]
+fn a_model_for_which_there_is_no_room_when_it_begins_anew_waits() {
+    let mut node = Node::new(1);
+    let mut ada = written(&mut node, "The sky is .");
+    let generation = asked(&mut node, ada.client, ask_op("complete", 1, 11, 11));
+    submitted(&mut node);
+    tokens(&mut node, generation, 0, &["very "]);
+    ada.hear(&mut node);
+    let edit = ada.insert(0, ">");
+    node.call(ada.client, edit);
+    node.pass_ms(DOCUMENT_REFRESH_MS);
+    let again = commands(&mut node).0.remove(0);
+    let reject = thalweg_protocol::reject::Reject::new(RejectCode::Busy, "full").retry_after_ms(20);
+    node.infer(InferenceEvent::Refused { generation: again.generation, reject });
+    assert_eq!(node.gauge("generations_running"), 1);
+    node.pass_ms(20);
+    let later = submitted(&mut node);
+    assert_eq!((later.generation, later.produced), (again.generation, vec![100]));
+    tokens(&mut node, later.generation, 1, &["blue"]);
+    finish(&mut node, later.generation, FinishReason::Stop);
+    assert_eq!(text_now(&mut node, ada.client, "plan"), ">The sky is very blue.");
+}
+
+#[test]
 fn a_model_begins_anew_only_so_often() {
     let mut node = Node::new(1);
     let mut ada = written(&mut node, "x");
