@@ -138,6 +138,19 @@ impl Operations {
         operations.trimmed()
     }
 
+    /// What makes one text of another: what lies between their common beginning and their common end is replaced.
+    pub fn between(before: &str, after: &str) -> Self {
+        let same = |(a, b): &(char, char)| a == b;
+        let head: usize = before.chars().zip(after.chars()).take_while(same).map(|(c, _)| c.len_utf8()).sum();
+        let (left, right) = (&before[head..], &after[head..]);
+        let tail: usize = left.chars().rev().zip(right.chars().rev()).take_while(same).map(|(c, _)| c.len_utf8()).sum();
+        Self::of([
+            Operation::Retain(utf16_len(&before[..head])),
+            Operation::Insert(right[..right.len() - tail].to_owned()),
+            Operation::Delete(utf16_len(&left[..left.len() - tail])),
+        ])
+    }
+
     /// How long a text must be at least, to be edited so.
     pub fn reach(&self) -> u64 {
         self.0.iter().map(|part| u64::from(part.consumes())).sum()

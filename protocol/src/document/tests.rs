@@ -44,6 +44,24 @@ fn is_canonical(operations: &Operations) -> bool {
     no_empty && no_pairs && !matches!(parts.last(), Some(Retain(_)))
 }
 
+#[test]
+fn the_smallest_replacement() {
+    let check = |before: &str, after: &str, expected: Operations| {
+        let operations = Operations::between(before, after);
+        assert_eq!(operations, expected, "{before:?} {after:?}");
+        assert_eq!(operations.apply(before).expect("it fits"), after);
+    };
+    let o = Operations::new;
+    check("", "", o());
+    check("same", "same", o());
+    check("", "new", o().insert("new"));
+    check("old", "", o().delete(3));
+    check("one two", "one big two", o().retain(4).insert("big "));
+    check("aa", "aaa", o().retain(2).insert("a"));
+    check("a👍b", "a👎b", o().retain(1).insert("👎").delete(2));
+    check("日本", "日英本", o().retain(1).insert("英"));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1_000))]
 

@@ -16,7 +16,7 @@ use yrs::{Doc, TransactionMut};
 
 use super::awareness::{Other, Others, Own};
 use super::outbox::{Acknowledgement, Outbox, Progress};
-use super::replica::{Edited, Replica, difference};
+use super::replica::{Edited, Replica};
 use super::{Assembly, DocumentEvent, Line, TextChange};
 use crate::client::{Client, ConnectionState};
 use crate::error::ClientError;
@@ -246,7 +246,7 @@ impl Document {
     /// # Errors
     /// As [`edit`](Self::edit).
     pub fn set_text(&mut self, text: &str) -> Result<Acknowledgement, ClientError> {
-        let operations = difference(&self.replica.text(), text);
+        let operations = Operations::between(&self.replica.text(), text);
         self.edit(&operations)
     }
 
@@ -513,7 +513,7 @@ impl Document {
     /// The state is complete; if it was read anew, it takes the place of what was there.
     fn renewed(&mut self) -> Result<(), ClientError> {
         let Some(anew) = self.anew.take() else { return Ok(()) };
-        let operations = difference(&self.replica.text(), &anew.text());
+        let operations = Operations::between(&self.replica.text(), &anew.text());
         let farewell = self.own.farewell(self.replica.client());
         self.replica = anew;
         self.outbox.clear();

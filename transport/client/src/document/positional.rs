@@ -6,7 +6,7 @@ use thalweg_protocol::ids::Position;
 use thalweg_protocol::limits::OPERATIONS_MAX;
 use thalweg_protocol::reject::Reject;
 
-use super::replica::{chunks, difference};
+use super::replica::chunks;
 
 /// Bytes of text in one write.
 const WRITE_BYTES: usize = 64 << 10;
@@ -109,7 +109,7 @@ impl Positional {
         if accepted {
             self.accepted(revision);
         }
-        let operations = difference(&self.base, text);
+        let operations = Operations::between(&self.base, text);
         self.remote(revision, &operations)
     }
 
@@ -122,7 +122,7 @@ impl Positional {
 
     /// Gives up what was not accepted. Gives what that does to the text here.
     pub fn give_up(&mut self) -> Operations {
-        let here = difference(&self.text, &self.base);
+        let here = Operations::between(&self.text, &self.base);
         *self = Self::new(self.revision, std::mem::take(&mut self.base));
         here
     }

@@ -434,16 +434,3 @@ pub(super) fn chunks(text: &str, bytes_max: usize) -> impl Iterator<Item = &str>
         Some(chunk)
     })
 }
-
-/// What makes one text of another: what lies between their common beginning and their common end is replaced.
-pub(super) fn difference(before: &str, after: &str) -> Operations {
-    let same = |(a, b): &(char, char)| a == b;
-    let head: usize = before.chars().zip(after.chars()).take_while(same).map(|(c, _)| c.len_utf8()).sum();
-    let (left, right) = (&before[head..], &after[head..]);
-    let tail: usize = left.chars().rev().zip(right.chars().rev()).take_while(same).map(|(c, _)| c.len_utf8()).sum();
-    Operations::of([
-        Operation::Retain(utf16_len(&before[..head])),
-        Operation::Insert(right[..right.len() - tail].to_owned()),
-        Operation::Delete(utf16_len(&left[..left.len() - tail])),
-    ])
-}

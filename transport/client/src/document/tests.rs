@@ -11,7 +11,7 @@ use thalweg_protocol::ids::{GenerationId, Position};
 use super::Assembly;
 use super::awareness::{Others, Own};
 use super::positional::Positional;
-use super::replica::{INSERTION_BYTES, Replica, anchor_json, anchor_of_json, chunks, difference};
+use super::replica::{INSERTION_BYTES, Replica, anchor_json, anchor_of_json, chunks};
 
 fn replica(client: u64, text: &str) -> Replica {
     let mut replica = Replica::new(client);
@@ -24,24 +24,6 @@ fn fetch(to: &mut Replica, from: &Replica) {
     if let Some(update) = from.lacking(&to.state_vector()) {
         to.apply(&update, None).expect("an update");
     }
-}
-
-#[test]
-fn the_smallest_replacement() {
-    let check = |before: &str, after: &str, expected: Operations| {
-        let operations = difference(before, after);
-        assert_eq!(operations, expected, "{before:?} {after:?}");
-        assert_eq!(operations.apply(before).expect("it fits"), after);
-    };
-    let o = Operations::new;
-    check("", "", o());
-    check("same", "same", o());
-    check("", "new", o().insert("new"));
-    check("old", "", o().delete(3));
-    check("one two", "one big two", o().retain(4).insert("big "));
-    check("aa", "aaa", o().retain(2).insert("a"));
-    check("a👍b", "a👎b", o().retain(1).insert("👎").delete(2));
-    check("日本", "日英本", o().retain(1).insert("英"));
 }
 
 #[test]

@@ -23,16 +23,12 @@ fn length(lines: &[&str]) -> u32 {
     lines.iter().map(|line| utf16_len(line)).sum()
 }
 
-/// Replaces what lies between the common beginning and the common end.
+/// Replaces what lies between the common beginning and the common end of a stretch of the text, and goes to its end.
 fn within(before: &str, after: &str, parts: &mut Vec<Operation>) {
-    let same = |(a, b): &(char, char)| a == b;
-    let head: usize = before.chars().zip(after.chars()).take_while(same).map(|(c, _)| c.len_utf8()).sum();
-    let (left, right) = (&before[head..], &after[head..]);
-    let tail: usize = left.chars().rev().zip(right.chars().rev()).take_while(same).map(|(c, _)| c.len_utf8()).sum();
-    parts.push(Operation::Retain(utf16_len(&before[..head])));
-    parts.push(Operation::Insert(right[..right.len() - tail].to_owned()));
-    parts.push(Operation::Delete(utf16_len(&left[..left.len() - tail])));
-    parts.push(Operation::Retain(utf16_len(&left[left.len() - tail..])));
+    let operations = Operations::between(before, after);
+    let rest = u64::from(utf16_len(before)) - operations.reach();
+    parts.extend_from_slice(operations.parts());
+    parts.push(Operation::Retain(u32::try_from(rest).expect("no longer than the stretch")));
 }
 
 /// How two texts differ, as `diff -u` prints it; empty if they do not.
