@@ -26,7 +26,9 @@ use thalweg_protocol::reject::{Reject, RejectCode};
 use yrs::types::Delta;
 use yrs::types::text::YChange;
 use yrs::updates::decoder::Decode;
-use yrs::{Any, ClientID, Doc, GetString, ID, IdSet, Observable, OffsetKind, Options, Out, ReadTxn, StateVector, Text};
+use yrs::{
+    Any, ClientID, Doc, GetString, ID, IdSet, In, Observable, OffsetKind, Options, Out, ReadTxn, StateVector, Text,
+};
 use yrs::{TextRef, Transact, TransactionMut, Update};
 
 pub use anchor::Anchor;
@@ -84,6 +86,8 @@ pub struct Document {
     is_watched: bool,
     /// Whether a character of two code units, which edits may cut in half, was ever in it.
     has_pairs: bool,
+    /// Whether a text in it ever had a format.
+    has_formats: bool,
     /// Where the observer of the text leaves what a transaction did to it. Locked only within calls of `self`.
     heard: Arc<Mutex<Option<Operations>>>,
 }
@@ -116,8 +120,19 @@ impl Document {
         let text = doc.get_or_insert_text(ROOT);
         let places = Places::default();
         let heard = Arc::new(Mutex::new(None));
-        let (is_poisoned, is_watched, has_pairs) = (false, false, false);
-        Self { doc, text, client, places, bytes: 2, measured: 2, is_poisoned, is_watched, has_pairs, heard }
+        Self {
+            doc,
+            text,
+            client,
+            places,
+            bytes: 2,
+            measured: 2,
+            is_poisoned: false,
+            is_watched: false,
+            has_pairs: false,
+            has_formats: false,
+            heard,
+        }
     }
 
     /// The one whose state was encoded by [`Document::state`].
@@ -225,6 +240,7 @@ impl Document {
         let decoded = decoded.filter(|decoded| checked.is_own || is_same(decoded, &checked.parsed));
         let decoded = decoded.ok_or_else(|| invalid("its contents cannot be read"))?;
         self.has_pairs |= checked.parsed.has_pairs;
+        self.has_formats |= checked.parsed.has_formats;
         let before = (self.is_watched && self.has_pairs).then(|| self.text());
         let repeats = self.places.has_some_of(&checked.parsed);
         let (applied, changed, news) = self.transact(|txn| {
@@ -317,6 +333,7 @@ impl Document {
         let checked = self.place(parsed, true)?;
         self.bytes += checked.parsed.grows();
         self.has_pairs |= checked.parsed.has_pairs;
+        self.has_formats |= checked.parsed.has_formats;
         self.places.take(checked.places);
         Ok(Bytes::from(update))
     }
@@ -346,7 +363,11 @@ impl Document {
             (self.bytes, self.measured) = (measured, measured);
         }
         let text = self.text.clone();
-        let update = self.edit_with(|txn| carry_out(&text, txn, operations))?;
+        let has_formats = self.has_formats;
+        let update = self.edit_with(|txn| match has_formats {
+            true => carry_out(&text, txn, operations),
+            false => text.apply_delta(txn, operations.parts().iter().map(delta_of)),
+        })?;
         self.heard();
         Ok(update)
     }
@@ -488,7 +509,17 @@ fn no_place() -> Reject {
     Reject::new(RejectCode::OperationsInvalid, "the place is not, or no longer, in the text of this document")
 }
 
-/// Carries out operations on a text that they fit.
+/// A part of an edit, as the library has them.
+fn delta_of(part: &Operation) -> Delta<In> {
+    match part {
+        Operation::Retain(length) => Delta::Retain(*length, None),
+        Operation::Insert(text) => Delta::Inserted(In::Any(Any::String(text.as_str().into())), None),
+        Operation::Delete(length) => Delta::Deleted(*length),
+    }
+}
+
+/// Carries out operations on a text that they fit, whose formats go on in what is inserted. That takes a walk through the text
+/// for each part; the library's own way takes one for all, but inserts without formats.
 fn carry_out(text: &TextRef, txn: &mut TransactionMut<'_>, operations: &Operations) {
     let mut at = 0;
     for part in operations.parts() {

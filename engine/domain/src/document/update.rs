@@ -92,6 +92,8 @@ pub(crate) struct Parsed {
     pub(crate) ends_line: bool,
     /// Whether some of its text has a character of two code units.
     pub(crate) has_pairs: bool,
+    /// Whether some of it is the beginning or end of a format.
+    pub(crate) has_formats: bool,
     grows: usize,
 }
 
@@ -100,13 +102,14 @@ struct Reader<'a> {
     length: usize,
     ends_line: bool,
     has_pairs: bool,
+    has_formats: bool,
 }
 
 type Read<T> = Result<T, Reject>;
 
 impl<'a> Reader<'a> {
     fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, length: bytes.len(), ends_line: false, has_pairs: false }
+        Self { bytes, length: bytes.len(), ends_line: false, has_pairs: false, has_formats: false }
     }
 
     fn at(&self) -> usize {
@@ -272,6 +275,7 @@ impl<'a> Reader<'a> {
                 (Kind::Plain, 1)
             }
             6 => {
+                self.has_formats = true;
                 self.name()?;
                 self.text()?;
                 (Kind::Plain, 1)
@@ -354,6 +358,7 @@ impl Parsed {
             return reader.fault("something follows its end");
         }
         (parsed.ends_line, parsed.has_pairs) = (reader.ends_line, reader.has_pairs);
+        parsed.has_formats = reader.has_formats;
         Ok(parsed)
     }
 
