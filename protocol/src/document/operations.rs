@@ -123,6 +123,17 @@ impl Operations {
         }
     }
 
+    /// Adds a part at the end as it stands. What is inserted behind what is taken out stays behind it: where somebody else
+    /// wrote within what is taken out, that tells which of the two comes first.
+    fn push_in_order(&mut self, part: Operation) {
+        match (self.0.last_mut(), part) {
+            (_, Operation::Insert(text)) if text.is_empty() => {}
+            (Some(Operation::Insert(last)), Operation::Insert(text)) => last.push_str(&text),
+            (_, part @ Operation::Insert(_)) => self.0.push(part),
+            (_, part) => self.push(part),
+        }
+    }
+
     /// Without what is kept at the end.
     fn trimmed(mut self) -> Self {
         if matches!(self.0.last(), Some(Operation::Retain(_))) {
@@ -244,13 +255,13 @@ impl Operations {
             let at_insert = matches!(mine.peek(), Some(Piece::Insert(..)));
             if matches!(theirs.peek(), Some(Piece::Insert(..))) && !(at_insert && first == Side::First) {
                 let length = theirs.next(u32::MAX).map_or(0, Piece::produces);
-                out.push(Operation::Retain(length));
+                out.push_in_order(Operation::Retain(length));
                 continue;
             }
             let Some(length) = mine.peek().map(Piece::consumes) else { break };
             if length == 0 {
                 if let Some(part) = mine.next(u32::MAX) {
-                    out.push(part.to_operation());
+                    out.push_in_order(part.to_operation());
                 }
                 continue;
             }
@@ -258,7 +269,7 @@ impl Operations {
             let part = mine.next(common);
             let deleted = matches!(theirs.next(common), Some(Piece::Delete(_)));
             if let Some(part) = part.filter(|_| !deleted) {
-                out.push(part.to_operation());
+                out.push_in_order(part.to_operation());
             }
         }
         out.trimmed()
@@ -270,12 +281,13 @@ impl Operations {
         let mut out = Self::new();
         let (mut before, mut after) = (Parts::new(self), Parts::new(next));
         loop {
-            if matches!(before.peek(), Some(Piece::Delete(_))) {
-                before.next(u32::MAX).into_iter().for_each(|part| out.push(part.to_operation()));
+            // What somebody else wrote within what is taken out comes behind what is inserted there, as it would one by one.
+            if matches!(after.peek(), Some(Piece::Insert(..))) {
+                after.next(u32::MAX).into_iter().for_each(|part| out.push_in_order(part.to_operation()));
                 continue;
             }
-            if matches!(after.peek(), Some(Piece::Insert(..))) {
-                after.next(u32::MAX).into_iter().for_each(|part| out.push(part.to_operation()));
+            if matches!(before.peek(), Some(Piece::Delete(_))) {
+                before.next(u32::MAX).into_iter().for_each(|part| out.push_in_order(part.to_operation()));
                 continue;
             }
             let common = match (before.peek(), after.peek()) {
@@ -286,8 +298,8 @@ impl Operations {
             };
             let made = before.next(common).unwrap_or(Piece::Retain(common));
             match (made, after.next(common).unwrap_or(Piece::Retain(common))) {
-                (made, Piece::Retain(_)) => out.push(made.to_operation()),
-                (Piece::Retain(length), Piece::Delete(_)) => out.push(Operation::Delete(length)),
+                (made, Piece::Retain(_)) => out.push_in_order(made.to_operation()),
+                (Piece::Retain(length), Piece::Delete(_)) => out.push_in_order(Operation::Delete(length)),
                 // What was inserted is taken out again.
                 _ => {}
             }
