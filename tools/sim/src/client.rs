@@ -200,7 +200,7 @@ impl World {
     }
 
     fn act_connected(&mut self, client: usize) {
-        match self.below(1_475) {
+        match self.below(1_560) {
             1_350.. => self.act_on_document(client),
             1_000.. => self.socialise(client),
             0..460 => self.publish(client),

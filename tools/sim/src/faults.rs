@@ -202,6 +202,54 @@ faults! {
     StateTaken = "state_taken";
     /// Something was refused of a document for a reason that passes.
     DocumentRefused = "document_refused";
+    /// A document was let go of.
+    DocumentEvicted = "document_evicted";
+    /// A document was written as a whole.
+    DocumentSnapshot = "document_snapshot";
+    /// A document was deleted.
+    DocumentDeleted = "document_deleted";
+    /// A document was made that has the name of one that was deleted.
+    DocumentRemade = "document_remade";
+    /// A reader was told that its document was deleted.
+    DocumentReaderTold = "document_reader_told";
+    /// Something was refused because there was no such document any more.
+    DocumentGoneRefused = "document_gone_refused";
+    /// A revision was given a name.
+    VersionNamed = "version_named";
+    /// A document was read as it was.
+    RevisionRead = "revision_read";
+    /// A document was read as it was before the node died.
+    RevisionOutlived = "revision_outlived";
+    /// A document was made what it was.
+    Restored = "document_restored";
+    /// An update was refused that was cut off.
+    UpdateCutOff = "update_cut_off";
+    /// An update was refused that was none.
+    UpdateGarbage = "update_garbage";
+    /// An update was refused that built on what was never sent.
+    UpdateOrphan = "update_orphan";
+    /// An update was refused for its size.
+    UpdateTooLarge = "update_too_large";
+    /// An update was refused that claimed to be the node's.
+    UpdateOfNode = "update_of_node";
+    /// A model was asked to write in a document.
+    ModelAskedInDocument = "model_asked_to_write";
+    /// A model wrote in a document.
+    ModelWrote = "model_wrote";
+    /// A model wrote anew what was selected.
+    ModelRewrote = "model_rewrote";
+    /// Somebody edited a document while a model wrote in it.
+    EditedAroundModel = "edited_around_model";
+    /// A model that wrote in a document began anew with another text around it.
+    ModelRefreshed = "model_refreshed";
+    /// A model that wrote in a document waited for its text to be durable.
+    ModelHeldBack = "model_held_back";
+    /// A model that wrote in a document was stopped.
+    ModelStopped = "model_stopped";
+    /// A model wrote in a document when the node died.
+    ModelBrokenOff = "model_broken_off";
+    /// A model ended whose document was deleted.
+    ModelOfDeleted = "model_of_deleted";
 }
 
 /// How often each kind happened.

@@ -13,6 +13,7 @@
 //! What is absent: real time, threads, I/O, hash order. All chance comes from generators that the seed starts.
 #![forbid(unsafe_code)]
 
+mod chronicle;
 mod client;
 mod disk;
 mod faults;
@@ -27,6 +28,7 @@ mod trace;
 mod troubles;
 mod truth;
 mod world;
+mod writers;
 
 pub use faults::{FAULTS, Fault, Faults};
 pub use world::{Options, Plant, Report, simulate};

@@ -134,6 +134,7 @@ impl World {
         for core in &self.node.cores {
             self.faults.add(Fault::HistoryRead, core.shard.counters().history_reads);
             self.faults.add(Fault::PresenceTimeout, core.shard.counters().presence_timeouts);
+            self.faults.add(Fault::DocumentEvicted, core.shard.counters().documents_evicted);
         }
     }
 
@@ -240,7 +241,12 @@ impl World {
 
     /// Blocks of a file of the write-ahead log: few, so that files are recycled often, and enough for the largest record.
     fn file_blocks(&mut self) -> u64 {
-        if self.large { 20 + self.below(40) } else { 6 + self.below(26) }
+        match (self.papers.pastes, self.large) {
+            // A document that is put back, or written as a whole, is one record.
+            (true, _) => 60 + self.below(40),
+            (false, true) => 20 + self.below(40),
+            (false, false) => 6 + self.below(26),
+        }
     }
 
     fn start_cores(
@@ -314,6 +320,7 @@ impl World {
         self.faults.count(Fault::Rotted);
         self.rots.push(rot);
         self.was_rotten = true;
+        self.truth.chronicle.may_be_unreadable = true;
         if path.ends_with(".seg") && self.is_sound(path) {
             self.violation(format!("a flipped bit of {path} at {offset} is not noticed by anybody"));
         }

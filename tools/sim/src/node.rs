@@ -152,6 +152,10 @@ impl World {
             match wire.commands.next() {
                 Ok(Some(frame)) => match ClientOp::decode(&frame.payload) {
                     Ok(op) => self.shell(link, Request(frame.subject), op),
+                    Err(reject) if reject.code == RejectCode::BodyTooLarge => {
+                        let refusal = ServerOp::Reject(reject).encode();
+                        self.reply_bytes(link, Lane::Command, frame.subject, &refusal);
+                    }
                     Err(reject) => self.violation(format!("{link:?}: a request does not decode: {reject}")),
                 },
                 Ok(None) => return,
@@ -288,6 +292,11 @@ impl World {
                 let reject = Reject::new(RejectCode::RateLimited, "too much");
                 self.reply_bytes(link, Lane::Command, request.0, &ServerOp::Reject(reject).encode());
             }
+            Output::Reply { link, request, op: ServerOp::Reject(reject) }
+                if self.options.plant == Some(Plant::TakeHostile) && reject.code == RejectCode::UpdateInvalid =>
+            {
+                self.reply_bytes(link, Lane::Command, request.0, &ServerOp::Done.encode());
+            }
             Output::Reply { link, request, op } => self.reply_bytes(link, Lane::Command, request.0, &op.encode()),
             Output::Deliver { link, subscription, payload } => self.deliver(link, subscription.0, &payload),
             Output::Document { link, subscription, payload, last: _ } => self.deliver(link, subscription.0, &payload),
@@ -306,6 +315,7 @@ impl World {
             }
             Output::Inference(command) => {
                 self.note(format_args!("core {core}: {command:?}"));
+                let Some(command) = self.command_of_shard(core, command) else { return };
                 if let InferenceCommand::Submit(submit) = &command {
                     self.check_route(submit);
                 }
@@ -417,6 +427,7 @@ impl World {
     }
 
     pub(crate) fn command(&mut self, core: CoreId, command: InferenceCommand) {
+        self.notice_attempt(&command);
         self.node.stage.command(self.now_us, core, command, &mut self.said);
         self.after_stage();
     }
@@ -433,8 +444,9 @@ impl World {
 
     /// Sends off what the stage said, and wakes it if it may have work.
     fn after_stage(&mut self) {
-        for (core, event) in std::mem::take(&mut self.node.stage.events) {
+        for (core, mut event) in std::mem::take(&mut self.node.stage.events) {
             self.note(format_args!("stage to core {core}: {event:?}"));
+            self.judge_writer(&mut event);
             let input = Input::Inference(event);
             self.send(Route::FromStage(core.0), 200, Event::Input { core, input });
         }
@@ -449,7 +461,7 @@ impl World {
 
     pub(crate) fn begin_step(&mut self) {
         if self.node.stage.begin_step(self.now_us, &mut self.said) {
-            return self.within(800, Event::EndStep);
+            return self.within(self.step_us, Event::EndStep);
         }
         self.node.stage_busy = false;
         if let Some(at) = self.node.stage.wake_at_us() {

@@ -89,9 +89,30 @@ impl Version {
 pub(crate) struct Said {
     generations: BTreeMap<GenerationId, Vec<Version>>,
     prompts: BTreeMap<GenerationId, Vec<u32>>,
+    /// Later attempts of generations, the newest last, and what each took the place of.
+    attempts: BTreeMap<GenerationId, Vec<GenerationId>>,
+    before: BTreeMap<GenerationId, GenerationId>,
 }
 
 impl Said {
+    /// A later attempt of a generation takes the place of one before.
+    pub(crate) fn anew(&mut self, generation: GenerationId, before: GenerationId, attempt: GenerationId) {
+        self.attempts.entry(generation).or_default().push(attempt);
+        self.before.insert(attempt, before);
+    }
+
+    /// Whether tokens were said by what an attempt took the place of.
+    fn was_said_before(&self, attempt: GenerationId, produced: &[u32]) -> bool {
+        let mut before = self.before.get(&attempt);
+        while let Some(id) = before {
+            if let Some(last) = self.generations.get(id).and_then(|versions| versions.last()) {
+                return last.tokens.starts_with(produced);
+            }
+            before = self.before.get(id);
+        }
+        false
+    }
+
     /// A generation begins, or goes on after `produced`. Says what is wrong with that.
     pub(crate) fn begin(
         &mut self,
@@ -100,6 +121,7 @@ impl Said {
         prompt: &[u32],
         produced: &[u32],
     ) -> Result<(), String> {
+        let was_said = produced.is_empty() || self.was_said_before(generation, produced);
         let versions = self.generations.entry(generation).or_default();
         let first = self.prompts.entry(generation).or_insert_with(|| prompt.to_vec());
         let sound = match versions.last() {
@@ -107,7 +129,7 @@ impl Said {
             Some(last) if !last.tokens.starts_with(produced) => {
                 Err(format!("{generation} goes on after {} tokens that were not its own", produced.len()))
             }
-            None if !produced.is_empty() => Err(format!("{generation} begins with tokens")),
+            None if !was_said => Err(format!("{generation} begins with tokens")),
             _ if first != prompt => Err(format!("{generation} goes on with another prompt")),
             _ => Ok(()),
         };
@@ -126,7 +148,10 @@ impl Said {
 
     /// The generation as it was in a life, or the last one before.
     pub(crate) fn version(&self, generation: GenerationId, epoch: u64) -> Option<&Version> {
-        self.generations.get(&generation)?.iter().rev().find(|version| version.epoch <= epoch)
+        let attempts = self.attempts.get(&generation).into_iter().flatten().rev();
+        attempts
+            .chain([&generation])
+            .find_map(|attempt| self.generations.get(attempt)?.iter().rev().find(|version| version.epoch <= epoch))
     }
 
     pub(crate) fn current(&mut self, generation: GenerationId) -> Option<&mut Version> {

@@ -161,6 +161,7 @@ impl World {
         }
         let ticket = Ticket(ticket);
         self.truth.durable(core, ticket);
+        std::mem::take(&mut self.truth.chronicle.wrong).into_iter().for_each(|text| self.violation(text));
         self.input(core, Input::Durable { ticket });
         self.drain_closed(core);
         self.flush(core);

@@ -54,6 +54,17 @@ fn defects_of_a_node_and_its_log_are_found() {
 fn defects_of_documents_are_found() {
     check(Plant::DropUpdate, 6, 4, &["does not follow", "ends with"]);
     check(Plant::DoubleOperation, 8, 4, &["times"]);
+    check(Plant::KeepDeletedText, 16, 3, &["documents of that name"]);
+    check(Plant::RestoreOther, 12, 3, &["it was made what it was"]);
+    check(Plant::ReadOther, 6, 4, &["is said to have read"]);
+    check(Plant::TakeHostile, 6, 4, &["an update that is"]);
+}
+
+#[test]
+fn defects_of_models_in_documents_are_found() {
+    check(Plant::IgnoreStop, 16, 3, &["after it was stopped"]);
+    check(Plant::MakeUpCredit, 6, 4, &["are durable and"]);
+    check(Plant::WriteTwice, 6, 4, &["was written of it"]);
 }
 
 #[test]

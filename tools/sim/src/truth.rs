@@ -16,6 +16,8 @@ use thalweg_protocol::op::DeliveryKind;
 use thalweg_shard::Ticket;
 use thalweg_workload::auditor::ChannelIndex;
 
+use crate::chronicle::Chronicle;
+
 /// Numbers of the auditor for channels that are deleted and made again begin here.
 const LIVES_FROM: u32 = 1_000_000;
 
@@ -54,12 +56,15 @@ pub(crate) struct Truth {
     /// The messages whose texts were taken back.
     redacted: BTreeMap<Life, BTreeSet<Position>>,
     indices: BTreeMap<Life, ChannelIndex>,
+    /// What documents must read.
+    pub(crate) chronicle: Chronicle,
 }
 
 impl Truth {
     /// A record was appended. Says what is wrong with that.
     pub(crate) fn append(&mut self, core: CoreId, ticket: Ticket, record: Record) -> Result<(), String> {
         let (partition, lsn) = (record.partition, record.lsn);
+        self.chronicle.appended(&record);
         let log = self.logs.entry(partition).or_default();
         let newest = log.pending.back().map_or(log.state.last, |record| record.lsn);
         if lsn != newest.next() {
@@ -104,13 +109,19 @@ impl Truth {
     /// A core was told that everything up to this append is durable.
     pub(crate) fn durable(&mut self, core: CoreId, ticket: Ticket) {
         let Some(tickets) = self.tickets.get_mut(&core) else { return };
+        let mut settled = BTreeMap::new();
         while let Some(&(of, partition, lsn)) = tickets.front().filter(|(of, ..)| *of <= ticket) {
             debug_assert!(of <= ticket);
             tickets.pop_front();
+            settled.insert(partition, lsn);
             self.unarchived.entry(core).or_default().push_back((of, partition, lsn));
             if let Some(log) = self.logs.get_mut(&partition) {
                 log.durable = lsn;
             }
+        }
+        for (partition, lsn) in settled {
+            // A record that cannot be applied is told of when the node died.
+            let _ = self.settle(partition, lsn);
         }
     }
 
@@ -171,6 +182,7 @@ impl Truth {
                 self.messages.remove(&(partition, id));
             }
             log.state.apply(&record).map_err(|gap| format!("partition {partition}: {gap}"))?;
+            self.chronicle.record(&record);
             if let Some(posting) = record.event.posting() {
                 let messages = self.messages.entry((partition, posting.id)).or_default();
                 if messages.len() as u64 + 1 != posting.message.position.0 {
@@ -184,6 +196,7 @@ impl Truth {
 
     /// The node is gone, and with it what it had not written.
     pub(crate) fn crash(&mut self) {
+        self.chronicle.crashed();
         self.tickets.clear();
         self.unarchived.clear();
     }

@@ -23,6 +23,7 @@ use crate::storage::Reading;
 use crate::trace::Trace;
 use crate::troubles::{Trouble, troubles};
 use crate::truth::Truth;
+use crate::writers::Writers;
 
 /// Simulated time that everything has to end in once clients do nothing new, in microseconds.
 const SETTLE_US: u64 = 240_000_000;
@@ -90,6 +91,20 @@ pub enum Plant {
     DropUpdate,
     /// A positional edit is carried out twice.
     DoubleOperation,
+    /// What stood in a document that was deleted stands in the next of its name.
+    KeepDeletedText,
+    /// A document is made what it was at another revision than was asked for.
+    RestoreOther,
+    /// A document is shown as it was at another revision than was asked for.
+    ReadOther,
+    /// Updates that cannot be carried out are acknowledged.
+    TakeHostile,
+    /// A model that writes in a document goes on when it is stopped.
+    IgnoreStop,
+    /// Models may say more than their credit.
+    MakeUpCredit,
+    /// What a model says is written twice.
+    WriteTwice,
 }
 
 /// How a node ends.
@@ -300,6 +315,10 @@ pub(crate) struct World {
     pub(crate) presence_answers: Vec<PresenceAnswer>,
     /// What was done to documents.
     pub(crate) papers: Papers,
+    /// Models that write in documents.
+    pub(crate) writers: Writers,
+    /// What a step of the inference stage takes at most.
+    pub(crate) step_us: u64,
     /// The first channel keeps little history.
     pub(crate) trimmed: bool,
     pub(crate) planted: u32,
@@ -376,7 +395,9 @@ pub fn simulate(seed: u64, options: Options) -> Report {
         asking: false,
         asked_everything: false,
         presence_answers: Vec::new(),
-        papers: Papers::default(),
+        papers: Papers::new(&mut rng),
+        writers: Writers::default(),
+        step_us: if rng.random_bool(0.2) { 60_000 } else { 800 },
         troubles: troubles(&mut rng, options.operations),
         large: rng.random_bool(0.3),
         repeatable: rng.random_bool(0.5),
@@ -543,6 +564,7 @@ impl World {
             self.recover_at_last();
         }
         self.count_disk();
+        self.faults.merge(&std::mem::take(&mut self.truth.chronicle.faults));
         let (found, count) = self.auditor.finish(!self.broken);
         let mut violations = self.violations;
         let (wrong, wrongs) = self.people.finish();

@@ -2,35 +2,62 @@
 //!
 //! Everything that is typed is a mark of its own, put between others or taken out whole. So each mark that was acknowledged
 //! stands in the text once, unless somebody took it out, and the text says by itself whether an edit was lost, done twice or
-//! done by half.
+//! done by half. What is between the marks models wrote.
+//!
+//! Of one document people put back what it was; then only its log says what it must read (`crate::chronicle`). Another one is
+//! deleted and made again: who comes back to it begins anew, as somebody does who loads a page.
 
-use std::collections::BTreeMap;
+mod answers;
+mod hostile;
+mod judging;
+mod past;
+mod writers;
+
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
+use rand::{Rng as _, rngs::StdRng};
 use thalweg_domain::document::Document;
 use thalweg_protocol::chat::{Post, PostKind};
-use thalweg_protocol::document::{
-    DocumentForm, DocumentNews, DocumentOp, DocumentOperations, OpenDocument, Operations, ReadForm, Side,
-};
-use thalweg_protocol::ids::{Name, Position, Sequence, Subscription};
-use thalweg_protocol::op::{ClientOp, DeliveryKind, Publish, ServerOp};
-use thalweg_protocol::reject::{Reject, RejectCode};
+use thalweg_protocol::document::{DocumentForm, DocumentOp, OpenDocument, Operations, utf16_len};
+use thalweg_protocol::ids::{GenerationId, Name, Position, Sequence, Subscription};
+use thalweg_protocol::op::{ClientOp, Publish, ServerOp};
 
 use super::Asked;
+use crate::chronicle::{AskedAt, PAPER, pieces};
 use crate::faults::Fault;
 use crate::world::{Event, Plant, World};
 
-/// Documents of a run.
-const DOCUMENTS: u64 = 2;
+use hostile::Hostile;
+use past::{Reading, Version};
+
+/// The document that people put back to what it was, in some runs.
+const RESTORED: u32 = 1;
+/// The document that people delete, in some runs.
+const DOOMED: u32 = 2;
 /// A refused edit is sent again about so much later once clients do nothing new, in microseconds.
 const AGAIN_US: u64 = 50_000;
+/// Yjs client ids of copies of the document that is deleted begin here: each copy has one of its own.
+const COPIES: u64 = 1 << 20;
+/// Code units of a model's text that people take out at once, at most.
+const CUT_UNITS: u64 = 6;
 
 /// What was asked of a document.
 #[derive(Debug)]
 pub(super) enum DocumentAsked {
     Open(u32),
     Write(Sequence),
-    Text(u32),
+    Read(Reading),
+    Delete(u32),
+    /// A model was asked to write where.
+    Ask {
+        document: u32,
+        at: AskedAt,
+        /// What the asker has of the document may not be what the node has.
+        is_unsure: bool,
+    },
+    Stop(GenerationId),
+    Hostile(Hostile),
 }
 
 /// A client's end of a document, over all connections.
@@ -62,6 +89,7 @@ pub(super) struct Edit {
     document: u32,
     post: Post,
     body: Bytes,
+    make: bool,
     inserted: Option<String>,
     deleted: Option<String>,
     sent: u32,
@@ -82,23 +110,42 @@ struct Mark {
 pub(crate) struct Papers {
     marks: BTreeMap<(u32, String), Mark>,
     texts: BTreeMap<u32, String>,
+    /// People put back what one document was.
+    restores: bool,
+    /// People delete a document.
+    deletes: bool,
+    /// People paste much.
+    pub(crate) pastes: bool,
+    /// Models that write, the newest last.
+    models: VecDeque<(u32, GenerationId)>,
+    versions: Vec<Version>,
+}
+
+impl Papers {
+    pub(crate) fn new(rng: &mut StdRng) -> Self {
+        let (restores, deletes, pastes) = (rng.random_bool(0.5), rng.random_bool(0.5), rng.random_bool(0.08));
+        Self { restores, deletes, pastes, ..Self::default() }
+    }
+
+    fn is_restored(&self, document: u32) -> bool {
+        self.restores && document == RESTORED
+    }
+
+    /// How many documents there are.
+    fn count(&self) -> u64 {
+        u64::from(DOOMED) + u64::from(self.deletes)
+    }
 }
 
 fn document_name(document: u32) -> Name {
-    Name::new(&format!("paper-{document}")).expect("a valid name")
-}
-
-/// The marks of a text, and where each begins.
-fn marks(text: &str) -> Vec<(usize, &str)> {
-    let ends = text.match_indices('>').map(|(at, _)| at + 1);
-    let mut begin = 0;
-    ends.map(|end| (std::mem::replace(&mut begin, end), end)).map(|(from, to)| (from, &text[from..to])).collect()
+    Name::new(&format!("{PAPER}{document}")).expect("a valid name")
 }
 
 impl Paper {
-    fn new(client: usize, document: u32) -> Self {
+    fn new(client: usize, document: u32, fresh: u64) -> Self {
+        let id = if document == DOOMED { COPIES + fresh } else { client as u64 + 1 };
         let copy = match client.is_multiple_of(2) {
-            true => Copy::Whole(Box::new(Document::new(client as u64 + 1))),
+            true => Copy::Whole(Box::new(Document::new(id))),
             false => Copy::Thin { text: String::new(), sent: None },
         };
         let (early, parts) = (Vec::new(), Vec::new());
@@ -112,6 +159,14 @@ impl Paper {
         }
     }
 
+    /// Whether it has all of the document, and nothing of its own is under way.
+    fn is_at_hand(&self) -> bool {
+        match &self.copy {
+            Copy::Whole(_) => self.is_open,
+            Copy::Thin { sent, .. } => self.is_open && sent.is_none() && self.parts.is_empty(),
+        }
+    }
+
     /// The connection is gone, or the reading is at its end.
     fn part(&mut self) {
         (self.number, self.is_open, self.owed) = (None, false, None);
@@ -121,24 +176,32 @@ impl Paper {
 }
 
 impl World {
-    /// Opens a document, edits it, or stops reading it.
+    /// Does something with a document.
     pub(super) fn act_on_document(&mut self, client: usize) {
         if self.clients[client].tenant > 0 {
             return;
         }
-        let document = self.below(DOCUMENTS) as u32;
-        self.clients[client].papers.entry(document).or_insert_with(|| Paper::new(client, document));
+        let document = self.below(self.papers.count()) as u32;
+        if !self.clients[client].papers.contains_key(&document) {
+            let fresh = self.fresh_number();
+            self.clients[client].papers.insert(document, Paper::new(client, document, fresh));
+        }
         self.send_waiting(client);
-        if self.chance(0.1) {
-            return self.close_document(client, document);
+        match self.below(100) {
+            0..9 if document == DOOMED => return self.forget_paper(client, document),
+            0..9 => return self.close_document(client, document),
+            9..15 => return self.ask_in_document(client, document),
+            15..22 => return self.send_hostile(client, document),
+            22..30 => return self.read_revision(client, document),
+            30..35 => return self.name_version(client, document),
+            35..39 if self.papers.is_restored(document) => return self.restore_document(client, document),
+            39..42 => return self.stop_model(client, document),
+            42..50 if document == DOOMED => return self.delete_document(client),
+            _ => {}
         }
         self.open_document(client, document);
         let Some(paper) = self.clients[client].papers.get(&document) else { return };
-        let may = match &paper.copy {
-            Copy::Whole(_) => true,
-            Copy::Thin { sent, .. } => paper.is_open && sent.is_none() && paper.parts.is_empty(),
-        };
-        if may {
+        if matches!(paper.copy, Copy::Whole(_)) || paper.is_at_hand() {
             self.edit_document(client, document);
         }
     }
@@ -156,7 +219,8 @@ impl World {
             return;
         }
         let lead = [0, 1, 3][self.below(3) as usize];
-        let open = OpenDocument { document: document_name(document), state, form, make: true, lead };
+        let make = document != DOOMED || self.chance(0.7);
+        let open = OpenDocument { document: document_name(document), state, form, make, lead };
         let op = ClientOp::Document(DocumentOp::Open(open));
         let number = self.request(client, &op, Asked::Document(DocumentAsked::Open(document)));
         if let Some(paper) = self.clients[client].papers.get_mut(&document) {
@@ -176,27 +240,86 @@ impl World {
         self.request(client, &op, Asked::Other);
     }
 
-    /// Types a mark between others, or takes one out.
-    fn edit_document(&mut self, client: usize, document: u32) {
-        let Some(text) = self.clients[client].papers.get(&document).map(Paper::text) else { return };
+    fn delete_document(&mut self, client: usize) {
+        if self.clients[client].admin && self.clients[client].link.is_some() {
+            let op = ClientOp::DeleteChannel { channel: document_name(DOOMED) };
+            self.request(client, &op, Asked::Document(DocumentAsked::Delete(DOOMED)));
+        }
+    }
+
+    /// Throws away what a client has of a document that is deleted now and then.
+    fn forget_paper(&mut self, client: usize, document: u32) {
+        let own = &mut self.clients[client];
+        let number = own.papers.remove(&document).and_then(|paper| paper.number);
+        if let Some(number) = number.filter(|_| own.link.is_some()) {
+            let op = ClientOp::Unsubscribe { subscription: Subscription(number) };
+            self.request(client, &op, Asked::Other);
+        }
+        let own = &mut self.clients[client];
+        own.edits.retain(|_, edit| edit.document != document);
+    }
+
+    fn next_sequence(&mut self, client: usize) -> Sequence {
         let own = &mut self.clients[client];
         own.sequences += 1;
-        let sequence = Sequence(own.sequences);
-        let there = marks(&text);
+        Sequence(own.sequences)
+    }
+
+    /// Types a mark, between others or in what a model wrote, or takes one out, or a little of what a model wrote.
+    fn edit_document(&mut self, client: usize, document: u32) {
+        let Some(paper) = self.clients[client].papers.get(&document) else { return };
+        let (text, is_thin) = (paper.text(), matches!(paper.copy, Copy::Thin { .. }));
+        let sequence = self.next_sequence(client);
+        // An offset that was meant for the one that was deleted may be used in the next.
+        let only_before = is_thin && document == DOOMED;
+        let there = if only_before { Vec::new() } else { pieces(&text) };
         let at = self.below(there.len() as u64 + 1) as usize;
+        let piece = there.get(at).copied();
         let delete = self.chance(0.25);
-        let offset = there.get(at).map_or(text.len(), |(begin, _)| *begin) as u32;
-        let (operations, inserted, deleted) = match there.get(at).filter(|_| delete) {
-            Some((_, mark)) => {
-                self.papers.marks.entry((document, (*mark).to_owned())).or_default().is_deleting = true;
-                (Operations::new().retain(offset).delete(mark.len() as u32), None, Some((*mark).to_owned()))
+        let cut = 1 + self.below(CUT_UNITS) as u32;
+        let end = if only_before { 0 } else { utf16_len(&text) };
+        let (operations, inserted, deleted) = match piece {
+            Some(piece) if delete && piece.is_mark => {
+                let mark = piece.text.to_owned();
+                self.papers.marks.entry((document, mark.clone())).or_default().is_deleting = true;
+                (Operations::new().retain(piece.at).delete(utf16_len(piece.text)), None, Some(mark))
             }
-            None => {
-                let mark = format!("<{client}.{sequence}>");
+            Some(piece) if delete => {
+                let length = utf16_len(piece.text);
+                let from = self.below(length.into()) as u32;
+                (Operations::new().retain(piece.at + from).delete(cut.min(length - from)), None, None)
+            }
+            piece => {
+                let (mark, line_end) = self.fresh_mark(client, sequence);
+                let within = piece.filter(|piece| !piece.is_mark).map_or(0, |piece| utf16_len(piece.text));
+                let within = self.below(u64::from(within) + 1) as u32;
+                // Who calls a model begins a line.
+                let offset = if line_end { 0 } else { piece.map_or(end, |piece| piece.at + within) };
                 self.papers.marks.insert((document, mark.clone()), Mark::default());
-                (Operations::new().retain(offset).insert(mark.clone()), Some(mark), None)
+                let typed = if line_end { format!("{mark}\n") } else { mark.clone() };
+                (Operations::new().retain(offset).insert(typed), Some(mark), None)
             }
         };
+        self.carry_out_edit(client, document, sequence, (operations, inserted, deleted));
+    }
+
+    /// A mark that nobody typed before, and whether it ends a line.
+    fn fresh_mark(&mut self, client: usize, sequence: Sequence) -> (String, bool) {
+        if self.chance(0.06) {
+            return (format!("@ai {client}.{sequence};"), true);
+        }
+        let padding = if self.papers.pastes && self.chance(0.05) { self.below(15_000) as usize } else { 0 };
+        (format!("<{client}.{sequence}{}>", "x".repeat(padding)), false)
+    }
+
+    /// Edits the copy of a client, and tells the node.
+    fn carry_out_edit(
+        &mut self,
+        client: usize,
+        document: u32,
+        sequence: Sequence,
+        (operations, inserted, deleted): (Operations, Option<String>, Option<String>),
+    ) {
         let Some(paper) = self.clients[client].papers.get_mut(&document) else { return };
         let (kind, target, body) = match &mut paper.copy {
             Copy::Whole(copy) => match copy.edit(&operations) {
@@ -214,14 +337,14 @@ impl World {
                 (PostKind::Operations, paper.revision, operations.encode())
             }
         };
+        let make = document != DOOMED || self.chance(0.7);
         let post = Post { kind, target };
-        let edit = Edit { document, post, body, inserted, deleted, sent: 0, waits: false };
+        let edit = Edit { document, post, body, make, inserted, deleted, sent: 0, waits: false };
         self.clients[client].edits.insert(sequence, edit.clone());
         self.send_edit(client, sequence);
         if self.options.plant == Some(Plant::DoubleOperation) && kind == PostKind::Operations && self.planted < 9 {
             self.planted += 1;
-            self.clients[client].sequences += 1;
-            let (sequence, channel) = (Sequence(self.clients[client].sequences), document_name(document));
+            let (sequence, channel) = (self.next_sequence(client), document_name(document));
             let Edit { body, post, .. } = edit;
             let publish = Publish { channel, sequence, retry: false, make: true, body, key: 0, post };
             self.request(client, &ClientOp::Publish(publish), Asked::Other);
@@ -230,11 +353,14 @@ impl World {
 
     fn send_edit(&mut self, client: usize, sequence: Sequence) {
         let Some(edit) = self.clients[client].edits.get_mut(&sequence) else { return };
-        let (retry, post, body) = (edit.sent > 0, edit.post, edit.body.clone());
+        let (retry, mut post, body, make) = (edit.sent > 0, edit.post, edit.body.clone(), edit.make);
         (edit.sent, edit.waits) = (edit.sent + 1, false);
         let channel = document_name(edit.document);
+        if post.kind == PostKind::Restore && self.options.plant == Some(Plant::RestoreOther) && post.target.0 > 1 {
+            post.target.0 -= 1;
+        }
         self.faults.add(Fault::EditRetried, u64::from(retry));
-        let publish = Publish { channel, sequence, retry, make: true, body, key: 0, post };
+        let publish = Publish { channel, sequence, retry, make, body, key: 0, post };
         self.request(client, &ClientOp::Publish(publish), Asked::Document(DocumentAsked::Write(sequence)));
     }
 
@@ -248,6 +374,7 @@ impl World {
     /// The connection is gone.
     pub(super) fn forget_documents(&mut self, client: usize) {
         self.clients[client].papers.values_mut().for_each(Paper::part);
+        self.forget_paper(client, DOOMED);
     }
 
     /// A new connection: what was not answered is repeated, and the documents are opened again.
@@ -277,272 +404,9 @@ impl World {
         owed.map(|(number, position)| ClientOp::Consumed { subscription: Subscription(number), position }).collect()
     }
 
-    pub(super) fn document_answered(&mut self, client: usize, request: u32, asked: DocumentAsked, op: ServerOp) {
-        match (asked, op) {
-            (DocumentAsked::Open(document), ServerOp::Document(DocumentNews::Opened { revision, .. })) => {
-                let Some(paper) = self.clients[client].papers.get_mut(&document) else { return };
-                if paper.number == Some(request) {
-                    (paper.is_open, paper.revision) = (true, revision);
-                    for op in std::mem::take(&mut paper.early) {
-                        self.document_news(client, request, op);
-                    }
-                }
-            }
-            (DocumentAsked::Open(document), ServerOp::Reject(reject)) => {
-                self.refusal_of_document(client, &reject);
-                if let Some(paper) = self.clients[client].papers.get_mut(&document) {
-                    paper.part();
-                }
-                self.again(client);
-            }
-            (DocumentAsked::Write(sequence), ServerOp::Published { .. }) => self.edit_answered(client, sequence),
-            (DocumentAsked::Write(sequence), ServerOp::Reject(reject)) => self.edit_refused(client, sequence, &reject),
-            (DocumentAsked::Text(document), ServerOp::Document(DocumentNews::State { total, bytes, .. })) => {
-                let text = String::from_utf8_lossy(&bytes).into_owned();
-                if bytes.len() as u64 != total {
-                    self.violation(format!(
-                        "client {client}: paper {document} of {total} bytes came in {}",
-                        bytes.len()
-                    ));
-                }
-                let first = self.papers.texts.entry(document).or_insert_with(|| text.clone()).clone();
-                if first != text {
-                    self.violation(format!(
-                        "paper {document} reads {text:?} to client {client}, and {first:?} to another"
-                    ));
-                }
-            }
-            (asked, op) => self.violation(format!("client {client}: {asked:?} was answered by {op:?}")),
-        }
-    }
-
-    fn edit_answered(&mut self, client: usize, sequence: Sequence) {
-        let Some(edit) = self.clients[client].edits.remove(&sequence) else { return };
-        self.faults.count(Fault::DocumentEdited);
-        if let Some(mark) = edit.inserted {
-            self.papers.marks.entry((edit.document, mark)).or_default().is_typed = true;
-        }
-        if let Some(mark) = edit.deleted {
-            self.papers.marks.entry((edit.document, mark)).or_default().is_deleted = true;
-        }
-        if self.settling {
-            self.settle_documents(client);
-        }
-    }
-
-    fn edit_refused(&mut self, client: usize, sequence: Sequence, reject: &Reject) {
-        let Some(edit) = self.clients[client].edits.get_mut(&sequence) else { return };
-        let (document, is_update) = (edit.document, edit.post.kind == PostKind::Update);
-        edit.waits = true;
-        match reject.code {
-            // What it builds on was refused.
-            RejectCode::UpdateIncomplete if is_update => {}
-            // Made at a revision that the node no longer has at hand, or of which nothing outlived it.
-            RejectCode::RevisionUnknown | RejectCode::SequenceInvalid if !is_update => {}
-            _ => self.refusal_of_document(client, reject),
-        }
-        if !is_update {
-            // It may have been carried out all the same, if it was sent more than once.
-            self.clients[client].edits.remove(&sequence);
-            self.close_document(client, document);
-        }
-        self.again(client);
-    }
-
     fn again(&mut self, client: usize) {
         if self.settling {
             self.within(AGAIN_US, Event::Act { client });
-        }
-    }
-
-    /// Judges why something was refused.
-    fn refusal_of_document(&mut self, client: usize, reject: &Reject) {
-        let is_lawful = match reject.code {
-            RejectCode::RateLimited | RejectCode::QuotaExceeded => self.is_limited(),
-            RejectCode::Overloaded => self.is_pressed(),
-            RejectCode::Draining => true,
-            RejectCode::Busy => true,
-            RejectCode::StorageFull => self.was_full,
-            RejectCode::StorageDamaged => self.was_rotten,
-            _ => false,
-        };
-        match is_lawful {
-            true => self.faults.count(Fault::DocumentRefused),
-            false => self.violation(format!("client {client}: a document was refused: {reject}")),
-        }
-    }
-
-    /// Whether a frame of the delivery lane is of a document.
-    pub(super) fn is_of_document(&self, client: usize, number: u32) -> bool {
-        self.clients[client].papers.values().any(|paper| paper.number == Some(number))
-    }
-
-    /// What is told about a document.
-    pub(super) fn document_news(&mut self, client: usize, number: u32, op: ServerOp) {
-        let mut papers = self.clients[client].papers.values_mut();
-        let Some(paper) = papers.find(|paper| paper.number == Some(number)) else { return };
-        if !paper.is_open {
-            return paper.early.push(op);
-        }
-        let (document, before) = (paper.document, paper.revision);
-        let told = match op {
-            ServerOp::Delivery(delivery) if delivery.kind == DeliveryKind::Update => {
-                let is_merged = delivery.context.target.0 > 0 && delivery.context.target < delivery.position;
-                self.faults.add(Fault::EditsMerged, u64::from(is_merged));
-                if self.options.plant == Some(Plant::DropUpdate) && self.planted < 40 {
-                    self.planted += 1;
-                    return;
-                }
-                self.take_update(client, document, delivery.position, &delivery.body)
-            }
-            ServerOp::Delivery(delivery) if delivery.kind == DeliveryKind::Version => Ok(delivery.position),
-            ServerOp::Document(DocumentNews::State { revision, offset, total, bytes }) => {
-                self.take_state(client, document, revision, (offset, total), &bytes)
-            }
-            ServerOp::Document(DocumentNews::Operations(news)) => self.take_operations(client, document, &news),
-            ServerOp::Document(DocumentNews::Awareness { .. }) => return,
-            ServerOp::Ended(reject) => {
-                self.refusal_of_document(client, &reject);
-                if let Some(paper) = self.clients[client].papers.get_mut(&document) {
-                    paper.part();
-                }
-                return self.again(client);
-            }
-            op => Err(format!("{op:?}")),
-        };
-        let position = match told {
-            Ok(position) => position,
-            Err(text) => return self.violation(format!("client {client}: paper {document}: {text}")),
-        };
-        if position < before {
-            self.violation(format!("client {client}: paper {document} went back from {before} to {position}"));
-        }
-        let slow = self.clients[client].slow;
-        let Some(paper) = self.clients[client].papers.get_mut(&document) else { return };
-        paper.revision = position;
-        if slow {
-            paper.owed = Some(position);
-        } else {
-            self.say(client, 0, &ClientOp::Consumed { subscription: Subscription(number), position });
-        }
-    }
-
-    fn take_update(&mut self, client: usize, document: u32, at: Position, update: &[u8]) -> Result<Position, String> {
-        let Some(paper) = self.clients[client].papers.get_mut(&document) else { return Ok(at) };
-        let Copy::Whole(copy) = &mut paper.copy else { return Err("a thin client was sent an update".into()) };
-        copy.replay(update).map_err(|reject| format!("the update of {at} does not follow: {reject}"))?;
-        Ok(at)
-    }
-
-    fn take_state(
-        &mut self,
-        client: usize,
-        document: u32,
-        revision: Position,
-        (offset, total): (u64, u64),
-        bytes: &[u8],
-    ) -> Result<Position, String> {
-        let Some(paper) = self.clients[client].papers.get_mut(&document) else { return Ok(revision) };
-        if offset != paper.parts.len() as u64 {
-            return Err(format!("a part of its state at {offset} follows {} bytes", paper.parts.len()));
-        }
-        paper.parts.extend_from_slice(bytes);
-        if (paper.parts.len() as u64) < total {
-            return Ok(paper.revision);
-        }
-        let state = std::mem::take(&mut paper.parts);
-        match &mut paper.copy {
-            Copy::Whole(copy) => drop(copy.replay(&state).map_err(|reject| format!("its state is none: {reject}"))?),
-            Copy::Thin { text, sent } => {
-                (*text, *sent) = (String::from_utf8(state).map_err(|_| "its text is none".to_owned())?, None);
-            }
-        }
-        self.faults.count(Fault::StateTaken);
-        Ok(revision)
-    }
-
-    fn take_operations(&mut self, client: usize, document: u32, news: &DocumentOperations) -> Result<Position, String> {
-        let Some(paper) = self.clients[client].papers.get_mut(&document) else { return Ok(news.to) };
-        let before = paper.revision;
-        let Copy::Thin { text, sent } = &mut paper.copy else { return Err("a whole copy was sent operations".into()) };
-        if news.from <= before {
-            return Err(format!("operations from {} follow {before}", news.from));
-        }
-        if let Some(own) = news.own {
-            // Its own edit, at its place in the order; one that it no longer knows of is in no text it has.
-            if sent.take_if(|(sequence, _)| *sequence == own).is_none() {
-                self.close_document(client, document);
-                self.again(client);
-            }
-            return Ok(news.to);
-        }
-        let mut theirs = Operations::decode(&news.operations).map_err(|reject| reject.to_string())?;
-        if let Some((_, mine)) = sent {
-            let after = theirs.transform(mine, Side::First);
-            *mine = mine.transform(&theirs, Side::Second);
-            theirs = after;
-        }
-        *text = theirs.apply(text).map_err(|reject| format!("operations to {} do not fit: {reject}", news.to))?;
-        Ok(news.to)
-    }
-
-    /// Asks for the texts that all must have by now.
-    pub(crate) fn ask_documents(&mut self, client: usize) {
-        let documents: Vec<u32> = self.clients[client].papers.keys().copied().collect();
-        for document in documents {
-            let (name, revision) = (document_name(document), Position(0));
-            let op = DocumentOp::Read { document: name, revision, form: ReadForm::Text, offset: 0 };
-            self.request(client, &ClientOp::Document(op), Asked::Document(DocumentAsked::Text(document)));
-        }
-    }
-
-    /// Whether everybody has the text, and the text what was acknowledged. Then nobody reads any more, so that the node can let
-    /// go of the documents.
-    pub(crate) fn judge_documents(&mut self) {
-        let texts = std::mem::take(&mut self.papers.texts);
-        let mut found = Vec::new();
-        for (number, client) in self.clients.iter().enumerate() {
-            for (document, paper) in &client.papers {
-                match texts.get(document) {
-                    Some(text) if *text == paper.text() && paper.is_open => {}
-                    Some(text) => found.push(format!(
-                        "client {number} ends with {:?} (open: {}, at {}) in paper {document}, which reads {text:?}",
-                        paper.text(),
-                        paper.is_open,
-                        paper.revision,
-                    )),
-                    None => found.push(format!("client {number}: nobody was told the text of paper {document}")),
-                }
-            }
-        }
-        for (document, text) in &texts {
-            let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
-            marks(text).into_iter().for_each(|(_, mark)| *counts.entry(mark).or_default() += 1);
-            for (mark, count) in &counts {
-                if !self.papers.marks.contains_key(&(*document, (*mark).to_owned())) {
-                    found.push(format!("paper {document} holds {mark:?}, which nobody typed"));
-                }
-                if *count > 1 {
-                    found.push(format!("paper {document} holds {mark} {count} times"));
-                }
-            }
-            for ((_, mark), state) in self.papers.marks.iter().filter(|((of, _), _)| of == document) {
-                match counts.contains_key(mark.as_str()) {
-                    false if state.is_typed && !state.is_deleting => {
-                        found.push(format!("paper {document} lost {mark}, which was acknowledged"));
-                    }
-                    true if state.is_deleted => {
-                        found.push(format!("paper {document} holds {mark}, whose deletion was acknowledged"));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        found.into_iter().for_each(|text| self.violation(text));
-        for client in 0..self.clients.len() {
-            for document in 0..DOCUMENTS as u32 {
-                self.close_document(client, document);
-            }
         }
     }
 }
