@@ -2,9 +2,9 @@
 //! the node is asked: prompts, tokens, stop strings, constraints, texts to embed.
 
 use thalweg_protocol::limits::{
-    DOCUMENT_UPDATE_BYTES_MAX, DOCUMENTS_PER_SESSION_MAX, EMBED_TEXTS_MAX, IN_FLIGHT_MAX, LEAD_TOKENS_MAX,
-    LEAD_UPDATES, PROMPT_BYTES_MAX, RING_SLOTS, SESSION_QUEUE_BYTES, SUBSCRIPTIONS_MAX, TOKEN_DETAILS_KEPT,
-    WATCHES_MAX, WEB_CONNECTIONS_MAX,
+    DOCUMENT_BYTES_MAX, DOCUMENT_UPDATE_BYTES_MAX, DOCUMENTS_PER_SESSION_MAX, EMBED_TEXTS_MAX, IN_FLIGHT_MAX,
+    LEAD_TOKENS_MAX, LEAD_UPDATES, NAME_BYTES_MAX, PROMPT_BYTES_MAX, RING_SLOTS, SESSION_QUEUE_BYTES,
+    SUBSCRIPTIONS_MAX, TOKEN_DETAILS_KEPT, WATCHES_MAX, WEB_CONNECTIONS_MAX,
 };
 
 /// Bytes of the body of one request: a conversation as long as may be, in letters that JSON writes with six bytes each.
@@ -32,6 +32,11 @@ pub(crate) const RING_RETRY_MS: u64 = 1;
 
 /// Bytes of one message of a client over a WebSocket: the largest edit, in base64 and JSON.
 pub(crate) const SOCKET_MESSAGE_BYTES_MAX: usize = DOCUMENT_UPDATE_BYTES_MAX * 3 / 2;
+/// Bytes of one message of an editor of Yjs that has shown a token. More than an edit may have: an editor answers with all that
+/// the node lacks, and what is too much of it is refused to that one document, while the socket goes on.
+pub(crate) const SOCKET_UPDATE_MESSAGE_BYTES_MAX: usize = DOCUMENT_BYTES_MAX * 3 / 2;
+/// Bytes of what names a document within a socket of Hocuspocus's kind: its name, and the provider's number.
+pub(crate) const SOCKET_ADDRESS_BYTES_MAX: usize = NAME_BYTES_MAX + 64;
 /// Bytes of a message that is too long that are thrown away, so that its sender reads why it is parted with.
 pub(crate) const SOCKET_DISCARD_BYTES_MAX: usize = 64 << 20;
 /// Sessions of one WebSocket: one for each token, and for each further time it opens the same document.
@@ -65,6 +70,8 @@ pub(crate) const SOCKET_READING_MAX: usize = 512;
 
 const _: () = {
     assert!(SOCKET_IN_FLIGHT_MAX < IN_FLIGHT_MAX && SOCKET_READING_MAX <= SUBSCRIPTIONS_MAX);
+    assert!(SOCKET_MESSAGE_BYTES_MAX < SOCKET_UPDATE_MESSAGE_BYTES_MAX);
+    assert!(SOCKET_UPDATE_MESSAGE_BYTES_MAX < SOCKET_DISCARD_BYTES_MAX, "whoever sends too much can read so");
     assert!(SOCKET_DRAINED_BYTES <= SESSION_QUEUE_BYTES / 4, "nobody waits for what was taken and not told");
     assert!(SOCKET_CREDIT_UPDATES > 0 && SOCKET_CREDIT_UPDATES < LEAD_UPDATES);
     assert!(V1_CHOICES_MAX <= WATCHES_MAX && V1_CHOICES_MAX < IN_FLIGHT_MAX, "a session can read all of a request");

@@ -352,6 +352,38 @@ fn what_is_too_long_is_refused_while_it_is_being_sent() {
 }
 
 #[test]
+fn a_document_that_is_sent_too_much_is_closed_and_its_socket_is_not() {
+    let node = Node::new(WebLimits::default());
+    let message = |address: &str, rest: &[&[u8]]| {
+        let head = [&[address.len() as u8], address.as_bytes()].concat();
+        Message::Binary([&head[..], &rest.concat()].concat().into())
+    };
+    // 2 MiB, in lib0's numbers of seven bits.
+    let large = message("a", &[&[0, 2, 0x80, 0x80, 0x80, 1], &vec![1; 2 << 20]]);
+    block_on(async {
+        let mut client = node.connect("/hocuspocus").await;
+        client.send(message("a", &[b"\x02\x00\x04good\x01v"])).await.expect("sent");
+        client.send(message("a", &[&[0, 0, 1, 0]])).await.expect("sent");
+        client.send(large.clone()).await.expect("sent");
+        client.send(Message::Binary(Bytes::from_static(&[9]))).await.expect("sent");
+        let mut told = Vec::new();
+        while told.last().map(Vec::as_slice) != Some(&[10]) {
+            told.push(client.next().await.expect("goes on").expect("a message").into_data().to_vec());
+        }
+        let closed = told.iter().find(|message| message.starts_with(&[1, b'a', 7])).expect("the document is closed");
+        assert!(String::from_utf8_lossy(closed).contains("body_too_large"), "{closed:?}");
+        // Of whom the node does not know, it does not read as much.
+        let mut stranger = node.connect("/hocuspocus").await;
+        match stranger.send(large).await {
+            Ok(()) | Err(Error::Io(_) | Error::AlreadyClosed | Error::ConnectionClosed) => {}
+            Err(error) => panic!("{error}"),
+        }
+        let close = closing(&mut stranger).await;
+        assert!(close.0 == 4413 && close.1.contains("body_too_large"), "{close:?}");
+    });
+}
+
+#[test]
 fn who_is_silent_is_parted_with() {
     let limits = WebLimits {
         socket_ping: Duration::from_millis(50),

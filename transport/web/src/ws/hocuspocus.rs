@@ -18,6 +18,7 @@ use bytes::Bytes;
 use serde_json::json;
 use thalweg_protocol::document::DocumentAccess;
 use thalweg_protocol::ids::{Name, Request};
+use thalweg_protocol::limits::TOKEN_BYTES_MAX;
 use thalweg_protocol::op::ServerOp;
 use thalweg_protocol::reject::{Reject, RejectCode};
 
@@ -25,8 +26,11 @@ use super::close::Close;
 use super::lib0::{Malformed, Reader, Writer};
 use super::protocol::{Effect, Input, Message, Protocol, Taken};
 use super::replica::{Numbers, Replica, Said, Wish};
-use super::yjs::{AUTH, AWARENESS, STEP_1, STEP_2, SYNC, UPDATE, hear, malformed, sync, take};
-use crate::limits::{SOCKET_DOCUMENTS_MAX, SOCKET_SESSIONS_MAX};
+use super::yjs::{AUTH, AWARENESS, SYNC, hear, malformed, take, write};
+use crate::limits::{
+    SOCKET_ADDRESS_BYTES_MAX, SOCKET_DOCUMENTS_MAX, SOCKET_MESSAGE_BYTES_MAX, SOCKET_SESSIONS_MAX,
+    SOCKET_UPDATE_MESSAGE_BYTES_MAX,
+};
 
 const SYNC_REPLY: u64 = 4;
 const STATELESS: u64 = 5;
@@ -60,8 +64,9 @@ pub(crate) struct Hocuspocus {
     open: BTreeMap<String, Open>,
     sessions: BTreeMap<u32, Session>,
     opened: u32,
-    /// Addresses whose messages are passed over, since they were told that they need a token.
-    denied: BTreeSet<String>,
+    /// Addresses whose messages are passed over until they show a token: they were told that they need one, or that their
+    /// document is closed.
+    closed: BTreeSet<String>,
     numbers: Numbers,
     effects: VecDeque<Effect>,
 }
@@ -87,9 +92,18 @@ impl Hocuspocus {
 
     fn deny(&mut self, address: &str, reject: &Reject) {
         self.send(head(address, 64, AUTH).number(DENIED).text(&reject.to_string()).finish());
-        self.denied.insert(address.to_owned());
-        if self.denied.len() > SOCKET_DOCUMENTS_MAX {
-            let text = format!("{SOCKET_DOCUMENTS_MAX} documents were refused");
+        self.pass_over(address);
+    }
+
+    /// What a provider still sends under an address is nothing to answer.
+    fn pass_over(&mut self, address: &str) {
+        if address.len() > SOCKET_ADDRESS_BYTES_MAX {
+            // Those are passed over as they are.
+            return;
+        }
+        self.closed.insert(address.to_owned());
+        if self.closed.len() > SOCKET_DOCUMENTS_MAX {
+            let text = format!("{SOCKET_DOCUMENTS_MAX} documents were refused or closed; come back for the others");
             self.part(&Reject::new(RejectCode::LimitReached, text));
         }
     }
@@ -123,7 +137,7 @@ impl Hocuspocus {
             return Ok(());
         }
         let Some(Open { replica, .. }) = self.open.get_mut(&address) else {
-            if !self.denied.contains(&address) {
+            if address.len() <= SOCKET_ADDRESS_BYTES_MAX && !self.closed.contains(&address) {
                 let text = "a token is needed first; give the provider one, made by `thalweg admin token`";
                 self.deny(&address, &Reject::new(RejectCode::TokenInvalid, text));
             }
@@ -161,6 +175,15 @@ impl Hocuspocus {
         if self.open.contains_key(&address) {
             return;
         }
+        if address.len() > SOCKET_ADDRESS_BYTES_MAX {
+            let bytes = address.len();
+            let text = format!("a document's name and number of {bytes} bytes; at most {SOCKET_ADDRESS_BYTES_MAX}");
+            return self.deny(&address, &Reject::new(RejectCode::NameInvalid, text));
+        }
+        if token.len() > TOKEN_BYTES_MAX {
+            let text = format!("the token is longer than {TOKEN_BYTES_MAX} bytes");
+            return self.deny(&address, &Reject::new(RejectCode::TokenInvalid, text));
+        }
         let document = match Name::new(name_of(&address)) {
             Ok(document) => document,
             Err(error) => {
@@ -194,7 +217,7 @@ impl Hocuspocus {
         if let Some(session) = self.sessions.get_mut(&session) {
             session.documents.insert(document.clone());
         }
-        self.denied.remove(&address);
+        self.closed.remove(&address);
         self.open.insert(address, Open { session, replica: Replica::new(document), is_authenticated: false });
     }
 
@@ -219,11 +242,16 @@ impl Hocuspocus {
 
     /// Ends a document for a reason. What may pass ends the socket, so that the client comes back and sends what it has.
     fn end(&mut self, address: &str, reject: &Reject) {
-        if !(4400..4500).contains(&Close::from(reject).code) {
+        let code = Close::from(reject).code;
+        if !(4400..4500).contains(&code) {
             return self.part(reject);
         }
-        if self.open.get(address).is_some_and(|open| open.is_authenticated) {
+        // Applications log people out who are denied: that is for those who may not open it, and not for what they send.
+        let is_denial = matches!(code, 4401 | 4403 | 4404);
+        if !is_denial || self.open.get(address).is_some_and(|open| open.is_authenticated) {
             self.close(address, &reject.to_string());
+            // The provider does not show its token again by itself: to tell it to would log people out.
+            self.pass_over(address);
         } else {
             self.forget(address);
             self.deny(address, reject);
@@ -279,8 +307,8 @@ impl Hocuspocus {
     }
 
     fn say(&mut self, address: &str, said: Said) {
-        let plain = |kind: &Bytes| Writer::with_room(address.len() + kind.len()).text(address);
         let (message, mark) = match said {
+            Said::Told(told) => write(&told, |room| Writer::with_room(address.len() + room).text(address)),
             Said::Opened(access) => {
                 let scope = if access == DocumentAccess::Read { "readonly" } else { "read-write" };
                 let Some(open) = self.open.get_mut(address) else { return };
@@ -292,10 +320,6 @@ impl Hocuspocus {
             Said::Saved(count) => return self.say_status(address, count, true),
             Said::Refused(_, count) => return self.say_status(address, count, false),
             Said::Ended(reject) => return self.end(address, &reject),
-            Said::Step1(vector) => (sync(plain(&vector), STEP_1, &vector), None),
-            Said::Step2(state, revision) => (sync(plain(&state), STEP_2, &state), Some(revision)),
-            Said::Update(update, revision) => (sync(plain(&update), UPDATE, &update), Some(revision)),
-            Said::Awareness(update) => (plain(&update).number(AWARENESS).bytes(&update).finish(), None),
         };
         let taken = mark.and_then(|revision| {
             let open = self.open.get(address)?;
@@ -363,6 +387,11 @@ impl Protocol for Hocuspocus {
     fn is_full(&self) -> bool {
         self.sessions.values().any(|session| !session.is_welcome)
             || self.open.values().any(|open| open.replica.is_full())
+    }
+
+    fn message_bytes_max(&self) -> usize {
+        let is_known = self.sessions.values().any(|session| session.is_welcome);
+        if is_known { SOCKET_UPDATE_MESSAGE_BYTES_MAX } else { SOCKET_MESSAGE_BYTES_MAX }
     }
 }
 

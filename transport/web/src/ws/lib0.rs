@@ -11,7 +11,8 @@ pub(super) struct Malformed {
     length: usize,
 }
 
-/// Reads a message; what it gives shares the message's memory.
+/// Reads a message. What stands last in it shares its memory; all else is copied, so that nothing that is kept holds more than
+/// it shows.
 pub(super) struct Reader {
     message: Bytes,
     at: usize,
@@ -27,7 +28,6 @@ impl Reader {
     }
 
     /// Whether everything was read.
-    #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.at >= self.message.len()
     }
@@ -53,7 +53,7 @@ impl Reader {
         let end = end.filter(|end| *end <= self.message.len()).ok_or_else(|| self.malformed())?;
         let bytes = self.message.slice(self.at..end);
         self.at = end;
-        Ok(bytes)
+        Ok(if self.is_empty() { bytes } else { Bytes::copy_from_slice(&bytes) })
     }
 
     /// A text behind its length.
@@ -116,6 +116,15 @@ mod tests {
             assert_eq!(reader.bytes().as_deref(), Ok(&[1, 2][..]));
             assert!(reader.is_empty());
         }
+    }
+
+    #[test]
+    fn what_is_not_last_does_not_hold_its_message() {
+        let message = Writer::default().bytes(&[7; 3]).bytes(&[8; 1000]).finish();
+        let mut reader = Reader::new(message.clone());
+        let first = reader.bytes().expect("read");
+        drop(reader);
+        assert!(first[..] == [7; 3] && message.is_unique());
     }
 
     #[test]

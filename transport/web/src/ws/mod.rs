@@ -5,6 +5,7 @@
 //! do is decided by its core, as it is for clients over QUIC.
 
 mod close;
+mod gauge;
 mod hocuspocus;
 mod json;
 mod lib0;

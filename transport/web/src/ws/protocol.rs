@@ -11,6 +11,7 @@ use thalweg_protocol::op::{ClientOp, ServerOp};
 use thalweg_protocol::reject::Reject;
 
 use super::close::Close;
+use crate::limits::SOCKET_MESSAGE_BYTES_MAX;
 
 /// How soon a tick comes that a protocol wants soon.
 pub(crate) const HURRY: Duration = Duration::from_millis(20);
@@ -79,6 +80,10 @@ pub(crate) trait Protocol: Send {
     fn poll(&mut self) -> Option<Effect>;
     /// Whether so much is unanswered that nothing more is to be read from the client.
     fn is_full(&self) -> bool;
+    /// Bytes that the next message of the client may have.
+    fn message_bytes_max(&self) -> usize {
+        SOCKET_MESSAGE_BYTES_MAX
+    }
     /// Whether the next tick should come within [`HURRY`].
     fn is_in_a_hurry(&self) -> bool {
         false

@@ -7,8 +7,9 @@
 //!
 //! Clients do not keep edits that they sent. An edit that the node could not keep for now (no room, too much at once, an
 //! earlier one missing) is therefore not held here either: the client is asked by another step 1 for everything that the
-//! node lacks. If that does not help, or the client does not answer, it is parted with, and sends what is missing when it
-//! comes back.
+//! node lacks, which is beyond what the node has now: beyond what it had when the document was opened could be more than one
+//! edit may be. If that does not help, or the client does not answer, it is parted with, and sends what is missing when it comes
+//! back.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -55,11 +56,9 @@ impl Numbers {
     }
 }
 
-/// What the client is to be told.
+/// What the client is to be told in the words that all protocols of Yjs share.
 #[derive(Debug, PartialEq)]
-pub(super) enum Said {
-    /// The document is open, and the client may do this.
-    Opened(DocumentAccess),
+pub(super) enum Told {
     /// Step 1: the node's state vector.
     Step1(Bytes),
     /// Step 2: what the client lacked, up to a revision.
@@ -68,6 +67,15 @@ pub(super) enum Said {
     Update(Bytes, Position),
     /// What others say of themselves.
     Awareness(Bytes),
+}
+
+/// What the client is to be told.
+#[derive(Debug, PartialEq)]
+pub(super) enum Said {
+    /// A message.
+    Told(Told),
+    /// The document is open, and the client may do this.
+    Opened(DocumentAccess),
     /// So many of the client's edits are durable.
     Saved(u32),
     /// So many of the client's edits are not made: it may not make them. It may go on reading.
@@ -87,6 +95,8 @@ pub(super) enum Wish {
 #[derive(Debug)]
 enum Asked {
     Open,
+    /// The node's state vector as it is now.
+    Vector,
     Leave,
     Write(Write),
 }
@@ -118,8 +128,12 @@ pub(super) struct Replica {
     is_over: bool,
     /// The client said what it has. Before, nothing of the document is told.
     has_begun: bool,
-    /// The node's state vector when the document was opened. It has at least that since.
+    /// The node's state vector when it was last told. It has at least that since.
     vector: Bytes,
+    /// Whether the node has more since.
+    is_stale: bool,
+    /// The document is opened once more, only to be told that.
+    probe: Option<Subscription>,
     /// The state under way, and whether it answers a step 1.
     state: BytesMut,
     answers: bool,
@@ -151,6 +165,22 @@ fn is_passing(code: RejectCode) -> bool {
     )
 }
 
+/// Why an edit of so many bytes is not taken. What the client answers to a question of the node's own is asked for again: from
+/// what the node has by then, when the client comes back.
+fn too_long(bytes: usize, answers: bool, is_resync: bool) -> Reject {
+    let max = DOCUMENT_UPDATE_BYTES_MAX;
+    if is_resync {
+        let text = format!("what was lost on the way came in {bytes} bytes; at most {max}: come back with it");
+        return Reject::new(RejectCode::Busy, text);
+    }
+    let text = if answers {
+        format!("{bytes} bytes of edits at once; at most {max}: reload, and paste them in pieces")
+    } else {
+        format!("an edit of {bytes} bytes; at most {max}: paste in pieces")
+    };
+    Reject::new(RejectCode::BodyTooLarge, text)
+}
+
 impl Replica {
     pub(super) fn new(document: Name) -> Self {
         Self {
@@ -160,6 +190,8 @@ impl Replica {
             is_over: false,
             has_begun: false,
             vector: Bytes::from_static(NO_VECTOR),
+            is_stale: false,
+            probe: None,
             state: BytesMut::new(),
             answers: false,
             asked: BTreeMap::new(),
@@ -202,6 +234,10 @@ impl Replica {
         self.wishes.push_back(Wish::Say(said));
     }
 
+    fn tell(&mut self, told: Told) {
+        self.say(Said::Told(told));
+    }
+
     fn ask(&mut self, request: Request, op: ClientOp, asked: Asked) {
         self.asked.insert(request.0, asked);
         self.wishes.push_back(Wish::Ask(request, op));
@@ -218,7 +254,7 @@ impl Replica {
     /// The client closes the document.
     pub(super) fn leave(&mut self, numbers: &mut Numbers) {
         self.is_over = true;
-        if let Some(subscription) = self.subscription.take() {
+        for subscription in [self.subscription.take(), self.probe.take()].into_iter().flatten() {
             let request = numbers.request();
             self.ask(request, ClientOp::Unsubscribe { subscription }, Asked::Leave);
         }
@@ -253,9 +289,13 @@ impl Replica {
         self.state.clear();
         let request = numbers.request();
         self.subscription = Some(Subscription(request.0));
+        let op = self.opening(vector, true);
+        self.ask(request, op, Asked::Open);
+    }
+
+    fn opening(&self, vector: Bytes, make: bool) -> ClientOp {
         let (document, form) = (self.document.clone(), DocumentForm::Updates);
-        let open = OpenDocument { document, state: vector, form, make: true, lead: 0 };
-        self.ask(request, ClientOp::Document(DocumentOp::Open(open)), Asked::Open);
+        ClientOp::Document(DocumentOp::Open(OpenDocument { document, state: vector, form, make, lead: 0 }))
     }
 
     /// The client edited; `answers`: it says what it has beyond a state vector it was told (step 2).
@@ -264,7 +304,8 @@ impl Replica {
             return;
         }
         let mut covers = 1;
-        if answers && matches!(self.resync, Resync::Asked { .. }) {
+        let is_resync = answers && matches!(self.resync, Resync::Asked { .. });
+        if is_resync {
             self.resync = Resync::None;
             covers = std::mem::take(&mut self.lost);
         }
@@ -272,9 +313,7 @@ impl Replica {
             return self.say(Said::Saved(covers));
         }
         if update.len() > DOCUMENT_UPDATE_BYTES_MAX {
-            let (bytes, max) = (update.len(), DOCUMENT_UPDATE_BYTES_MAX);
-            let text = format!("an edit of {bytes} bytes; at most {max}: paste in pieces");
-            return self.end(Reject::new(RejectCode::BodyTooLarge, text), numbers);
+            return self.end(too_long(update.len(), answers, is_resync), numbers);
         }
         if self.resync != Resync::None {
             // What the client is asked for contains it.
@@ -320,7 +359,19 @@ impl Replica {
             Asked::Write(write) => {
                 self.write_bytes -= write.bytes;
                 self.wrote(&write, said, numbers);
-                self.pump();
+                self.pump(numbers);
+            }
+            Asked::Vector => {
+                if let Ok(ServerOp::Document(DocumentNews::Opened { vector, .. })) = said
+                    && !vector.is_empty()
+                {
+                    self.vector = vector.clone();
+                }
+                // Otherwise what it had will do, if the answer is not too long.
+                if let Some(subscription) = self.probe.take() {
+                    self.ask(numbers.request(), ClientOp::Unsubscribe { subscription }, Asked::Leave);
+                }
+                self.pump(numbers);
             }
         }
         true
@@ -329,7 +380,7 @@ impl Replica {
     fn opened(&mut self, revision: Position, bytes: u64, access: DocumentAccess, vector: Bytes, numbers: &mut Numbers) {
         (self.is_open, self.answers) = (true, self.has_begun);
         if !vector.is_empty() {
-            self.vector = vector;
+            (self.vector, self.is_stale) = (vector, false);
         }
         self.say(Said::Opened(access));
         if bytes == 0 && self.has_begun {
@@ -343,17 +394,18 @@ impl Replica {
     /// A state is there as a whole.
     fn told(&mut self, state: Bytes, revision: Position) {
         if std::mem::take(&mut self.answers) {
-            self.say(Said::Step2(state, revision));
-            self.say(Said::Step1(self.vector.clone()));
+            self.tell(Told::Step2(state, revision));
+            self.tell(Told::Step1(self.vector.clone()));
         } else {
-            self.say(Said::Update(state, revision));
+            self.is_stale = true;
+            self.tell(Told::Update(state, revision));
         }
     }
 
     fn wrote(&mut self, write: &Write, said: &Result<ServerOp, Reject>, numbers: &mut Numbers) {
         let reject = match said {
             Ok(_) => {
-                self.tries = 0;
+                (self.tries, self.is_stale) = (0, true);
                 return self.say(Said::Saved(write.covers));
             }
             Err(reject) => reject,
@@ -379,20 +431,27 @@ impl Replica {
         }
     }
 
-    /// Asks the client for what was lost, once all that it sent was answered.
-    fn pump(&mut self) {
+    /// Asks the client for what was lost, once all that it sent was answered; and before that the node for what it has.
+    fn pump(&mut self, numbers: &mut Numbers) {
         let Resync::Wanted { at } = self.resync else { return };
-        let writes = self.asked.values().any(|asked| matches!(asked, Asked::Write(_)));
-        if self.now >= at && !writes && !self.is_over {
-            self.resync = Resync::Asked { since: self.now };
-            self.say(Said::Step1(self.vector.clone()));
+        let waits = self.asked.values().any(|asked| matches!(asked, Asked::Write(_) | Asked::Vector));
+        if self.now < at || waits || self.is_over {
+            return;
         }
+        if std::mem::take(&mut self.is_stale) {
+            let request = numbers.request();
+            self.probe = Some(Subscription(request.0));
+            let op = self.opening(self.vector.clone(), false);
+            return self.ask(request, op, Asked::Vector);
+        }
+        self.resync = Resync::Asked { since: self.now };
+        self.tell(Told::Step1(self.vector.clone()));
     }
 
     /// Time has passed.
     pub(super) fn tick(&mut self, now: Duration, numbers: &mut Numbers) {
         self.now = now;
-        self.pump();
+        self.pump(numbers);
         if let Resync::Asked { since } = self.resync
             && now.saturating_sub(since) > ANSWER_MAX
         {
@@ -435,7 +494,7 @@ impl Replica {
             state: state.clone(),
         });
         let update = AwarenessUpdate { entries: entries.collect() };
-        self.say(Said::Awareness(update.encode()));
+        self.tell(Told::Awareness(update.encode()));
     }
 
     /// The document's subscription was told something.
@@ -447,7 +506,8 @@ impl Replica {
         match op {
             ServerOp::Delivery(_) | ServerOp::Document(_) if !self.has_begun => {}
             ServerOp::Delivery(delivery) if delivery.kind == DeliveryKind::Update => {
-                self.say(Said::Update(delivery.body, delivery.position));
+                self.is_stale = true;
+                self.tell(Told::Update(delivery.body, delivery.position));
             }
             ServerOp::Delivery(delivery) => self.taken(delivery.position.0),
             ServerOp::Document(DocumentNews::State { revision, offset, total, bytes }) => {
@@ -462,7 +522,7 @@ impl Replica {
             }
             ServerOp::Document(DocumentNews::Awareness { update }) => {
                 self.note(&update);
-                self.say(Said::Awareness(update));
+                self.tell(Told::Awareness(update));
             }
             ServerOp::Ended(reject) => {
                 self.subscription = None;

@@ -29,11 +29,12 @@ use tokio_tungstenite::tungstenite::{Error, Message as Wire};
 
 use super::ENDPOINTS;
 use super::close::Close;
+use super::gauge::{Gauged, TooLong};
 use super::protocol::{Effect, HURRY, Input, Message, Protocol, Taken};
 use crate::counters::SocketCounters;
 use crate::limits::{
-    SOCKET_DISCARD_BYTES_MAX, SOCKET_DRAINED_BYTES, SOCKET_MESSAGE_BYTES_MAX, SOCKET_OUTBOX_BYTES, SOCKET_OUTBOX_MAX,
-    SOCKET_QUIET_MS,
+    SOCKET_DISCARD_BYTES_MAX, SOCKET_DRAINED_BYTES, SOCKET_OUTBOX_BYTES, SOCKET_OUTBOX_MAX, SOCKET_QUIET_MS,
+    SOCKET_UPDATE_MESSAGE_BYTES_MAX,
 };
 use crate::line::{Exchange, Line};
 use crate::port::SessionNews;
@@ -105,7 +106,7 @@ enum Event {
 
 struct Socket<P> {
     part: Part,
-    stream: WebSocketStream<TcpStream>,
+    stream: WebSocketStream<Gauged>,
     protocol: P,
     exchange: Exchange,
     seats: BTreeMap<u32, Seat>,
@@ -127,8 +128,9 @@ pub(super) async fn serve(part: Part, stream: TcpStream, read: Vec<u8>, protocol
     let config = WebSocketConfig::default()
         .read_buffer_size(BUFFER_BYTES)
         .write_buffer_size(BUFFER_BYTES)
-        .max_message_size(Some(SOCKET_MESSAGE_BYTES_MAX))
-        .max_frame_size(Some(SOCKET_MESSAGE_BYTES_MAX));
+        .max_message_size(Some(SOCKET_UPDATE_MESSAGE_BYTES_MAX))
+        .max_frame_size(Some(SOCKET_UPDATE_MESSAGE_BYTES_MAX));
+    let stream = Gauged::new(stream, protocol.message_bytes_max() + BUFFER_BYTES);
     let stream = WebSocketStream::from_partially_read(stream, read, Role::Server, Some(config)).await;
     let exchange = Exchange::new(Arc::clone(&part.stage.desk), part.remote, ENDPOINTS[part.endpoint]);
     let now = Instant::now();
@@ -198,12 +200,11 @@ impl<P: Protocol> Socket<P> {
     /// What a client is told whose connection failed; nothing if it is not there to hear it.
     fn why(&self, error: &Error) -> Option<Close> {
         tracing::debug!(%error, remote = %self.part.remote, "a WebSocket ended");
+        if TooLong::is(error) || matches!(error, Error::Capacity(CapacityError::MessageTooLong { .. })) {
+            let most = self.protocol.message_bytes_max();
+            return Some(Close::new(4413, format!("body_too_large: a message has at most {most} bytes; send pieces")));
+        }
         match error {
-            Error::Capacity(CapacityError::MessageTooLong { .. }) => {
-                let text =
-                    format!("body_too_large: a message has at most {SOCKET_MESSAGE_BYTES_MAX} bytes; send pieces");
-                Some(Close::new(4413, text))
-            }
             Error::Utf8(_) => Some(Close::new(1007, "frame_invalid: a text is not UTF-8")),
             Error::Protocol(error) => Some(Close::new(1002, format!("frame_invalid: {error}"))),
             _ => None,
@@ -260,6 +261,7 @@ impl<P: Protocol> Socket<P> {
         if self.protocol.is_full() {
             return Poll::Pending;
         }
+        self.stream.get_mut().allow(self.protocol.message_bytes_max() + BUFFER_BYTES);
         Pin::new(&mut self.stream).poll_next(cx).map(|next| match next {
             Some(Ok(message)) => Event::Message(message),
             Some(Err(error)) => Event::Gone(Some(error)),
@@ -277,6 +279,12 @@ impl<P: Protocol> Socket<P> {
 
     fn message(&mut self, message: Wire) {
         self.heard = Instant::now();
+        let gauged = self.stream.get_mut();
+        if message.is_text() || message.is_binary() {
+            gauged.begin();
+        } else {
+            gauged.pass_over(message.len());
+        }
         let counters = self.part.counters();
         counters.received.fetch_add(1, Ordering::Relaxed);
         counters.received_bytes.fetch_add(message.len() as u64, Ordering::Relaxed);
@@ -440,6 +448,7 @@ impl<P: Protocol> Socket<P> {
                 return;
             }
             let stream = self.stream.get_mut();
+            stream.allow(usize::MAX);
             if stream.shutdown().await.is_err() || !told {
                 return;
             }

@@ -6,14 +6,15 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use thalweg_protocol::ids::{Name, Request};
+use thalweg_protocol::ids::{Name, Position, Request};
 use thalweg_protocol::op::ServerOp;
 use thalweg_protocol::reject::{Reject, RejectCode};
 
 use super::close::Close;
 use super::lib0::{Malformed, Reader, Writer};
 use super::protocol::{Effect, Input, Message, Protocol, Taken};
-use super::replica::{Numbers, Replica, Said, Wish};
+use super::replica::{Numbers, Replica, Said, Told, Wish};
+use crate::limits::SOCKET_UPDATE_MESSAGE_BYTES_MAX;
 
 /// Types of messages.
 pub(super) const SYNC: u64 = 0;
@@ -61,9 +62,16 @@ pub(super) fn take(replica: &mut Replica, heard: Heard, numbers: &mut Numbers) {
     }
 }
 
-/// Writes a sync message behind what it is wrapped in.
-pub(super) fn sync(into: Writer, step: u64, bytes: &[u8]) -> Bytes {
-    into.number(SYNC).number(step).bytes(bytes).finish()
+/// Writes what a client is told behind what it is wrapped in, of which `head` is given the room; and gives the revision up to
+/// which the client then has everything, if it is told of edits.
+pub(super) fn write(told: &Told, head: impl FnOnce(usize) -> Writer) -> (Bytes, Option<Position>) {
+    let (step, bytes, revision) = match told {
+        Told::Step1(vector) => (STEP_1, vector, None),
+        Told::Step2(state, revision) => (STEP_2, state, Some(*revision)),
+        Told::Update(update, revision) => (UPDATE, update, Some(*revision)),
+        Told::Awareness(update) => return (head(update.len()).number(AWARENESS).bytes(update).finish(), None),
+    };
+    (head(bytes.len()).number(SYNC).number(step).bytes(bytes).finish(), revision)
 }
 
 /// Bytes that cannot be read, as what the client is told.
@@ -143,16 +151,13 @@ impl Yjs {
     }
 
     fn say(&mut self, said: Said) {
-        let plain = Writer::with_room;
-        let (message, mark) = match said {
+        let told = match said {
+            Said::Told(told) => told,
             Said::Opened(_) | Said::Saved(_) => return,
             Said::Refused(reject, _) => return self.deny(&reject),
             Said::Ended(reject) => return self.part(&reject),
-            Said::Step1(vector) => (sync(plain(vector.len()), STEP_1, &vector), None),
-            Said::Step2(state, revision) => (sync(plain(state.len()), STEP_2, &state), Some(revision)),
-            Said::Update(update, revision) => (sync(plain(update.len()), UPDATE, &update), Some(revision)),
-            Said::Awareness(update) => (plain(update.len()).number(AWARENESS).bytes(&update).finish(), None),
         };
+        let (message, mark) = write(&told, Writer::with_room);
         let taken = mark.and_then(|revision| {
             let subject = self.replica.subscription()?.0;
             Some(Taken { session: SESSION, subject, mark: revision.0 })
@@ -189,6 +194,11 @@ impl Protocol for Yjs {
 
     fn is_full(&self) -> bool {
         !self.is_welcome || self.replica.is_full()
+    }
+
+    fn message_bytes_max(&self) -> usize {
+        // Nothing is read of a client whose token was not checked.
+        SOCKET_UPDATE_MESSAGE_BYTES_MAX
     }
 }
 

@@ -156,6 +156,9 @@ fn an_edit_is_confirmed_once_it_is_durable() {
         let said = Err(Reject::new(RejectCode::UpdateIncomplete, "builds on another"));
         client.handle(Input::Answered { session, request, said });
     }
+    // An edit was made since the document was opened: the node says what it has now.
+    assert!(client.sent.is_empty());
+    client.answer_last(Ok(opened(0, DocumentAccess::Write)));
     assert_eq!(client.sent, [addressed("a", &[0, 0, 3, 1, 7, 3])], "asked for what the node lacks");
     client.sent.clear();
     client.say("a", &[0, 1, 3, 1, 2, 3]);
@@ -216,6 +219,75 @@ fn one_document_ends_and_the_others_go_on() {
     client.open("c", DocumentAccess::Write);
     client.handle(Input::Closed { session: 2, reject: Reject::new(RejectCode::Draining, "bye") });
     assert_eq!(client.closed.map(|close| close.code), Some(1012));
+}
+
+#[test]
+fn a_document_that_the_node_closed_is_silent_until_it_shows_a_token() {
+    let mut client = Client::default();
+    let subject = client.open("a", DocumentAccess::Write);
+    let ended = ServerOp::Ended(Reject::new(RejectCode::ChannelDeleted, "deleted")).encode();
+    client.handle(Input::Frame { session: 1, subject, payload: ended });
+    assert!(client.sent.pop().expect("told").starts_with(&addressed("a", &[7])));
+    client.say("a", &[0, 2, 3, 1, 2, 3]);
+    client.say("a", &[1, 1, 0]);
+    assert!(client.sent.is_empty() && client.closed.is_none(), "nobody is logged out: {:?}", client.sent);
+    client.open("a", DocumentAccess::Write);
+    client.say("a", &[0, 2, 3, 1, 2, 3]);
+    assert!(matches!(client.asked.last(), Some((_, _, ClientOp::Publish(_)))), "it is open again");
+    // One that the provider closes needs no notes, however many it closes.
+    for number in 0..2 * SOCKET_DOCUMENTS_MAX {
+        let address = format!("b{number}");
+        client.token(&address, "t");
+        client.say(&address, &[7]);
+        client.asked.clear();
+    }
+    assert_eq!(client.closed, None);
+}
+
+#[test]
+fn who_shows_no_token_costs_little_memory() {
+    let mut client = Client::default();
+    let limit = client.hocuspocus.message_bytes_max();
+    let long = "x".repeat(SOCKET_ADDRESS_BYTES_MAX + 1);
+    client.say(&long, &[0, 0, 1, 0]);
+    assert!(client.sent.is_empty(), "it is passed over");
+    client.token(&long, "t");
+    assert!(String::from_utf8_lossy(&client.sent.pop().expect("told")).contains("name_invalid"));
+    client.token("a", &"t".repeat(TOKEN_BYTES_MAX + 1));
+    assert!(String::from_utf8_lossy(&client.sent.pop().expect("told")).contains("token is longer than"));
+    assert!(client.opened.is_empty() && client.closed.is_none());
+    assert!(client.hocuspocus.closed.iter().all(|address| address.len() <= SOCKET_ADDRESS_BYTES_MAX));
+    for number in 0..2 * SOCKET_DOCUMENTS_MAX {
+        client.say(&format!("a{number}"), &[0, 0, 1, 0]);
+    }
+    assert_eq!(client.closed.take().map(|close| close.code), Some(4529));
+    let mut client = Client::default();
+    client.open("a", DocumentAccess::Write);
+    assert!(client.hocuspocus.message_bytes_max() > limit, "more is read of who is known");
+}
+
+#[test]
+fn an_edit_that_is_too_long_closes_its_document_alone() {
+    let mut client = Client::default();
+    client.open("a", DocumentAccess::Write);
+    let b = client.open("b", DocumentAccess::Write);
+    for step in [1, 2] {
+        let update = vec![1; thalweg_protocol::limits::DOCUMENT_UPDATE_BYTES_MAX + 1];
+        let message = Writer::default().number(SYNC).number(step).bytes(&update).finish();
+        client.say("a", &message);
+        let told = client.sent.remove(0);
+        assert!(told.starts_with(&addressed("a", &[7])), "{step}");
+        let told = String::from_utf8_lossy(&told).into_owned();
+        assert!(told.contains("body_too_large") && told.contains("in pieces"), "{told}");
+        assert!(client.closed.is_none() && client.sent.is_empty());
+        client.open("a", DocumentAccess::Write);
+    }
+    client.handle(Input::Frame { session: 1, subject: b, payload: update(10, &[9]) });
+    assert_eq!(client.sent, [addressed("b", &[0, 2, 1, 9])]);
+    // Nor is anybody logged out who sent it before the document was open.
+    client.token("c", "t");
+    client.say("c", &Writer::default().number(SYNC).number(2).bytes(&vec![1; (1 << 20) + 1]).finish());
+    assert!(client.sent.last().expect("told").starts_with(&addressed("c", &[7])), "closed, and not denied");
 }
 
 #[test]

@@ -80,6 +80,11 @@ enum OperationField {
 }
 
 impl EditFields {
+    /// Whether it does something again when it is repeated. An update of Yjs does not.
+    pub(super) fn repeats(&self) -> bool {
+        self.update.is_none()
+    }
+
     pub(super) fn op(self, sequence: Sequence) -> Result<Publish, Reject> {
         let (kind, body, target) = match (self.update, self.operations, self.revision) {
             (Some(update), None, None) => {

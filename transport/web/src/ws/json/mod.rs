@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::{Bytes, BytesMut};
 use thalweg_protocol::document::{AwarenessUpdate, DocumentForm, DocumentNews, DocumentOp, ReadForm};
 use thalweg_protocol::ids::{Name, Position, Request, Sequence, Subscription, Watch};
-use thalweg_protocol::limits::{DOCUMENT_BYTES_MAX, LEAD_MESSAGES, LEAD_TOKENS, LEAD_UPDATES};
+use thalweg_protocol::limits::{DOCUMENT_BYTES_MAX, LEAD_MESSAGES, LEAD_TOKENS, LEAD_TOKENS_MAX, LEAD_UPDATES};
 use thalweg_protocol::op::{ClientOp, DeliveryKind, ServerOp};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
@@ -26,7 +26,7 @@ use super::protocol::{Effect, Input, Message, Protocol, Taken};
 use super::replica::Numbers;
 use crate::limits::{SOCKET_IN_FLIGHT_BYTES, SOCKET_IN_FLIGHT_MAX, SOCKET_READING_MAX};
 use news::News;
-use requests::{CreditBy, Said, invalid};
+use requests::{Asked, CreditBy, Writes, invalid};
 
 const SESSION: u32 = 0;
 /// Set in the numbers of requests that begin to read a generation: their frames are not counted, also when nobody reads
@@ -90,7 +90,7 @@ pub(crate) struct Json {
     /// A hello was sent and is not answered.
     waits: bool,
     numbers: Numbers,
-    sequence: u64,
+    writes: Writes,
     pending: BTreeMap<u32, Pending>,
     pending_bytes: usize,
     subjects: BTreeMap<u32, Subject>,
@@ -105,7 +105,7 @@ impl Json {
             is_open: false,
             waits: false,
             numbers: Numbers::default(),
-            sequence: 0,
+            writes: Writes::default(),
             pending: BTreeMap::new(),
             pending_bytes: 0,
             subjects: BTreeMap::new(),
@@ -140,37 +140,37 @@ impl Json {
                 "bytes; messages are JSON texts. y-websocket and Hocuspocus have /yjs/{document} and /hocuspocus";
             return self.refuse(None, &Reject::new(RejectCode::FrameInvalid, text));
         };
-        match Said::read(&text) {
+        match Asked::read(&text) {
             Err((id, reject)) => self.refuse(id, &reject),
-            Ok(mut said) => {
-                let id = said.id;
-                if let Err(reject) = self.carry_out(&mut said) {
+            Ok(mut asked) => {
+                let id = asked.id;
+                if let Err(reject) = self.carry_out(&mut asked) {
                     self.refuse(id, &reject);
                 }
             }
         }
     }
 
-    fn carry_out(&mut self, said: &mut Said) -> Result<(), Reject> {
-        let kind = said.kind.as_str();
+    fn carry_out(&mut self, asked: &mut Asked) -> Result<(), Reject> {
+        let kind = asked.kind.as_str();
         if !requests::TYPES.contains(&kind) {
             let kind: String = kind.chars().take(64).collect();
             let text = format!("there is no type {kind:?}; there are {}", requests::TYPES.join(", "));
             return Err(Reject::new(RejectCode::OperationUnknown, text));
         }
         if kind == "hello" {
-            return self.hello(said);
+            return self.hello(asked);
         }
         if !self.is_open {
             let text = "the first message is a hello with a token";
             return Err(Reject::new(RejectCode::HelloExpected, text));
         }
         match kind {
-            "credit" => return self.credit(&said.fields()?),
-            "awareness" => return self.awareness(&said.fields()?),
+            "credit" => return self.credit(&asked.fields()?),
+            "awareness" => return self.awareness(&asked.fields()?),
             _ => {}
         }
-        let id = said.id.ok_or_else(|| invalid(format!("{kind} has no id")))?;
+        let id = asked.id.ok_or_else(|| invalid(format!("{kind} has no id")))?;
         let is_open = |pending: &Pending| match pending {
             Pending::Hello { id: own } => *own == Some(id),
             Pending::Plain { id: own, .. } | Pending::Reading { id: own } | Pending::Read { id: own, .. } => *own == id,
@@ -179,11 +179,11 @@ impl Json {
             return Err(invalid(format!("id {id} is that of a request that is not over; give another")));
         }
         match kind {
-            "subscribe" | "open" | "ask" | "watch" => self.begin_reading(id, said),
-            "publish" | "edit" | "version" | "restore" => self.write(id, said),
-            "read" => self.read(id, said),
+            "subscribe" | "open" | "ask" | "watch" => self.begin_reading(id, asked),
+            "publish" | "edit" | "version" | "restore" => self.write(id, asked),
+            "read" => self.read(id, asked),
             _ => {
-                let op = self.plain(said)?;
+                let op = self.plain(asked)?;
                 self.ask(Pending::Plain { id, bytes: 0, sequence: None }, op);
                 Ok(())
             }
@@ -196,50 +196,50 @@ impl Json {
         self.effects.push_back(Effect::Ask { session: SESSION, request, op });
     }
 
-    fn hello(&mut self, said: &mut Said) -> Result<(), Reject> {
+    fn hello(&mut self, asked: &mut Asked) -> Result<(), Reject> {
         if self.is_open || self.waits {
             return Err(Reject::new(
                 RejectCode::HelloExpected,
                 "a second hello; open another socket for another token",
             ));
         }
-        let hello: requests::HelloFields = said.fields()?;
+        let hello: requests::HelloFields = asked.fields()?;
         let id = hello.session()?;
-        self.waits = true;
-        self.pending.insert(0, Pending::Hello { id: said.id });
+        (self.waits, self.writes.is_named) = (true, id.is_some());
+        self.pending.insert(0, Pending::Hello { id: asked.id });
         self.effects.push_back(Effect::Open { session: SESSION, id, token: hello.token });
         Ok(())
     }
 
     /// Requests whose answer is told as it is.
-    fn plain(&mut self, said: &mut Said) -> Result<ClientOp, Reject> {
-        Ok(match said.kind.as_str() {
+    fn plain(&mut self, asked: &mut Asked) -> Result<ClientOp, Reject> {
+        Ok(match asked.kind.as_str() {
             "ping" => {
-                said.fields::<requests::NoFields>()?;
+                asked.fields::<requests::NoFields>()?;
                 ClientOp::Ping { nonce: 0 }
             }
-            "create" => ClientOp::CreateChannel(said.fields::<requests::CreateFields>()?.op()?),
+            "create" => ClientOp::CreateChannel(asked.fields::<requests::CreateFields>()?.op()?),
             "delete" => {
-                let fields: requests::ChannelFields = said.fields()?;
+                let fields: requests::ChannelFields = asked.fields()?;
                 ClientOp::DeleteChannel { channel: requests::name("channel", &fields.channel)? }
             }
             "history" => {
-                let fields: requests::HistoryFields = said.fields()?;
+                let fields: requests::HistoryFields = asked.fields()?;
                 let channel = requests::name("channel", &fields.channel)?;
                 ClientOp::ReadHistory { channel, from: Position(fields.from), limit: fields.limit }
             }
-            "write" => ClientOp::Document(DocumentOp::Ask(Box::new(said.fields::<edits::WriteFields>()?.op()?))),
+            "write" => ClientOp::Document(DocumentOp::Ask(Box::new(asked.fields::<edits::WriteFields>()?.op()?))),
             "cancel" => {
-                let fields: requests::GenerationFields = said.fields()?;
+                let fields: requests::GenerationFields = asked.fields()?;
                 ClientOp::Cancel { generation: requests::generation(&fields.generation)? }
             }
             "unwatch" => {
-                let fields: requests::WatchedFields = said.fields()?;
+                let fields: requests::WatchedFields = asked.fields()?;
                 let watch = Watch(self.end_reading("watch", fields.watch, |kind| kind == Kind::Generation)?);
                 ClientOp::Unwatch { watch }
             }
             _ => {
-                let id = said.fields::<requests::SubscriptionFields>()?.subscription;
+                let id = asked.fields::<requests::SubscriptionFields>()?.subscription;
                 let subject = self.end_reading("subscription", id, |kind| kind != Kind::Generation)?;
                 ClientOp::Unsubscribe { subscription: Subscription(subject) }
             }
@@ -265,31 +265,31 @@ impl Json {
         }
     }
 
-    fn begin_reading(&mut self, id: u64, said: &mut Said) -> Result<(), Reject> {
+    fn begin_reading(&mut self, id: u64, asked: &mut Asked) -> Result<(), Reject> {
         if self.subjects.len() >= SOCKET_READING_MAX {
             let text =
                 format!("the socket reads {SOCKET_READING_MAX} channels, documents and generations; end one first");
             return Err(Reject::new(RejectCode::LimitReached, text));
         }
-        let (kind, lead, credit, op) = match said.kind.as_str() {
+        let (kind, lead, credit, op) = match asked.kind.as_str() {
             "subscribe" => {
-                let fields: requests::SubscribeFields = said.fields()?;
+                let fields: requests::SubscribeFields = asked.fields()?;
                 let (lead, credit) = (fields.lead, fields.credit);
                 (Kind::Channel, lead, credit, ClientOp::Subscribe(fields.op()?))
             }
             "open" => {
-                let fields: edits::OpenFields = said.fields()?;
+                let fields: edits::OpenFields = asked.fields()?;
                 let (lead, credit) = (fields.lead, fields.credit);
                 let open = fields.op()?;
                 (Kind::Document(open.form), lead, credit, ClientOp::Document(DocumentOp::Open(open)))
             }
             "ask" => {
-                let fields: requests::AskFields = said.fields()?;
+                let fields: requests::AskFields = asked.fields()?;
                 let (lead, credit) = (fields.lead, fields.credit);
                 (Kind::Generation, lead, credit, ClientOp::Ask(Box::new(fields.op()?)))
             }
             _ => {
-                let fields: requests::WatchFields = said.fields()?;
+                let fields: requests::WatchFields = asked.fields()?;
                 let (lead, credit) = (fields.lead, fields.credit);
                 (Kind::Generation, lead, credit, ClientOp::Watch(fields.op()?))
             }
@@ -299,6 +299,8 @@ impl Json {
             Kind::Document(_) => LEAD_UPDATES,
             Kind::Generation => LEAD_TOKENS,
         };
+        // What is too much of the others is refused by the core; of this it takes the most that it allows.
+        let lead = if kind == Kind::Generation { lead.min(LEAD_TOKENS_MAX) } else { lead };
         let step = u64::from(if lead == 0 { usual } else { lead }.div_ceil(4));
         let mut request = self.numbers.request();
         if kind == Kind::Generation {
@@ -312,33 +314,26 @@ impl Json {
         Ok(())
     }
 
-    /// The number of a write: the client's, or one more than the last.
-    fn sequence(&mut self, given: Option<u64>) -> Sequence {
-        let sequence = given.unwrap_or(self.sequence + 1);
-        self.sequence = self.sequence.max(sequence);
-        Sequence(sequence)
-    }
-
-    fn write(&mut self, id: u64, said: &mut Said) -> Result<(), Reject> {
-        let publish = match said.kind.as_str() {
+    fn write(&mut self, id: u64, asked: &mut Asked) -> Result<(), Reject> {
+        let publish = match asked.kind.as_str() {
             "publish" => {
-                let fields: requests::PublishFields = said.fields()?;
-                let sequence = self.sequence(fields.sequence);
+                let fields: requests::PublishFields = asked.fields()?;
+                let sequence = self.writes.number(fields.sequence, true)?;
                 fields.op(sequence)?
             }
             "edit" => {
-                let fields: edits::EditFields = said.fields()?;
-                let sequence = self.sequence(fields.sequence);
+                let fields: edits::EditFields = asked.fields()?;
+                let sequence = self.writes.number(fields.sequence, fields.repeats())?;
                 fields.op(sequence)?
             }
             "version" => {
-                let fields: edits::VersionFields = said.fields()?;
-                let sequence = self.sequence(fields.sequence);
+                let fields: edits::VersionFields = asked.fields()?;
+                let sequence = self.writes.number(fields.sequence, true)?;
                 fields.op(sequence)?
             }
             _ => {
-                let fields: edits::RestoreFields = said.fields()?;
-                let sequence = self.sequence(fields.sequence);
+                let fields: edits::RestoreFields = asked.fields()?;
+                let sequence = self.writes.number(fields.sequence, true)?;
                 fields.op(sequence)?
             }
         };
@@ -348,13 +343,13 @@ impl Json {
         Ok(())
     }
 
-    fn read(&mut self, id: u64, said: &mut Said) -> Result<(), Reject> {
+    fn read(&mut self, id: u64, asked: &mut Asked) -> Result<(), Reject> {
         let reads = self.pending.values().filter(|pending| matches!(pending, Pending::Read { .. })).count();
         if reads >= READS_MAX {
             let text = format!("{READS_MAX} documents are being read; wait for one");
             return Err(Reject::new(RejectCode::Busy, text));
         }
-        let fields: edits::ReadFields = said.fields()?;
+        let fields: edits::ReadFields = asked.fields()?;
         let (document, form) = (requests::name("document", &fields.document)?, fields.form());
         let op = DocumentOp::Read { document: document.clone(), revision: Position(fields.revision), form, offset: 0 };
         self.ask(Pending::Read { id, document, form, bytes: BytesMut::new() }, ClientOp::Document(op));
@@ -413,15 +408,11 @@ impl Json {
             }
             (
                 Pending::Reading { id },
-                Ok(ServerOp::Document(DocumentNews::Opened { revision, access, made, vector, .. })),
+                Ok(ServerOp::Document(DocumentNews::Opened { revision, bytes, access, made, vector })),
             ) => {
-                let vector = (!vector.is_empty()).then_some(vector);
-                let news = News::new("opened").with("id", id).with("revision", revision.0);
+                let news = News::new("opened").with("id", id).with("revision", revision.0).with("bytes", bytes);
                 let news = news.with("access", access.as_str()).with("made", made);
-                self.send(match vector {
-                    Some(vector) => news.base64("vector", &vector),
-                    None => news,
-                });
+                self.send(if vector.is_empty() { news } else { news.base64("vector", &vector) });
             }
             (Pending::Reading { id }, said) => self.plainly(id, said, None),
             (Pending::Read { id, .. }, Err(reject)) => self.refuse(Some(id), &reject),
@@ -514,7 +505,9 @@ impl Json {
                 let news = news.with("text", String::from_utf8_lossy(&text));
                 self.tell(number, news, Some(u64::from(index) + u64::from(count)));
             }
-            ServerOp::Rewound { to } => self.send(News::new("rewound").with(of, id).with("to", to)),
+            ServerOp::Rewound { to } => {
+                self.tell(number, News::new("rewound").with(of, id).with("to", to), Some(u64::from(to)));
+            }
             ServerOp::Finished { reason, usage, message } => {
                 let usage = serde_json::json!({
                     "prompt_tokens": usage.prompt_tokens,
@@ -541,7 +534,8 @@ impl Json {
             return;
         }
         let op = if subject.kind == Kind::Generation {
-            if taken.mark < subject.reported + subject.step {
+            // Not one after another if the generation was rewound.
+            if (subject.reported..subject.reported + subject.step).contains(&taken.mark) {
                 return;
             }
             subject.reported = taken.mark;

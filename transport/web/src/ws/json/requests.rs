@@ -39,19 +39,21 @@ pub(super) const TYPES: [&str; 20] = [
 
 /// A number that JavaScript holds.
 pub(super) const NUMBER_MAX: u64 = (1 << 53) - 1;
+/// The highest number of a write: the node's answer names it, in JSON.
+pub(super) const SEQUENCE_MAX: u64 = NUMBER_MAX;
 
 pub(super) fn invalid(text: impl Into<String>) -> Reject {
     Reject::new(RejectCode::ParameterInvalid, text.into())
 }
 
 /// A message of a client: its type, the number it gave it, and its other fields.
-pub(super) struct Said {
+pub(super) struct Asked {
     pub(super) kind: String,
     pub(super) id: Option<u64>,
     pub(super) fields: Map<String, Value>,
 }
 
-impl Said {
+impl Asked {
     /// Reads a message.
     ///
     /// # Errors
@@ -136,6 +138,32 @@ impl HelloFields {
         let number =
             number.ok_or_else(|| invalid("session is not 32 hexadecimal digits, or is 0; draw 128 random bits"));
         Ok(Some(SessionId(number?)))
+    }
+}
+
+/// Numbers of a session's writes.
+#[derive(Debug, Default)]
+pub(super) struct Writes {
+    /// The session is of the client's naming: another socket may have written in it.
+    pub(super) is_named: bool,
+    /// The highest so far.
+    last: u64,
+}
+
+impl Writes {
+    /// The number of a write: the client's, or one more than the last. `repeats`: the write is known by it when it is repeated.
+    pub(super) fn number(&mut self, given: Option<u64>, repeats: bool) -> Result<Sequence, Reject> {
+        if given.is_none() && repeats && self.is_named {
+            let text = "sequence is missing: who names a session in its hello numbers what it writes, from 1 on, and goes on \
+                        from there over the next socket; or leave session out of hello";
+            return Err(invalid(text));
+        }
+        let sequence = given.unwrap_or(self.last + 1);
+        if !(1..=SEQUENCE_MAX).contains(&sequence) {
+            return Err(invalid(format!("sequence is {sequence}; 1 to {SEQUENCE_MAX}")));
+        }
+        self.last = self.last.max(sequence);
+        Ok(Sequence(sequence))
     }
 }
 

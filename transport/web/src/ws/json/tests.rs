@@ -225,7 +225,7 @@ fn delivery(kind: DeliveryKind, body: &'static [u8]) -> Delivery {
 
 fn opened() -> ServerOp {
     let (revision, vector) = (Position(1), Bytes::from_static(&[0]));
-    ServerOp::Document(DocumentNews::Opened { revision, bytes: 0, access: DocumentAccess::Write, made: true, vector })
+    ServerOp::Document(DocumentNews::Opened { revision, bytes: 3, access: DocumentAccess::Write, made: true, vector })
 }
 
 fn asked() -> ServerOp {
@@ -349,6 +349,56 @@ fn answers_carry_the_number_of_their_request() {
 }
 
 #[test]
+fn who_names_a_session_numbers_what_must_not_be_done_twice() {
+    let mut client = Client::new();
+    let session = "s-0123456789abcdef0123456789abcdef";
+    client.json = Json::new(None);
+    client.say(&json!({"type": "hello", "id": 1, "token": "t", "session": session}));
+    client.answer(Request(0), Ok(ServerOp::Welcome(welcome())));
+    client.told.clear();
+    let published = || Ok(ServerOp::Published { position: Position(2), timestamp_us: 3, duplicate: false });
+    for write in [
+        json!({"type": "publish", "id": 2, "channel": "a", "text": "x"}),
+        json!({"type": "edit", "id": 2, "document": "d", "revision": 1, "operations": [{"insert": "x"}]}),
+        json!({"type": "version", "id": 2, "document": "d", "name": "v"}),
+        json!({"type": "restore", "id": 2, "document": "d", "revision": 1}),
+    ] {
+        client.say(&write);
+        assert!(client.asked.is_empty(), "{write}");
+        let told = client.told.pop().expect("an error");
+        assert_eq!((&told["id"], &told["code"]), (&json!(2), &json!("parameter_invalid")), "{write}");
+        assert!(told["message"].as_str().expect("text").contains("numbers what it writes"), "{told}");
+        let mut numbered = write.clone();
+        numbered["sequence"] = json!(7);
+        assert_eq!(client.ask(&numbered, published())["sequence"], 7, "{write}");
+    }
+    // To repeat an update of Yjs changes nothing.
+    let update = json!({"type": "edit", "id": 2, "document": "d", "update": "AAA="});
+    assert_eq!(client.ask(&update, published())["type"], "published");
+}
+
+#[test]
+fn numbers_of_writes_are_those_that_json_has() {
+    let mut client = Client::new();
+    let write = |sequence: u64| json!({"type": "publish", "id": 2, "channel": "a", "text": "x", "sequence": sequence});
+    for sequence in [0, requests::SEQUENCE_MAX + 1, u64::MAX] {
+        client.say(&write(sequence));
+        assert_eq!(client.told.pop().expect("an error")["code"], "parameter_invalid", "{sequence}");
+    }
+    let published = ServerOp::Published { position: Position(2), timestamp_us: 3, duplicate: false };
+    assert_eq!(client.ask(&write(requests::SEQUENCE_MAX), Ok(published))["sequence"], requests::SEQUENCE_MAX);
+    client.say(&json!({"type": "publish", "id": 2, "channel": "a", "text": "x"}));
+    assert_eq!(client.told.pop().expect("an error")["code"], "parameter_invalid", "there is none after it");
+}
+
+#[test]
+fn opened_says_how_much_follows() {
+    let mut client = Client::new();
+    let answer = client.ask(&json!({"type": "open", "id": 10, "document": "d"}), Ok(opened()));
+    assert_eq!((&answer["bytes"], &answer["revision"]), (&json!(3), &json!(1)));
+}
+
+#[test]
 fn documents_are_read_in_parts_and_told_whole() {
     let mut client = Client::new();
     client.say(&json!({"type": "read", "id": 1, "document": "d", "form": "text"}));
@@ -432,6 +482,31 @@ fn credit_is_given_for_what_was_taken() {
     };
     check("auto", 4);
     check("manual", 0);
+}
+
+#[test]
+fn a_generation_with_a_large_lead_gets_credit_before_it_needs_it() {
+    // The core lets it run ahead by this, whatever more was asked for.
+    let check = |lead: u32, ahead: u32| {
+        let mut client = Client::new();
+        let watch = client.read(&json!({"type": "ask", "id": 20, "prompt": "p", "lead": lead}), asked());
+        let tokens = ServerOp::Tokens { index: 0, count: ahead, text: Bytes::new(), details: Vec::new() };
+        client.frame(watch, &tokens);
+        client.gather();
+        let credit = ClientOp::TokensConsumed { watch: Watch(watch), index: ahead };
+        assert_eq!(client.asked.pop().map(|(_, op)| op), Some(credit), "{lead}");
+        // Tokens that were taken back are counted anew.
+        client.frame(watch, &ServerOp::Rewound { to: 0 });
+        client.gather();
+        client.asked.clear();
+        client.frame(watch, &tokens);
+        client.gather();
+        assert_eq!(client.asked.len(), 1, "{lead}");
+    };
+    check(0, LEAD_TOKENS);
+    check(1, 1);
+    check(LEAD_TOKENS_MAX, LEAD_TOKENS_MAX);
+    check(u32::MAX, LEAD_TOKENS_MAX);
 }
 
 proptest! {

@@ -121,6 +121,11 @@ impl Client {
     }
 }
 
+/// A sync message.
+fn sync(step: u64, bytes: &[u8]) -> Bytes {
+    Writer::default().number(SYNC).number(step).bytes(bytes).finish()
+}
+
 fn published() -> ServerOp {
     ServerOp::Published { position: Position(10), timestamp_us: 1, duplicate: false }
 }
@@ -204,6 +209,68 @@ fn an_edit_that_could_not_be_kept_is_asked_for_again() {
 }
 
 #[test]
+fn what_was_lost_is_asked_for_beyond_what_the_node_has_by_then() {
+    let (mut client, subject) = Client::open(DocumentAccess::Write);
+    let lost = || Err(Reject::new(RejectCode::UpdateIncomplete, "builds on another"));
+    client.frame(subject, update(10, &[9, 9]));
+    client.say(&[0, 2, 3, 1, 2, 3]);
+    client.sent.clear();
+    client.answer_last(lost());
+    let (probe, op) = client.asked.pop().expect("the node is asked what it has");
+    let ClientOp::Document(DocumentOp::Open(open)) = op else { panic!("{op:?}") };
+    assert_eq!((&open.state[..], open.make), (&[1, 7, 3][..], false), "but only for what is new");
+    assert!(client.sent.is_empty());
+    // What the node says about it is told already.
+    client.frame(probe.0, update(10, &[9, 9]));
+    let (revision, vector) = (Position(10), Bytes::from_static(&[1, 7, 5]));
+    let opened = DocumentNews::Opened { revision, bytes: 4, access: DocumentAccess::Write, made: false, vector };
+    client.answer(probe, Ok(ServerOp::Document(opened)));
+    assert_eq!(client.sent, [vec![0, 0, 3, 1, 7, 5]]);
+    let (_, op) = client.asked.pop().expect("asked");
+    assert_eq!(op, ClientOp::Unsubscribe { subscription: thalweg_protocol::ids::Subscription(probe.0) });
+    // Nothing happened since, so that it is asked for at once; and if the node cannot say, from what is known.
+    client.say(&[0, 1, 3, 7, 7, 7]);
+    client.answer_last(lost());
+    client.handle(Input::Tick(Duration::from_secs(30)));
+    assert_eq!(client.sent.len(), 2);
+    client.say(&[0, 1, 3, 7, 7, 7]);
+    client.answer_last(Ok(published()));
+    client.say(&[0, 2, 3, 1, 2, 3]);
+    client.answer_last(lost());
+    client.answer_last(Err(Reject::new(RejectCode::LimitReached, "too many documents")));
+    assert_eq!(client.sent.last(), Some(&vec![0, 0, 3, 1, 7, 5]));
+    assert_eq!((client.sent.len(), &client.closed), (3, &None));
+    // Whoever leaves meanwhile leaves that too.
+    let (mut client, subject) = Client::open(DocumentAccess::Write);
+    client.frame(subject, update(10, &[9, 9]));
+    client.say(&[0, 2, 3, 1, 2, 3]);
+    client.answer_last(lost());
+    client.frame(subject, ServerOp::Ended(Reject::new(RejectCode::ChannelDeleted, "deleted")).encode());
+    assert!(matches!(client.asked.last(), Some((_, ClientOp::Unsubscribe { .. }))), "{:?}", client.asked);
+}
+
+#[test]
+fn what_was_lost_and_is_too_long_by_now_comes_with_the_next_socket() {
+    let (mut client, _) = Client::open(DocumentAccess::Write);
+    client.say(&[0, 2, 3, 1, 2, 3]);
+    client.answer_last(Err(Reject::new(RejectCode::UpdateIncomplete, "builds on another")));
+    client.say(&sync(STEP_2, &vec![1; DOCUMENT_UPDATE_BYTES_MAX + 1]));
+    assert_eq!(client.closed.map(|close| close.code), Some(4503), "to come back helps");
+}
+
+#[test]
+fn an_edit_keeps_no_more_memory_than_it_has() {
+    let (mut client, _) = Client::open(DocumentAccess::Write);
+    let mut message = vec![0, 2, 3, 1, 2, 3];
+    message.resize(1 << 20, 0);
+    let message = Bytes::from(message);
+    client.handle(Input::Message(Message::Binary(message.clone())));
+    let ClientOp::Publish(publish) = &client.asked[0].1 else { panic!("{:?}", client.asked) };
+    assert_eq!(&publish.body[..], [1, 2, 3]);
+    assert!(message.is_unique(), "what stands behind it is let go of");
+}
+
+#[test]
 fn who_does_not_say_what_was_lost_is_parted_with() {
     let (mut client, _) = Client::open(DocumentAccess::Write);
     client.say(&[0, 2, 3, 1, 2, 3]);
@@ -249,8 +316,6 @@ fn closings_say_why() {
         let close = client.closed.unwrap_or_else(|| panic!("not closed: {says}"));
         assert!(close.code == code && close.reason.contains(says), "{close:?}");
     };
-    let binary = |bytes: &'static [u8]| Input::Message(Message::Binary(Bytes::from_static(bytes)));
-    let _ = binary;
     check(|_| Input::Message(Message::Binary(Bytes::from_static(&[0, 2, 9, 1]))), 4400, "frame_invalid");
     check(|_| Input::Message(Message::Binary(Bytes::new())), 4400, "frame_invalid");
     check(|_| Input::Message(Message::Binary(Bytes::from_static(&[77]))), 4400, "type 77");
@@ -259,13 +324,16 @@ fn closings_say_why() {
     check(
         |_| {
             let update = vec![1; DOCUMENT_UPDATE_BYTES_MAX + 1];
-            Input::Message(Message::Binary(sync(Writer::default(), UPDATE, &update)))
+            Input::Message(Message::Binary(sync(UPDATE, &update)))
         },
         4413,
         "paste in pieces",
     );
-    let gone = || Reject::new(RejectCode::ChannelDeleted, "the document was deleted");
-    let _ = gone;
+    check(
+        |_| Input::Message(Message::Binary(sync(STEP_2, &vec![1; DOCUMENT_UPDATE_BYTES_MAX + 1]))),
+        4413,
+        "reload, and paste them in pieces",
+    );
     check(
         |subject| {
             let reject = Reject::new(RejectCode::ChannelDeleted, "the document was deleted");
