@@ -2,9 +2,10 @@
 //
 //   node documents.mjs edit yjs|hocuspocus NAME DOCUMENT EDITS PEER,… OUT   edits a document beside others, now and then offline
 //   node documents.mjs roles DOCUMENT                                       reads with a token that may not write
+//   node documents.mjs large DOCUMENT OTHER                                 sends too much to one of two documents of a socket
 //   node documents.mjs canon FILE…                                          says what states are, in one and the same form
 //
-// Reads NODE_HTTP (HOST:PORT), NODE_TOKEN and READER_TOKEN.
+// Reads NODE_HTTP (HOST:PORT), NODE_TOKEN and READER_TOKEN, and PATIENCE: seconds that anything may take.
 
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
@@ -17,13 +18,14 @@ const { WebsocketProvider } = require("y-websocket");
 const { HocuspocusProvider, HocuspocusProviderWebsocket } = require("@hocuspocus/provider");
 
 const http = process.env.NODE_HTTP;
+const patience = Number(process.env.PATIENCE ?? 120);
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** Waits until something is so; fails, saying what was waited for, if it never is. */
-async function until(what, isSo, seconds = 60) {
-  const end = Date.now() + seconds * 1000;
+async function until(what, isSo) {
+  const end = Date.now() + patience * 1000;
   while (!isSo()) {
-    assert.ok(Date.now() < end, `waited ${seconds} s: ${what}`);
+    assert.ok(Date.now() < end, `waited ${patience} s: ${what}`);
     await sleep(10);
   }
 }
@@ -41,22 +43,27 @@ function overYjs(name, document, token) {
     connect: () => provider.connect(),
     disconnect: () => provider.disconnect(),
     // There are no answers to edits: that others have them is seen in the document.
-    isSaved: () => provider.ws === null || provider.ws.bufferedAmount === 0,
+    isSaved: () => provider.synced && provider.ws?.bufferedAmount === 0,
     destroy: () => provider.destroy(),
     provider,
   };
 }
 
+/** A socket of Hocuspocus's provider. */
+function hocuspocusSocket() {
+  return new HocuspocusProviderWebsocket({ url: `ws://${http}/hocuspocus`, delay: 50, minDelay: 50, maxDelay: 200 });
+}
+
 /** A document over Hocuspocus's provider. */
-function overHocuspocus(name, document, token) {
-  const socket = new HocuspocusProviderWebsocket({ url: `ws://${http}/hocuspocus`, delay: 50, minDelay: 50, maxDelay: 200 });
-  const said = { failed: null, scope: null, stateless: [] };
+function overHocuspocus(name, document, token, socket = hocuspocusSocket()) {
+  const said = { failed: null, scope: null, stateless: [], closed: null };
   const provider = new HocuspocusProvider({
     websocketProvider: socket,
     name,
     token,
     onAuthenticationFailed: ({ reason }) => (said.failed = reason),
     onAuthenticated: ({ scope }) => (said.scope = scope),
+    onClose: ({ event }) => (said.closed = event),
     onStateless: ({ payload }) => said.stateless.push(payload),
   });
   provider.attach();
@@ -152,6 +159,25 @@ async function roles(document) {
   stranger.destroy();
 }
 
+/** One document of a socket is sent more than an edit may be: it is closed, nobody is logged out, and the other goes on. */
+async function large(document, other) {
+  const socket = hocuspocusSocket();
+  let closings = 0;
+  const [big, small] = [document, other].map((name) => overHocuspocus(name, "large", process.env.NODE_TOKEN, socket));
+  await until("both are synced", () => big.isSynced() && small.isSynced() && big.isSaved() && small.isSaved());
+  socket.on("close", () => closings++);
+  big.doc.getText("content").insert(0, "x".repeat(3 << 20));
+  await until("the large one is closed", () => big.said.closed !== null);
+  assert.match(big.said.closed.reason, /body_too_large/);
+  big.doc.getText("content").insert(0, "more");
+  small.doc.getText("content").insert(0, "some");
+  await until("the other is saved", small.isSaved);
+  assert.equal(closings, 0, "the socket stays");
+  assert.deepEqual([big.said.failed, small.said.failed, small.said.closed], [null, null, null]);
+  [big, small].forEach((client) => client.provider.destroy());
+  socket.destroy();
+}
+
 /** What a state is, whoever encoded it: text, the other roots, and Yjs's own snapshot of what was written and deleted. */
 function canon(file) {
   const doc = new Y.Doc();
@@ -168,6 +194,8 @@ if (what === "edit") {
   await edit(kind, name, document, Number(edits), peers.split(","), out);
 } else if (what === "roles") {
   await roles(rest[0]);
+} else if (what === "large") {
+  await large(...rest);
 } else if (what === "canon") {
   await new Promise((resolve) => process.stdout.write(JSON.stringify(rest.map(canon)), resolve));
 } else {

@@ -5,9 +5,9 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -15,6 +15,10 @@ use super::outcome::Outcome;
 
 /// Longer than the slowest machine takes to load a model.
 const START_MAX: Duration = Duration::from_secs(120);
+/// Longer than the slowest machine takes for the clients of one kind.
+const RUN_MAX: Duration = Duration::from_secs(40 * 60);
+/// Distance at which it is looked whether they are done.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// What the tester does not hold us to: a document cannot say which models there are, or which schemas can be satisfied.
 const NOT_HELD_TO: &str = "positive_data_acceptance";
 
@@ -43,9 +47,11 @@ pub(super) fn run(
     };
     let mut failed = Vec::new();
     let mut run = |name: &'static str, mut command: Command| -> Result<()> {
-        let status = command.status().with_context(|| format!("cannot run {name}"))?;
-        if !status.success() {
-            failed.push(name);
+        let client = command.spawn().with_context(|| format!("cannot run {name}"))?;
+        match ended(client, RUN_MAX).with_context(|| format!("waiting for {name}"))? {
+            Some(status) if status.success() => {}
+            Some(_) => failed.push(name.to_owned()),
+            None => failed.push(format!("{name}, which did not end within {} s", RUN_MAX.as_secs())),
         }
         Ok(())
     };
@@ -121,6 +127,22 @@ impl Clients {
     }
 }
 
+/// Waits for a client, and ends it if it takes too long; how it ended by itself. What it began has limits of its own.
+fn ended(mut client: Child, most: Duration) -> Result<Option<ExitStatus>> {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = client.try_wait()? {
+            return Ok(Some(status));
+        }
+        if start.elapsed() > most {
+            client.kill()?;
+            client.wait()?;
+            return Ok(None);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
 fn installed(mut command: Command, otherwise: &str) -> Result<()> {
     let status = command.status().with_context(|| otherwise.to_owned())?;
     if status.success() { Ok(()) } else { bail!("{otherwise} ({status})") }
@@ -176,5 +198,22 @@ impl Drop for Node {
         drop(self.process.kill());
         drop(self.process.wait());
         drop(std::fs::remove_dir_all(&self.data));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_does_not_end_is_ended() {
+        let check = |program: &str, argument: &str, most: Duration, expected: Option<bool>| {
+            let client = Command::new(program).arg(argument).spawn().expect("it runs");
+            let status = ended(client, most).expect("it is waited for");
+            assert_eq!(status.map(|status| status.success()), expected, "{program} {argument}");
+        };
+        check("true", "x", START_MAX, Some(true));
+        check("false", "x", START_MAX, Some(false));
+        check("sleep", "3600", Duration::ZERO, None);
     }
 }
