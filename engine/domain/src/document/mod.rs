@@ -13,6 +13,7 @@ mod differ;
 mod guard;
 mod json;
 mod places;
+mod positional;
 mod restore;
 mod tree;
 mod update;
@@ -23,12 +24,9 @@ use bytes::Bytes;
 use thalweg_protocol::document::{DocumentAccess, Operation, Operations, ROOT, utf16_len};
 use thalweg_protocol::limits::{DOCUMENT_BYTES_MAX, DOCUMENT_UPDATE_BYTES_MAX, STATE_VECTOR_BYTES_MAX};
 use thalweg_protocol::reject::{Reject, RejectCode};
-use yrs::types::Delta;
 use yrs::types::text::YChange;
 use yrs::updates::decoder::Decode;
-use yrs::{
-    Any, ClientID, Doc, GetString, ID, IdSet, In, Observable, OffsetKind, Options, Out, ReadTxn, StateVector, Text,
-};
+use yrs::{Any, ClientID, Doc, GetString, ID, IdSet, Observable, OffsetKind, Options, Out, ReadTxn, StateVector, Text};
 use yrs::{TextRef, Transact, TransactionMut, Update};
 
 pub use anchor::Anchor;
@@ -36,15 +34,19 @@ pub use update::NODE_CLIENTS;
 
 use guard::guarded;
 use places::Places;
+use positional::{carry_out, operations_of};
 use update::{Kind, Parsed};
 
 /// What stands in a text for something embedded that is no text: one code unit, as it counts in offsets.
 pub const EMBEDDED: char = '\u{fffc}';
 /// The bytes of an update that changes nothing.
 pub const EMPTY_UPDATE: &[u8] = &[0, 0];
-/// A document whose size is estimated to have grown by so much since it was measured is measured again before an edit is
-/// refused for its size.
+/// A document of which so much was inserted and deleted since it was measured is measured again before an edit is refused for
+/// its size.
 const MEASURED_BYTES: usize = DOCUMENT_BYTES_MAX / 64;
+/// Stretches that one update may delete and that are not deleted yet. The library cuts the text that they are in at each of
+/// them, and copies what is left of it.
+const DELETES_MAX: usize = 1 << 14;
 
 /// An update that may be applied to the document that checked it, as long as that was not changed since.
 #[derive(Debug)]
@@ -79,9 +81,9 @@ pub struct Document {
     text: TextRef,
     client: u64,
     places: Places,
-    /// What the encoded state is estimated to have, and had when it was measured.
+    /// What the encoded state is estimated to have at most, and how much was inserted and deleted since it was measured.
     bytes: usize,
-    measured: usize,
+    unmeasured: usize,
     is_poisoned: bool,
     is_watched: bool,
     /// Whether a character of two code units, which edits may cut in half, was ever in it.
@@ -126,7 +128,7 @@ impl Document {
             client,
             places,
             bytes: 2,
-            measured: 2,
+            unmeasured: 0,
             is_poisoned: false,
             is_watched: false,
             has_pairs: false,
@@ -142,8 +144,7 @@ impl Document {
     pub fn open(client: u64, snapshot: &[u8]) -> Result<Self, Reject> {
         let mut document = Self::new(client);
         document.replay(snapshot)?;
-        document.bytes = snapshot.len();
-        document.measured = snapshot.len();
+        (document.bytes, document.unmeasured) = (snapshot.len(), 0);
         Ok(document)
     }
 
@@ -160,6 +161,11 @@ impl Document {
     /// The Yjs client id of the node's own edits.
     pub fn client(&self) -> u64 {
         self.client
+    }
+
+    /// Whether anything in it was made by a Yjs client.
+    pub fn has_edits_of(&self, client: u64) -> bool {
+        self.doc.transact().state_vector().get(&ClientID::new(client)) > 0
     }
 
     /// Whether it was left in a state that cannot be trusted, and must be opened anew from its log.
@@ -196,22 +202,46 @@ impl Document {
     /// # Errors
     /// `update_invalid`, if it is none, or one that no client makes; `update_incomplete`, if it builds on what the document
     /// does not have; `document_too_large`, if the document would become so.
-    pub fn check(&self, update: &[u8]) -> Result<Checked, Reject> {
+    pub fn check(&mut self, update: &[u8]) -> Result<Checked, Reject> {
         let parsed = Parsed::read(update, DOCUMENT_UPDATE_BYTES_MAX)?;
         let checked = self.place(parsed, false)?;
-        if checked.is_news && self.bytes + checked.parsed.grows() > DOCUMENT_BYTES_MAX {
-            let measured = match self.bytes - self.measured.min(self.bytes) > MEASURED_BYTES {
-                true => self.state().len(),
-                false => self.bytes,
-            };
-            if measured + checked.parsed.grows() > DOCUMENT_BYTES_MAX {
-                return Err(Reject::new(
-                    RejectCode::DocumentTooLarge,
-                    format!("the document has {measured} bytes and may have {DOCUMENT_BYTES_MAX}; begin another"),
-                ));
-            }
+        if checked.is_news && checked.parsed.inserts() {
+            self.has_room(checked.parsed.grows())?;
+        }
+        if checked.parsed.deletes.values().map(Vec::len).sum::<usize>() > DELETES_MAX {
+            self.deletes_few(&checked.parsed)?;
         }
         Ok(checked)
+    }
+
+    /// Refuses an update that deletes more stretches than one may. Editors that come back send all deletions they know of, of
+    /// which only the new ones count.
+    fn deletes_few(&self, parsed: &Parsed) -> Result<(), Reject> {
+        let new = deletes_of(parsed).diff(&self.doc.transact().snapshot().delete_set);
+        let count: usize = new.iter().map(|(_, ranges)| ranges.iter().count()).sum();
+        if count <= DELETES_MAX {
+            return Ok(());
+        }
+        Err(invalid(format_args!("it deletes {count} stretches; at most {DELETES_MAX}: delete in pieces")))
+    }
+
+    /// Refuses to grow beyond what a document may have. Measuring it takes a walk through all of it, so that a full one is not
+    /// measured for each edit.
+    fn has_room(&mut self, grows: usize) -> Result<(), Reject> {
+        if self.bytes + grows > DOCUMENT_BYTES_MAX && self.unmeasured > MEASURED_BYTES {
+            (self.bytes, self.unmeasured) = (self.state().len(), 0);
+        }
+        if self.bytes + grows <= DOCUMENT_BYTES_MAX {
+            return Ok(());
+        }
+        let text = format!("the document has {} bytes and may have {DOCUMENT_BYTES_MAX}; begin another", self.bytes);
+        Err(Reject::new(RejectCode::DocumentTooLarge, text))
+    }
+
+    /// Counts what an update added to the document, and took from it.
+    fn count(&mut self, parsed: &Parsed) {
+        self.bytes += parsed.grows();
+        self.unmeasured += parsed.grows() + parsed.deleted();
     }
 
     fn place(&self, parsed: Parsed, is_own: bool) -> Result<Checked, Reject> {
@@ -256,14 +286,19 @@ impl Document {
             self.is_poisoned = true;
             return Err(invalid("its parts depend on each other in a circle"));
         }
-        self.bytes += if changed { checked.parsed.grows() } else { 0 };
+        if changed {
+            self.count(&checked.parsed);
+        }
         self.places.take(checked.places);
         let operations = match (self.heard(), before) {
             (Some(heard), Some(before)) => Some(self.whole_characters(&before, heard)),
             (heard, _) => heard,
         };
         let instead = match news {
-            Some(news) => Some(with_deletes_of(&news, &update[checked.parsed.deletes_at..])?),
+            Some(news) => {
+                let news = with_deletes_of(&news, &update[checked.parsed.deletes_at..]);
+                Some(self.or_distrust(news.and_then(loggable))?)
+            }
             None => None,
         };
         Ok(Applied { changed, operations, instead })
@@ -306,6 +341,10 @@ impl Document {
         if self.is_poisoned {
             return Err(poisoned("an earlier update broke the document"));
         }
+        // What was not asked for since is of an earlier edit.
+        if let Ok(mut heard) = self.heard.lock() {
+            *heard = None;
+        }
         let Ok(mut txn) = self.doc.try_transact_mut() else {
             self.is_poisoned = true;
             return Err(poisoned("the document is in use"));
@@ -323,19 +362,28 @@ impl Document {
         }
     }
 
+    /// What was carried out and cannot be told is not to stay.
+    fn or_distrust<T>(&mut self, told: Result<T, Reject>) -> Result<T, Reject> {
+        self.is_poisoned |= told.is_err();
+        told
+    }
+
     /// Runs a transaction of the node's own and gives its update.
     fn edit_with(&mut self, run: impl FnOnce(&mut TransactionMut<'_>)) -> Result<Bytes, Reject> {
         let update = self.transact(|txn| {
             run(txn);
             txn.encode_update_v1()
         })?;
-        let parsed = Parsed::read(&update, usize::MAX)?;
-        let checked = self.place(parsed, true)?;
-        self.bytes += checked.parsed.grows();
+        let checked = loggable(Bytes::from(update)).and_then(|update| {
+            let parsed = Parsed::read(&update, usize::MAX)?;
+            Ok((self.place(parsed, true)?, update))
+        });
+        let (checked, update) = self.or_distrust(checked)?;
+        self.count(&checked.parsed);
         self.has_pairs |= checked.parsed.has_pairs;
         self.has_formats |= checked.parsed.has_formats;
         self.places.take(checked.places);
-        Ok(Bytes::from(update))
+        Ok(update)
     }
 
     /// Edits the text of root `content` as the node's client, and gives the update that did it.
@@ -352,22 +400,12 @@ impl Document {
         }
         let edited = operations.apply(&text)?;
         let grows = edited.len().saturating_sub(text.len());
-        if grows > 0 && self.bytes.max(edited.len()) + grows > DOCUMENT_BYTES_MAX {
-            let measured = self.state().len();
-            if measured + grows > DOCUMENT_BYTES_MAX {
-                return Err(Reject::new(
-                    RejectCode::DocumentTooLarge,
-                    format!("the document has {measured} bytes and may have {DOCUMENT_BYTES_MAX}; begin another"),
-                ));
-            }
-            (self.bytes, self.measured) = (measured, measured);
+        if grows > 0 {
+            self.has_room(grows)?;
         }
         let text = self.text.clone();
         let has_formats = self.has_formats;
-        let update = self.edit_with(|txn| match has_formats {
-            true => carry_out(&text, txn, operations),
-            false => text.apply_delta(txn, operations.parts().iter().map(delta_of)),
-        })?;
+        let update = self.edit_with(|txn| carry_out(&text, txn, operations, has_formats))?;
         self.heard();
         Ok(update)
     }
@@ -484,18 +522,38 @@ impl Document {
 
 /// Whether the library read what was checked. If the two ever read something differently, what follows it was not judged.
 fn is_same(decoded: &Update, parsed: &Parsed) -> bool {
-    let (mut inserted, mut deleted) = (IdSet::new(), IdSet::new());
+    let mut inserted = IdSet::new();
     for (client, structs) in &parsed.sections {
         for one in parsed.structs[structs.clone()].iter().filter(|one| one.kind != Kind::Skip) {
             inserted.insert(ID::new(ClientID::new(*client), one.clock), one.length);
         }
     }
+    decoded.insertions(true) == inserted && *decoded.delete_set() == deletes_of(parsed)
+}
+
+/// What an update deletes, as the library has it.
+fn deletes_of(parsed: &Parsed) -> IdSet {
+    let mut deletes = IdSet::new();
     for (client, ranges) in &parsed.deletes {
         for range in ranges {
-            deleted.insert(ID::new(ClientID::new(*client), range.start), range.end - range.start);
+            deletes.insert(ID::new(ClientID::new(*client), range.start), range.end - range.start);
         }
     }
-    decoded.insertions(true) == inserted && *decoded.delete_set() == deleted
+    deletes
+}
+
+/// An update that was carried out, if it is one that a log takes.
+fn loggable(update: Bytes) -> Result<Bytes, Reject> {
+    if update.len() <= DOCUMENT_UPDATE_BYTES_MAX {
+        return Ok(update);
+    }
+    Err(Reject::new(
+        RejectCode::DocumentTooLarge,
+        format!(
+            "the edit takes {} bytes as an update and may take {DOCUMENT_UPDATE_BYTES_MAX}; make it in pieces",
+            update.len()
+        ),
+    ))
 }
 
 /// An update with the structs of one and these deletions: those of the library's own would have a range for each piece that
@@ -507,41 +565,6 @@ fn with_deletes_of(structs: &[u8], deletes: &[u8]) -> Result<Bytes, Reject> {
 
 fn no_place() -> Reject {
     Reject::new(RejectCode::OperationsInvalid, "the place is not, or no longer, in the text of this document")
-}
-
-/// A part of an edit, as the library has them.
-fn delta_of(part: &Operation) -> Delta<In> {
-    match part {
-        Operation::Retain(length) => Delta::Retain(*length, None),
-        Operation::Insert(text) => Delta::Inserted(In::Any(Any::String(text.as_str().into())), None),
-        Operation::Delete(length) => Delta::Deleted(*length),
-    }
-}
-
-/// Carries out operations on a text that they fit, whose formats go on in what is inserted. That takes a walk through the text
-/// for each part; the library's own way takes one for all, but inserts without formats.
-fn carry_out(text: &TextRef, txn: &mut TransactionMut<'_>, operations: &Operations) {
-    let mut at = 0;
-    for part in operations.parts() {
-        match part {
-            Operation::Retain(length) => at += length,
-            Operation::Insert(inserted) => {
-                text.insert(txn, at, inserted);
-                at += utf16_len(inserted);
-            }
-            Operation::Delete(length) => text.remove_range(txn, at, *length),
-        }
-    }
-}
-
-/// What a change of a text did, as operations; formats are no part of them.
-fn operations_of(delta: &[Delta]) -> Operations {
-    Operations::of(delta.iter().map(|part| match part {
-        Delta::Inserted(Out::Any(Any::String(text)), _) => Operation::Insert(text.to_string()),
-        Delta::Inserted(..) => Operation::Insert(EMBEDDED.to_string()),
-        Delta::Deleted(length) => Operation::Delete(*length),
-        Delta::Retain(length, _) => Operation::Retain(*length),
-    }))
 }
 
 /// One update that does what these do, one after the other. They must be updates that a document took.

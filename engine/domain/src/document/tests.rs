@@ -285,6 +285,61 @@ fn a_document_that_grows_too_large_takes_no_more() {
 }
 
 #[test]
+fn a_full_document_can_be_emptied_and_filled_again() {
+    let mut document = Document::new(NODE);
+    let page = "x".repeat(700 << 10);
+    while document.edit(&Operations::new().insert(&*page)).is_ok() {}
+    let length = utf16_len(&document.text());
+    document.edit(&Operations::new().delete(length)).expect("deleting is no growing");
+    document.edit(&Operations::new().insert(&*page)).expect("what was taken out leaves room");
+}
+
+#[test]
+fn an_edit_that_is_longer_than_a_log_takes_is_refused_and_not_kept() {
+    let mut document = Document::new(NODE);
+    document.edit(&Operations::new().insert("short")).expect("is taken");
+    let page = "x".repeat(DOCUMENT_UPDATE_BYTES_MAX);
+    let reject = document.edit(&Operations::new().insert(page)).expect_err("its update is longer than its text");
+    assert_eq!(reject.code, RejectCode::DocumentTooLarge);
+    assert!(document.is_poisoned(), "it was carried out in memory, and is not in the log");
+}
+
+#[test]
+fn so_many_stretches_are_deleted_at_once_and_no_more() {
+    let mut document = Document::new(NODE);
+    let ada = editor(1);
+    let count = DELETES_MAX as u32 + 1;
+    let page = "xy".repeat(count as usize);
+    take(&mut document, &edit(&ada, |txn| txn.get_or_insert_text(ROOT).push(txn, &page)));
+    let cut = |doc: &Doc, from: u32, to: u32| {
+        edit(doc, |txn| {
+            let text = txn.get_or_insert_text(ROOT);
+            (from..to).rev().for_each(|at| text.remove_range(txn, 2 * at, 1));
+        })
+    };
+    let (bob, carol) = (copy(&document, 2), copy(&document, 3));
+    let all = cut(&ada, 0, count);
+    assert!(document.check(&all).expect_err("too many").message.contains("in pieces"));
+    take(&mut document, &cut(&bob, 0, count / 2));
+    take(&mut document, &cut(&carol, count / 2, count));
+    assert!(take(&mut document, &all).operations.is_none(), "those that are deleted already do not count");
+}
+
+#[test]
+fn what_was_restored_is_told_once() {
+    let mut document = Document::new(NODE);
+    document.watch(true);
+    let ada = editor(1);
+    take(&mut document, &edit(&ada, |txn| txn.get_or_insert_text(ROOT).push(txn, "now")));
+    let old = Document::new(NODE + 1);
+    document.restore(&old).expect("restores").expect("something changed");
+    let comment = edit(&ada, |txn| {
+        txn.get_or_insert_map("other").insert(txn, "a", 1);
+    });
+    assert_eq!(take(&mut document, &comment).operations, Some(Operations::new()));
+}
+
+#[test]
 fn typing_is_counted_as_what_it_adds() {
     let mut document = Document::new(NODE);
     let ada = editor(1);

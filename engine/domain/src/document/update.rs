@@ -447,6 +447,16 @@ impl Parsed {
         self.grows
     }
 
+    /// Whether it has anything but deletions.
+    pub(crate) fn inserts(&self) -> bool {
+        self.structs.iter().any(|one| one.kind != Kind::Skip)
+    }
+
+    /// How much it deletes, in code units or elements.
+    pub(crate) fn deleted(&self) -> usize {
+        self.deletes.values().flatten().map(|range| range.end.saturating_sub(range.start) as usize).sum()
+    }
+
     pub(crate) fn has_deletes(&self) -> bool {
         !self.deletes.is_empty()
     }

@@ -82,9 +82,9 @@ fn document() -> Document {
 
 #[test]
 fn what_is_wrong_is_named() {
-    let document = document();
+    let mut document = document();
     let (state, text) = (document.state(), document.text());
-    let check = |what: &str, bytes: Vec<u8>, code: RejectCode, word: &str| {
+    let mut check = |what: &str, bytes: Vec<u8>, code: RejectCode, word: &str| {
         let reject = document.check(&bytes).expect_err(what);
         assert_eq!(reject.code, code, "{what}: {reject}");
         assert!(reject.message.contains(word), "{what}: {reject}");
@@ -195,7 +195,7 @@ fn types_are_nested_to_a_depth() {
     assert!(reject.message.contains("nested"), "{reject}");
     assert!(document.json().contains("[[[[[["));
     // And the same once it was read from its own state.
-    let opened = Document::open(NODE, &document.state()).expect("opens");
+    let mut opened = Document::open(NODE, &document.state()).expect("opens");
     let mut bytes = update().clients(1).section(20, 8, 0).type_in(9, 89);
     for clock in 0..19 {
         bytes = bytes.type_in(8, clock);
@@ -205,7 +205,7 @@ fn types_are_nested_to_a_depth() {
 
 #[test]
 fn crowds_at_one_place_are_refused() {
-    let document = document();
+    let mut document = document();
     let mut bytes = update().clients(1).section(2_000, 9, 0);
     for _ in 0..2_000 {
         bytes = bytes.byte(4).number(1).text(ROOT).text("x");
@@ -273,7 +273,7 @@ fn of_three() -> Document {
 #[test]
 fn what_is_known_in_part_is_where_it_was() {
     // The library puts the rest behind what it knows: a commenter's would be in the text.
-    let document = of_three();
+    let mut document = of_three();
     let more = |client, root| update().clients(1).section(1, client, 0).text_in_root(root, "abcdef").end();
     for (client, root) in [(1, COMMENTS_ROOT), (2, ROOT), (1, "list")] {
         let reject = document.check(&more(client, root)).expect_err("is elsewhere");
@@ -291,8 +291,8 @@ fn what_is_known_in_part_is_where_it_was() {
 
 #[test]
 fn what_stands_between_two_places_is_refused() {
-    let document = of_three();
-    let check = |bytes: Bytes, word: &str| {
+    let mut document = of_three();
+    let mut check = |bytes: Bytes, word: &str| {
         let reject = document.check(&bytes.end()).expect_err(word);
         assert!(reject.message.contains(word), "{reject}");
     };
