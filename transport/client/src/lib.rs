@@ -79,8 +79,8 @@ pub use chat::{ChannelChange, ChannelPage, WhoIsIn};
 pub use client::{AsName, Client, ConnectionState};
 pub use credential::{LoggedIn, TokenSource};
 pub use document::{
-    Acknowledgement, Document, DocumentBuilder, DocumentEvent, DocumentRead, LogPage, Other, Positional, Record,
-    RecordKind, Replay, Tally, TextChange, TextSession,
+    Acknowledgement, Document, DocumentBuilder, DocumentEvent, DocumentRead, LogPage, ModelEdit, Other, Positional,
+    Record, RecordKind, Replay, Tally, TextChange, TextSession,
 };
 pub use embed::Embeddings;
 pub use error::ClientError;

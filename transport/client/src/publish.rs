@@ -43,6 +43,8 @@ pub struct Published {
 #[derive(Debug)]
 #[must_use = "the message is known to be written once this resolves"]
 pub struct Ack {
+    /// The number of the write within its session.
+    pub(crate) sequence: Sequence,
     pub(crate) reply: oneshot::Receiver<Result<Published, ClientError>>,
 }
 
@@ -167,8 +169,8 @@ impl Client {
         let trace = self.trace;
         self.handle.with(|state| {
             self.check(state)?;
-            state.publish(PendingPublish { publish, trace, reply: sender, _permits: (slot, room) });
-            Ok(Ack { reply })
+            let sequence = state.publish(PendingPublish { publish, trace, reply: sender, _permits: (slot, room) });
+            Ok(Ack { sequence, reply })
         })
     }
 }

@@ -26,7 +26,7 @@ use crate::entries::{PendingCall, PendingPublish, Repeat, SubscriptionEntry, Wat
 use crate::error::ClientError;
 use crate::generation::Event;
 use crate::publish::Published;
-use crate::state::documents::{DocumentEntry, Incoming};
+use crate::state::documents::{DocumentEntry, Numbered};
 use crate::subscription::Item;
 
 /// Whether the command lane can be used.
@@ -69,7 +69,7 @@ pub(crate) enum Handled {
 pub(crate) enum FullQueue {
     Subscription(mpsc::Sender<Item>, Item),
     Generation(mpsc::Sender<Event>, Event),
-    Document(mpsc::Sender<Incoming>, Incoming),
+    Document(mpsc::Sender<Numbered>, Numbered),
 }
 
 pub(crate) struct State {
@@ -161,12 +161,14 @@ impl State {
         self.next_key
     }
 
-    pub(crate) fn publish(&mut self, mut pending: PendingPublish) {
+    /// Takes a write in. Gives its number within the session.
+    pub(crate) fn publish(&mut self, mut pending: PendingPublish) -> Sequence {
         let sequence = self.next_sequence;
         self.next_sequence += 1;
         pending.publish.sequence = Sequence(sequence);
         self.publishes.insert(sequence, pending);
         self.enqueue(Target::Publish(sequence));
+        Sequence(sequence)
     }
 
     pub(crate) fn call(&mut self, call: PendingCall) {

@@ -250,7 +250,14 @@ async fn an_edit_that_is_refused_is_taken_out_again() {
         let node = Node::start();
         let paper = Paper::new("one");
         let (mut document, mut session, ..) = open(&node, &paper).await;
-        let ack = document.insert(3, " too much").expect("it may be written");
+        // Durable before the other is refused, and asked about after it.
+        let mut paper = paper;
+        let before = document.insert(3, "?").expect("it may be written");
+        let (request, publish) = expect_publish(&mut session).await;
+        paper.take(&publish.body);
+        session.send(request, &published(paper.revision)).await;
+        document.flush().await.expect("durable");
+        let ack = document.insert(4, " too much").expect("it may be written");
         let (request, _) = expect_publish(&mut session).await;
         let reject = Reject::new(RejectCode::DocumentTooLarge, "a document holds 4 MiB");
         session.send(request, &ServerOp::Reject(reject)).await;
@@ -259,25 +266,153 @@ async fn an_edit_that_is_refused_is_taken_out_again() {
         let client = document.client_id();
         let (events, (lane, number)) = tokio::join!(
             async {
-                let refused = document.next().await.expect("fine").expect("an event");
-                let DocumentEvent::Refused { text, .. } = refused else { panic!("not {refused:?}") };
-                assert_eq!(text, "one too much");
+                loop {
+                    match document.next().await.expect("fine").expect("an event") {
+                        DocumentEvent::Saved { .. } => {}
+                        DocumentEvent::Refused { text, .. } => break assert_eq!(text, "one? too much"),
+                        other => panic!("not {other:?}"),
+                    }
+                }
                 change(&mut document).await.operations
             },
             serve(&mut session, &paper)
         );
-        assert_eq!(events, Operations::new().retain(3).delete(9));
-        assert_eq!(document.text(), "one");
+        assert_eq!(events, Operations::new().retain(4).delete(9));
+        assert_eq!(document.text(), "one?");
+        assert_eq!(before.await.expect("it was durable"), Position(2));
         assert_ne!(document.client_id(), client, "what was refused can never come back");
-        let mut paper = paper;
         session.send_on(lane, number, &paper.insert(0, "> ", None)).await;
         assert_eq!(change(&mut document).await.operations, Operations::new().insert("> "));
-        let ack = document.insert(5, "!").expect("it may be written again");
+        let ack = document.insert(6, "!").expect("it may be written again");
         let (request, publish) = expect_publish(&mut session).await;
         paper.take(&publish.body);
         session.send(request, &published(paper.revision)).await;
         ack.await.expect("durable");
-        assert_eq!(paper.text(), "> one!");
+        assert_eq!(paper.text(), "> one?!");
+    })
+    .await;
+}
+
+/// Waits until the client took in what it was sent on the command lane before: answers come in their order.
+async fn settle(client: &Client, session: &mut Session) {
+    let (read, ()) = tokio::join!(client.read_text("notes", Position(0)), async {
+        let number = loop {
+            if let (number, ClientOp::Document(DocumentOp::Read { .. })) = session.receive().await {
+                break number;
+            }
+        };
+        let news = DocumentNews::State { revision: Position(1), offset: 0, total: 1, bytes: "x".into() };
+        session.send(number, &ServerOp::Document(news)).await;
+    });
+    read.expect("answered");
+}
+
+#[tokio::test]
+async fn an_opening_from_before_a_refusal_does_not_empty_the_document() {
+    within(async {
+        let node = Node::start();
+        let paper = Paper::new("one");
+        let (mut document, session, ..) = open(&node, &paper).await;
+        let client = document.client().clone();
+        session.vanish().await;
+        document.insert(3, " too much").expect("it is kept");
+        // All of this is there before anything of it is looked at.
+        let (mut session, _) = node.welcome(1).await;
+        let (number, _) = expect_open(&mut session).await;
+        session.send(number, &paper.opened(0)).await;
+        let (request, _) = expect_publish(&mut session).await;
+        session.send(request, &ServerOp::Reject(Reject::new(RejectCode::DocumentTooLarge, "it is full"))).await;
+        settle(&client, &mut session).await;
+        let (told, _) = tokio::join!(change(&mut document), serve(&mut session, &paper));
+        assert_eq!(told.operations, Operations::new().retain(3).delete(9));
+        assert_eq!(document.text(), "one");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn edits_that_wait_outlive_a_backup_that_was_put_back() {
+    within(async {
+        let node = Node::start();
+        let mut paper = Paper::new("one");
+        let (mut document, mut session, ..) = open(&node, &paper).await;
+        let backup = paper.state(&[]);
+        let first = document.insert(3, " two").expect("it may be written");
+        let (request, publish) = expect_publish(&mut session).await;
+        paper.take(&publish.body);
+        session.send(request, &published(paper.revision)).await;
+        first.await.expect("durable");
+        session.vanish().await;
+        let second = document.insert(7, " three").expect("it is kept");
+        // The node has the first no more, but as many edits of others.
+        let mut paper = Paper::new("");
+        paper.take(&backup);
+        paper.insert(0, "zero ", None);
+        let back = async {
+            let (mut session, _) = node.welcome(2).await;
+            while paper.text() != "zero one two three" {
+                let (number, op) = session.receive().await;
+                match op {
+                    ClientOp::Document(DocumentOp::Open(open)) => {
+                        let bytes = paper.state(&open.state);
+                        session.send(number, &paper.opened(bytes.len())).await;
+                        let lane = session.open().await;
+                        let (revision, total) = (Position(paper.revision), bytes.len() as u64);
+                        let news = DocumentNews::State { revision, offset: 0, total, bytes };
+                        session.send_on(lane, number, &ServerOp::Document(news)).await;
+                    }
+                    ClientOp::Document(DocumentOp::Read { .. }) => {
+                        let bytes = paper.state(&[]);
+                        let (revision, total) = (Position(paper.revision), bytes.len() as u64);
+                        let news = DocumentNews::State { revision, offset: 0, total, bytes };
+                        session.send(number, &ServerOp::Document(news)).await;
+                    }
+                    ClientOp::Publish(publish) => {
+                        let update = Update::decode_v1(&publish.body).expect("an update");
+                        let has = paper.doc.transact().state_vector();
+                        let lower = update.state_vector_lower();
+                        let fits = lower.iter().all(|(client, clock)| has.get(client) >= *clock);
+                        if fits {
+                            paper.take(&publish.body);
+                            session.send(number, &published(paper.revision)).await;
+                        } else {
+                            let reject = Reject::new(RejectCode::UpdateIncomplete, "it builds on what is not there");
+                            session.send(number, &ServerOp::Reject(reject)).await;
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            session
+        };
+        let events = async {
+            while !document.text().starts_with("zero") {
+                let event = document.next().await.expect("fine").expect("an event");
+                assert!(!matches!(event, DocumentEvent::Refused { .. }), "{event:?}");
+            }
+        };
+        let (_session, ()) = tokio::join!(back, events);
+        second.await.expect("durable");
+        assert_eq!((document.text().as_str(), document.unacknowledged()), ("zero one two three", 0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_edit_cuts_no_character_in_two() {
+    within(async {
+        let node = Node::start();
+        let paper = Paper::new("a😀b");
+        let (mut document, _session, ..) = open(&node, &paper).await;
+        for operations in [Operations::new().retain(2).insert("x"), Operations::new().retain(1).delete(1)] {
+            let refused = document.edit(&operations);
+            assert!(
+                matches!(refused, Err(ClientError::Refused(reject)) if reject.code == RejectCode::OperationsInvalid)
+            );
+        }
+        assert_eq!((document.text().as_str(), document.unacknowledged()), ("a😀b", 0));
+        drop(document.edit(&Operations::new().retain(1).insert("x").delete(2)).expect("it is whole"));
+        assert_eq!(document.text(), "axb");
     })
     .await;
 }
@@ -478,6 +613,69 @@ async fn a_thin_client_goes_on_over_a_lost_connection() {
         let (revision, _back) = tokio::join!(text.flush(), back);
         revision.expect("durable");
         assert_eq!((text.text(), text.revision()), ("> zero one! two, three", Position(5)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_write_of_somebody_else_in_the_session_is_not_taken_for_ones_own() {
+    within(async {
+        let node = Node::start();
+        let (mut text, mut session, lane, number) = open_text(&node, "one").await;
+        // Another write of this session stands in the order before ours was sent.
+        session.send_on(lane, number, &operations(2, 2, Some(Sequence(99)), &Operations::new())).await;
+        text.edit(&Operations::new().retain(3).insert("!")).expect("it fits");
+        let node_side = async {
+            let mut written = None;
+            loop {
+                match session.receive().await {
+                    (number, ClientOp::Publish(publish)) => {
+                        // Before the other was heard of, or after.
+                        written = Some((number, publish));
+                    }
+                    (number, ClientOp::Document(DocumentOp::Open(_))) => {
+                        let opened = DocumentNews::Opened {
+                            revision: Position(2),
+                            bytes: 8,
+                            access: DocumentAccess::Write,
+                            made: false,
+                            vector: Bytes::new(),
+                        };
+                        session.send(number, &ServerOp::Document(opened)).await;
+                        let lane = session.open().await;
+                        let (revision, bytes) = (Position(2), Bytes::from_static(b"zero one"));
+                        let state = DocumentNews::State { revision, offset: 0, total: 8, bytes };
+                        session.send_on(lane, number, &ServerOp::Document(state)).await;
+                        let (request, publish) = match written {
+                            Some(written) => written,
+                            None => expect_publish(&mut session).await,
+                        };
+                        session.send(request, &published(3)).await;
+                        let own = operations(3, 3, Some(publish.sequence), &Operations::new());
+                        session.send_on(lane, number, &own).await;
+                        return session;
+                    }
+                    _ => {}
+                }
+            }
+        };
+        let (revision, _session) = tokio::join!(text.flush(), node_side);
+        assert_eq!(revision.expect("durable"), Position(3), "not the other's");
+        assert_eq!(text.text(), "zero one!");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_edit_that_cuts_a_character_in_two_has_the_text_read_anew() {
+    within(async {
+        let node = Node::start();
+        let (mut text, mut session, lane, number) = open_text(&node, "a😀b").await;
+        session.send_on(lane, number, &operations(2, 2, None, &Operations::new().retain(1).delete(1))).await;
+        let (told, _) = tokio::join!(text.next(), serve_text(&mut session, 2, "a\u{fffd}b"));
+        let Some(DocumentEvent::Changed(change)) = told.expect("no error") else { panic!("a change is told") };
+        assert_eq!(change.operations, Operations::new().retain(1).insert("\u{fffd}").delete(2));
+        assert_eq!((text.text(), text.revision()), ("a\u{fffd}b", Position(2)));
     })
     .await;
 }

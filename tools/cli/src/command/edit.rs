@@ -129,7 +129,7 @@ fn place(args: &Args, text: &str) -> Result<(u32, u32), Failure> {
 async fn ask(args: Args) -> Result<(), Failure> {
     let client = args.connect.connect("edit", RECONNECT).await?;
     // Opening it makes it, and says what may be done; the text is that of one revision.
-    let document: Document = client.document(args.document.as_str()).open().await?;
+    let mut document: Document = client.document(args.document.as_str()).open().await?;
     if document.access() != DocumentAccess::Write {
         let text = format!("you may {} {}, not write in it", document.access().as_str(), args.document);
         return Err(Failure::new(exit::REFUSED, text));

@@ -16,11 +16,11 @@ use yrs::{Doc, TransactionMut};
 
 use super::awareness::{Other, Others, Own};
 use super::outbox::{Acknowledgement, Outbox, Progress};
-use super::replica::{Edited, Replica};
-use super::{Assembly, DocumentEvent, Line, TextChange};
-use crate::client::{Client, ConnectionState};
+use super::replica::{Applied, Edited, Replica};
+use super::{DocumentEvent, Heard, Line, ModelEdit, TextChange};
+use crate::client::Client;
 use crate::error::ClientError;
-use crate::state::documents::{Incoming, Opened};
+use crate::state::documents::Opened;
 
 /// Own edits within this time are taken back together.
 const TOGETHER: Duration = Duration::from_millis(500);
@@ -41,14 +41,12 @@ pub struct Document {
     anew: Option<Replica>,
     outbox: Arc<Outbox>,
     progress: watch::Receiver<Progress>,
-    connection: watch::Receiver<ConnectionState>,
-    online: bool,
     others: Others,
     own: Own,
     shown: (String, String),
     revision: Position,
     access: DocumentAccess,
-    assembly: Assembly,
+    made: bool,
     events: VecDeque<DocumentEvent>,
     /// Own edits that were known to be durable when that was last told.
     told: u64,
@@ -75,31 +73,29 @@ fn colour(name: &str) -> String {
 
 impl Document {
     pub(super) async fn over(
-        client: Client,
         name: Name,
         line: Line,
+        opened: Opened,
         shown: Option<(String, String)>,
     ) -> Result<Self, ClientError> {
-        let outbox = Outbox::start(client.clone(), name.clone());
+        let replica = Replica::new(client_id());
+        let outbox = Outbox::start(line.client.clone(), name.clone(), replica.doc().clone());
         let shown = shown.unwrap_or_else(|| {
-            let user = client.welcome().user.to_string();
+            let user = line.client.welcome().user.to_string();
             (user.clone(), colour(&user))
         });
-        let Opened { revision, bytes, access, .. } = line.opened;
         let mut document = Self {
             name,
-            replica: Replica::new(client_id()),
+            replica,
             anew: None,
             progress: outbox.progress(),
             outbox,
-            connection: client.connection(),
-            online: true,
             others: Others::default(),
             own: Own::new(),
             shown,
-            revision,
-            access,
-            assembly: Assembly::default(),
+            revision: opened.revision,
+            access: opened.access,
+            made: opened.made,
             events: VecDeque::new(),
             told: 0,
             edited: None,
@@ -107,15 +103,9 @@ impl Document {
             over: false,
             line,
         };
-        let mut complete = bytes == 0;
-        while !complete {
-            let Some(incoming) = document.line.queue.recv().await else { return Err(document.line.end()) };
-            let mut ends = matches!(incoming, Incoming::State { offset, total, ref bytes, .. }
-                if offset + bytes.len() as u64 == total);
-            // The connection can be lost in the middle of it; what is missing then may be nothing.
-            ends |= matches!(incoming, Incoming::Opened(ref opened) if opened.bytes == 0);
-            document.take(incoming)?;
-            complete = ends;
+        while !document.line.is_read() {
+            let heard = document.line.next(true).await?.ok_or_else(|| document.line.end())?;
+            document.take(heard)?;
         }
         // What was there is no change.
         document.events.clear();
@@ -134,7 +124,7 @@ impl Document {
 
     /// Whether opening it made it.
     pub fn made(&self) -> bool {
-        self.line.opened.made
+        self.made
     }
 
     /// What may be done to it.
@@ -149,7 +139,7 @@ impl Document {
 
     /// Whether the node is there.
     pub fn is_online(&self) -> bool {
-        self.online
+        self.line.is_online()
     }
 
     /// The text of its root [`ROOT`](thalweg_protocol::document::ROOT), with own edits. What is in it that is no text is one
@@ -236,6 +226,9 @@ impl Document {
             let text = format!("an edit reaches {} code units far, and the text has {length}", operations.reach());
             return Err(ClientError::Refused(Reject::new(RejectCode::OperationsInvalid, text)));
         }
+        if self.replica.has_pairs() {
+            operations.apply(&self.replica.text()).map_err(ClientError::Refused)?;
+        }
         self.group();
         let edited = self.replica.edit(operations);
         Ok(self.send(edited))
@@ -285,7 +278,9 @@ impl Document {
         self.replica.undoes_generation()
     }
 
-    /// Takes the last own edit back; those of others stay. Gives what that did to the text; `None` if there is none.
+    /// Takes the last own edit back; those of others stay. Gives what that did to the text; `None` if there is none, or if it
+    /// is one of a model ([`undoes_generation`](Self::undoes_generation)) that was not all [seen](Self::has_seen) here: that
+    /// one is for [`undo_generation`](Self::undo_generation).
     ///
     /// # Errors
     /// As [`edit`](Self::edit).
@@ -311,26 +306,45 @@ impl Document {
         Some(edited.operations)
     }
 
-    /// What a model writes from now on under this id is taken back as if it were one own edit.
+    /// What a model writes under this id, which was [asked](Self::ask_at) to, is taken back as if it were one own edit.
     pub fn adopt(&mut self, generation: GenerationId) {
         self.replica.adopt(generation);
     }
 
-    /// Takes back what a model wrote, whoever asked it, and puts back what it took out. If it was not all seen here, the node
-    /// is asked. Gives what that did to the text; `None` if there is nothing of it left.
+    /// Whether all that this model has written was seen here: since it was [asked](Self::ask_at) here, nothing came that does
+    /// not say who wrote it, or it was [learnt](Self::learn).
+    pub fn has_seen(&self, generation: GenerationId) -> bool {
+        self.replica.knows(generation)
+    }
+
+    /// Takes in what the node knows of a model's edit.
+    pub fn learn(&mut self, edit: ModelEdit) {
+        self.replica.learn(edit.generation, edit.insertions, edit.deletions);
+    }
+
+    /// Takes back what a model wrote and is [seen](Self::has_seen), whoever asked it, and puts back what it took out; what
+    /// still comes of it is taken back as it comes. Gives what that did to the text; `None` if there is nothing of it left, or
+    /// it was not all seen.
     ///
     /// # Errors
-    /// As [`edit`](Self::edit); those of [`Client::document_log`].
-    pub async fn undo_generation(&mut self, generation: GenerationId) -> Result<Option<Operations>, ClientError> {
+    /// As [`edit`](Self::edit).
+    pub fn undo_seen(&mut self, generation: GenerationId) -> Result<Option<Operations>, ClientError> {
         self.may_write()?;
-        if !self.replica.knows(generation) {
-            let updates = super::past::updates_of(&self.line.client, &self.name, generation).await?;
-            for update in &updates {
-                self.replica.note(generation, update);
-            }
-        }
         let edited = self.replica.undo_generation(generation);
         Ok(self.sent(edited))
+    }
+
+    /// The same of any model's edit: if it was not all seen here, the node is asked.
+    ///
+    /// # Errors
+    /// As [`edit`](Self::edit); those of [`Client::model_edit`].
+    pub async fn undo_generation(&mut self, generation: GenerationId) -> Result<Option<Operations>, ClientError> {
+        self.may_write()?;
+        if !self.has_seen(generation) {
+            let edit = self.line.client.model_edit(&self.name, generation).await?;
+            self.learn(edit);
+        }
+        self.undo_seen(generation)
     }
 
     /// Waits until everything that was edited up to now is durable. Does not take in what others did.
@@ -370,8 +384,9 @@ impl Document {
 
     /// A request that a model write between two offsets of the text as it is now, for
     /// [`Client::ask_in_document`]; others' edits move the place. The node has to have the text there: ask when
-    /// [`acknowledgement`](Self::acknowledgement) resolved.
-    pub fn ask_at(&self, from: u32, to: u32, instruction: impl Into<String>) -> AskInDocument {
+    /// [`acknowledgement`](Self::acknowledgement) resolved. [`adopt`](Self::adopt) what comes of it.
+    pub fn ask_at(&mut self, from: u32, to: u32, instruction: impl Into<String>) -> AskInDocument {
+        self.replica.asks();
         let anchor = |offset: u32| Bytes::from(self.replica.anchor(offset).encode_v1());
         let place = match self.replica.length() {
             // There is nothing to hold on to.
@@ -403,21 +418,24 @@ impl Document {
             if self.over {
                 return Ok(None);
             }
-            let due = self.own.due(Instant::now()).filter(|_| self.online);
+            let due = self.own.due(Instant::now()).filter(|_| self.line.is_online());
             let due = due.unwrap_or(self.looked + LOOK).min(self.looked + LOOK);
             tokio::select! {
-                incoming = self.line.queue.recv() => match incoming {
-                    Some(incoming) => self.take(incoming).inspect_err(|_| self.over = true)?,
-                    None => {
+                heard = self.line.next(true) => match heard.and_then(|heard| heard.map(|heard| self.take(heard)).transpose()) {
+                    Ok(Some(())) => {}
+                    Ok(None) => {
                         self.over = true;
                         return match self.line.end() {
                             ClientError::Closed => Ok(None),
                             error => Err(error),
                         };
                     }
+                    Err(error) => {
+                        self.over = true;
+                        return Err(error);
+                    }
                 },
                 Ok(()) = self.progress.changed() => self.progressed(),
-                Ok(()) = self.connection.changed() => self.connected(),
                 () = tokio::time::sleep_until(due.into()) => self.tick(),
             }
         }
@@ -431,23 +449,9 @@ impl Document {
                 self.events.push_back(DocumentEvent::Others);
             }
         }
-        if self.online && self.own.due(now).is_some_and(|due| due <= now) {
+        if self.line.is_online() && self.own.due(now).is_some_and(|due| due <= now) {
             let update = self.own.say(self.replica.client(), now);
             self.line.client.handle.with(|state| state.share_awareness(self.line.key, update));
-        }
-    }
-
-    fn connected(&mut self) {
-        let reason = match &*self.connection.borrow_and_update() {
-            ConnectionState::Connected { .. } | ConnectionState::Closed { .. } => return,
-            ConnectionState::Leaving { .. } => "the node goes away for a while".to_owned(),
-            ConnectionState::Reconnecting { reason, .. } => reason.clone(),
-        };
-        if std::mem::replace(&mut self.online, false) {
-            self.events.push_back(DocumentEvent::Offline { reason });
-            if self.others.clear() {
-                self.events.push_back(DocumentEvent::Others);
-            }
         }
     }
 
@@ -467,24 +471,28 @@ impl Document {
         }
     }
 
-    fn take(&mut self, incoming: Incoming) -> Result<(), ClientError> {
-        match incoming {
-            Incoming::Opened(opened) => self.opened(opened)?,
-            Incoming::State { revision, offset, total, bytes } => {
-                if let Some(state) = self.assembly.take(offset, total, &bytes)? {
-                    self.apply(&state, revision, None)?;
-                    self.line.report(revision);
-                    self.renewed()?;
-                }
+    fn take(&mut self, heard: Heard) -> Result<(), ClientError> {
+        match heard {
+            Heard::Opened { opened, was_away } => self.opened(opened, was_away)?,
+            Heard::State { revision, bytes } => {
+                self.replica.missed();
+                self.apply(&bytes, revision, None)?;
+                self.renewed();
             }
-            Incoming::Delivery(delivery) => self.deliver(*delivery)?,
-            Incoming::Operations(_) => {
+            Heard::Delivery(delivery) => self.deliver(*delivery)?,
+            Heard::Operations(_) => {
                 return Err(ClientError::Protocol("operations came where updates were asked for".to_owned()));
             }
-            Incoming::Awareness(update) => {
+            Heard::Awareness(update) => {
                 let update =
                     AwarenessUpdate::decode(&update).map_err(|reject| ClientError::Protocol(reject.to_string()))?;
                 if self.others.take(update, self.replica.client(), Instant::now()) {
+                    self.events.push_back(DocumentEvent::Others);
+                }
+            }
+            Heard::Offline { reason } => {
+                self.events.push_back(DocumentEvent::Offline { reason });
+                if self.others.clear() {
                     self.events.push_back(DocumentEvent::Others);
                 }
             }
@@ -493,11 +501,10 @@ impl Document {
     }
 
     /// It was opened again.
-    fn opened(&mut self, opened: Opened) -> Result<(), ClientError> {
+    fn opened(&mut self, opened: Opened, was_away: bool) -> Result<(), ClientError> {
         self.access = opened.access;
-        self.assembly = Assembly::default();
         self.own.refresh();
-        if !std::mem::replace(&mut self.online, true) {
+        if was_away {
             self.events.push_back(DocumentEvent::Online);
         }
         if self.anew.is_none() && self.may().is_ok() {
@@ -507,48 +514,55 @@ impl Document {
                 drop(self.outbox.put(vec![lacking]));
             }
         }
-        if opened.bytes == 0 { self.renewed() } else { Ok(()) }
+        if opened.bytes == 0 {
+            self.renewed();
+        }
+        Ok(())
     }
 
     /// The state is complete; if it was read anew, it takes the place of what was there.
-    fn renewed(&mut self) -> Result<(), ClientError> {
-        let Some(anew) = self.anew.take() else { return Ok(()) };
+    fn renewed(&mut self) {
+        let Some(anew) = self.anew.take() else { return };
         let operations = Operations::between(&self.replica.text(), &anew.text());
         let farewell = self.own.farewell(self.replica.client());
         self.replica = anew;
-        self.outbox.clear();
+        self.outbox.clear(self.replica.doc().clone());
+        self.progress = self.outbox.progress();
         self.told = self.progress.borrow().acknowledged;
         self.line.know(self.replica.state_vector());
         if let Some(update) = farewell {
             self.line.client.handle.with(|state| state.share_awareness(self.line.key, update));
         }
         let revision = self.revision;
-        self.events.push_back(DocumentEvent::Changed(TextChange {
-            operations,
-            revision,
-            timestamp_us: 0,
-            user: None,
-            generation: None,
-        }));
-        Ok(())
+        self.changed(TextChange { operations, revision, timestamp_us: 0, user: None, generation: None });
+    }
+
+    /// The text is another one. That is told before all else, so that offsets are those of the text that was told.
+    fn changed(&mut self, change: TextChange) {
+        self.events.push_front(DocumentEvent::Changed(change));
     }
 
     /// Takes an update in where it belongs.
     fn apply(&mut self, update: &[u8], revision: Position, delivery: Option<&Delivery>) -> Result<(), ClientError> {
         let generation = delivery.and_then(|delivery| delivery.generation);
-        let operations = self.anew.as_mut().unwrap_or(&mut self.replica).apply(update, generation)?;
+        let replica = self.anew.as_mut().unwrap_or(&mut self.replica);
+        let Applied { mut operations, late } = replica.apply(update, generation)?;
         self.revision = self.revision.max(revision);
         if self.anew.is_some() {
             return Ok(());
         }
         self.line.know(self.replica.state_vector());
-        self.events.push_back(DocumentEvent::Changed(TextChange {
+        if let Some(late) = late.filter(|_| self.may_write().is_ok()) {
+            let edited = self.replica.take_back(late);
+            operations = self.sent(edited).map_or(operations.clone(), |back| operations.compose(&back));
+        }
+        self.changed(TextChange {
             operations,
             revision,
             timestamp_us: delivery.map_or(0, |delivery| delivery.timestamp_us),
             user: delivery.filter(|delivery| delivery.context.target.0 == 0).map(|delivery| delivery.user.clone()),
             generation,
-        }));
+        });
         Ok(())
     }
 
@@ -560,10 +574,9 @@ impl Document {
             self.events.push_back(DocumentEvent::Version { position, revision, name, user });
             self.revision = self.revision.max(position);
         } else {
-            let merged = delivery.context.target.0 != 0;
-            if let Some(generation) = self.replica.undoes_generation().filter(|_| merged) {
-                // Some of it may be in what was merged, under nobody's name.
-                self.replica.forget(generation);
+            if delivery.context.target.0 != 0 && delivery.generation.is_none() {
+                // What models wrote may be in what was merged, under nobody's name.
+                self.replica.missed();
             }
             self.apply(&delivery.body.clone(), position, Some(&delivery))?;
         }

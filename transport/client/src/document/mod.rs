@@ -9,35 +9,34 @@
 
 mod awareness;
 mod handle;
+mod line;
 mod outbox;
 mod past;
 mod positional;
 mod replica;
 mod text_session;
+mod write;
 
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex};
-
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use thalweg_protocol::document::{DocumentForm, OpenDocument};
 use thalweg_protocol::ids::{GenerationId, Name, Position};
-use thalweg_protocol::limits::{
-    DOCUMENT_BYTES_MAX, DOCUMENT_PART_BYTES, LEAD_MESSAGES_MAX, LEAD_UPDATES, STATE_VECTOR_BYTES_MAX,
-};
+use thalweg_protocol::limits::{DOCUMENT_BYTES_MAX, DOCUMENT_PART_BYTES, LEAD_MESSAGES_MAX, LEAD_UPDATES};
 use thalweg_protocol::reject::Reject;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::client::{AsName, Client};
-use crate::entries::Failure;
 use crate::error::ClientError;
-use crate::state::documents::{DocumentEntry, Incoming, Opened};
+use crate::state::documents::{DocumentEntry, Opened};
+
+use line::{Assembly, Heard, Line};
 
 pub use awareness::Other;
 pub use handle::Document;
 pub use outbox::Acknowledgement;
-pub use past::{DocumentRead, LogPage, Record, RecordKind, Replay, Tally};
+pub use past::{DocumentRead, LogPage, ModelEdit, Record, RecordKind, Replay, Tally};
 pub use positional::Positional;
 pub use text_session::TextSession;
 
@@ -146,8 +145,8 @@ impl DocumentBuilder {
     pub async fn open(self) -> Result<Document, ClientError> {
         let (client, shown) = (self.client.clone(), self.shown.clone());
         let name = self.name.clone()?;
-        let line = client.patiently(|| self.line(DocumentForm::Updates)).await?;
-        Document::over(client, name, line, shown).await
+        let (line, opened) = client.patiently(|| self.line(DocumentForm::Updates)).await?;
+        Document::over(name, line, opened, shown).await
     }
 
     /// Opens it as text, for positional operations.
@@ -157,11 +156,11 @@ impl DocumentBuilder {
     pub async fn open_text(self) -> Result<TextSession, ClientError> {
         let client = self.client.clone();
         let name = self.name.clone()?;
-        let line = client.patiently(|| self.line(DocumentForm::Operations)).await?;
-        TextSession::over(client, name, line).await
+        let (line, opened) = client.patiently(|| self.line(DocumentForm::Operations)).await?;
+        TextSession::over(name, line, opened).await
     }
 
-    async fn line(&self, form: DocumentForm) -> Result<Line, ClientError> {
+    async fn line(&self, form: DocumentForm) -> Result<(Line, Opened), ClientError> {
         let document = self.name.clone()?;
         let lead = if self.lead == 0 { LEAD_UPDATES } else { self.lead.min(LEAD_MESSAGES_MAX) };
         let permit = self.client.permit().await?;
@@ -169,109 +168,13 @@ impl DocumentBuilder {
         let (sender, reply) = oneshot::channel();
         let open = OpenDocument { document, state: Bytes::new(), form, make: self.make, lead };
         let entry = DocumentEntry::new(open, self.client.trace, queue_in, sender, permit);
-        let (known, failure) = entry.shared();
+        let shared = entry.shared();
         let key = self.client.handle.with(|state| {
             self.client.check(state)?;
             Ok(state.open_document(entry))
         })?;
-        let client = self.client.clone();
-        let report_every = (lead / 4).max(1);
         // Made before the wait, so that giving up the wait gives up the document.
-        let mut line = Line {
-            client,
-            key,
-            queue,
-            known,
-            failure,
-            unreported: 0,
-            report_every,
-            opened: Opened {
-                revision: Position(0),
-                bytes: 0,
-                access: Default::default(),
-                made: false,
-                vector: Bytes::new(),
-            },
-        };
-        line.opened = reply.await.unwrap_or(Err(ClientError::Closed))?;
-        Ok(line)
-    }
-}
-
-/// What leads from the node to an open document. Dropping it closes the document.
-struct Line {
-    client: Client,
-    key: u64,
-    queue: mpsc::Receiver<Incoming>,
-    known: Arc<Mutex<Bytes>>,
-    failure: Failure,
-    unreported: u32,
-    report_every: u32,
-    opened: Opened,
-}
-
-impl std::fmt::Debug for Line {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Line").field("key", &self.key).field("opened", &self.opened).finish_non_exhaustive()
-    }
-}
-
-impl Line {
-    /// Says what the reader has, for the next connection.
-    fn know(&self, state_vector: Bytes) {
-        // One that the node would not take is none: all is sent again then.
-        let state_vector = if state_vector.len() > STATE_VECTOR_BYTES_MAX { Bytes::new() } else { state_vector };
-        *self.known.lock().expect("nothing panics under this lock") = state_vector;
-    }
-
-    /// Counts an edit that was taken, and tells the node every now and then.
-    fn consumed(&mut self, position: Position) {
-        self.unreported += 1;
-        if self.unreported >= self.report_every {
-            self.report(position);
-        }
-    }
-
-    fn report(&mut self, position: Position) {
-        self.unreported = 0;
-        self.client.handle.with(|state| state.document_consumed(self.key, position));
-    }
-
-    fn reopen(&self) {
-        self.client.handle.with(|state| state.reopen_document(self.key));
-    }
-
-    /// Why nothing more comes; `Closed` if that was asked for.
-    fn end(&self) -> ClientError {
-        self.failure.get().cloned().unwrap_or(ClientError::Closed)
-    }
-}
-
-impl Drop for Line {
-    fn drop(&mut self) {
-        self.client.handle.with(|state| state.close_document(self.key));
-    }
-}
-
-/// A state that comes in parts.
-#[derive(Debug, Default)]
-struct Assembly {
-    bytes: BytesMut,
-}
-
-impl Assembly {
-    /// Takes a part. Gives the whole once it is complete.
-    fn take(&mut self, offset: u64, total: u64, part: &Bytes) -> Result<Option<Bytes>, ClientError> {
-        if offset == 0 {
-            self.bytes.clear();
-        }
-        let limit = 4 * DOCUMENT_BYTES_MAX as u64;
-        if offset != self.bytes.len() as u64 || offset + part.len() as u64 > total || total > limit {
-            let text =
-                format!("bytes from {offset} on of a state of {total} came when {} were there", self.bytes.len());
-            return Err(ClientError::Protocol(text));
-        }
-        self.bytes.extend_from_slice(part);
-        Ok((self.bytes.len() as u64 == total).then(|| self.bytes.split().freeze()))
+        let line = Line::new(self.client.clone(), key, queue, shared, (lead / 4).max(1));
+        Ok(line.opened(reply.await.unwrap_or(Err(ClientError::Closed))?))
     }
 }

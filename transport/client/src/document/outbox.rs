@@ -4,14 +4,17 @@ use std::collections::VecDeque;
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use bytes::Bytes;
 use thalweg_protocol::chat::{Post, PostKind};
+use thalweg_protocol::document::ReadForm;
 use thalweg_protocol::ids::{Name, Position};
 use thalweg_protocol::reject::{Reject, RejectCode};
 use tokio::sync::{Notify, watch};
+use yrs::Doc;
 
+use super::replica::beyond;
+use super::write::{patience, write};
 use crate::client::Client;
 use crate::error::ClientError;
 
@@ -19,8 +22,6 @@ use crate::error::ClientError;
 const MERGED_BYTES: usize = 192 << 10;
 /// Bytes of own edits that wait for the node; a further edit is refused. Days of typing, or four large books.
 const WAITING_BYTES_MAX: usize = 16 << 20;
-/// Shortest time before a write is tried again that the node refused for now.
-const AGAIN: Duration = Duration::from_millis(20);
 
 /// How own edits stand.
 #[derive(Debug, Clone, Default)]
@@ -29,41 +30,56 @@ pub(super) struct Progress {
     pub(super) acknowledged: u64,
     /// The newest revision that one of them is.
     pub(super) revision: Position,
-    /// Why an edit was not taken; the document is read anew then.
+    /// Why an edit was not taken, nor any after it; the document is read anew then.
     pub(super) refused: Option<Reject>,
     /// Why nothing will be taken any more.
     pub(super) failed: Option<ClientError>,
-    /// How often edits were given up.
-    pub(super) round: u64,
 }
 
-#[derive(Debug, Default)]
 struct Waiting {
+    /// What all the edits were made on, and in.
+    doc: Doc,
     updates: VecDeque<Bytes>,
     bytes: usize,
     /// Edits that were put in.
     edits: u64,
     /// How many of them are not in `updates` any more.
     taken: u64,
-    round: u64,
+    /// Tells those who wait. There is another one once an edit was refused, so that who asks later how an earlier edit stands
+    /// is not told of that one.
+    progress: Arc<watch::Sender<Progress>>,
     /// The node refused one; nothing is sent or taken until the document was read anew.
     halted: bool,
     closed: bool,
 }
 
 /// Own edits of one document.
-#[derive(Debug)]
 pub(super) struct Outbox {
     waiting: Mutex<Waiting>,
     wake: Notify,
-    progress: watch::Sender<Progress>,
+}
+
+impl std::fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (edits, bytes) = self.with(|waiting| (waiting.edits, waiting.bytes));
+        f.debug_struct("Outbox").field("edits", &edits).field("bytes", &bytes).finish_non_exhaustive()
+    }
 }
 
 impl Outbox {
-    /// Starts the task that sends what is put in.
-    pub(super) fn start(client: Client, document: Name) -> Arc<Self> {
-        let (progress, _) = watch::channel(Progress::default());
-        let outbox = Arc::new(Self { waiting: Mutex::default(), wake: Notify::new(), progress });
+    /// Starts the task that sends what is put in: edits that were made in `doc`.
+    pub(super) fn start(client: Client, document: Name, doc: Doc) -> Arc<Self> {
+        let waiting = Waiting {
+            doc,
+            updates: VecDeque::new(),
+            bytes: 0,
+            edits: 0,
+            taken: 0,
+            progress: Arc::default(),
+            halted: false,
+            closed: false,
+        };
+        let outbox = Arc::new(Self { waiting: Mutex::new(waiting), wake: Notify::new() });
         tokio::spawn(carry(client, document, outbox.clone()));
         outbox
     }
@@ -74,10 +90,11 @@ impl Outbox {
 
     /// Whether there is room for another edit.
     pub(super) fn check(&self) -> Result<(), ClientError> {
-        if let Some(error) = &self.progress.borrow().failed {
-            return Err(error.clone());
+        let (bytes, halted, failed) =
+            self.with(|waiting| (waiting.bytes, waiting.halted, waiting.progress.borrow().failed.clone()));
+        if let Some(error) = failed {
+            return Err(error);
         }
-        let (bytes, halted) = self.with(|waiting| (waiting.bytes, waiting.halted));
         if halted {
             let text = "an edit was refused, and the document is being read anew; try again";
             return Err(ClientError::Refused(Reject::new(RejectCode::Busy, text).retry_after_ms(100)));
@@ -91,38 +108,49 @@ impl Outbox {
 
     /// Sends these after what was put in before.
     pub(super) fn put(&self, updates: Vec<Bytes>) -> Acknowledgement {
-        let (target, round) = self.with(|waiting| {
+        let (target, progress) = self.with(|waiting| {
             waiting.edits += u64::from(!updates.is_empty());
             waiting.bytes += updates.iter().map(Bytes::len).sum::<usize>();
             waiting.updates.extend(updates);
-            (waiting.edits, waiting.round)
+            (waiting.edits, waiting.progress.subscribe())
         });
         self.wake.notify_one();
-        Acknowledgement { target, round, progress: self.progress.subscribe() }
+        Acknowledgement { target, progress }
     }
 
     /// How many edits are not known to be durable.
     pub(super) fn unacknowledged(&self) -> u64 {
-        let edits = self.with(|waiting| waiting.edits);
-        edits.saturating_sub(self.progress.borrow().acknowledged)
+        self.with(|waiting| waiting.edits.saturating_sub(waiting.progress.borrow().acknowledged))
     }
 
+    /// How the edits stand, until one is refused and they are [given up](Self::clear).
     pub(super) fn progress(&self) -> watch::Receiver<Progress> {
-        self.progress.subscribe()
+        self.with(|waiting| waiting.progress.subscribe())
     }
 
-    /// Gives up what waits: it stands on what the node refused.
-    pub(super) fn clear(&self) {
-        let (edits, round) = self.with(|waiting| {
+    /// Gives up what waits: it stands on what the node refused. What is put in from now on is made in `doc`.
+    pub(super) fn clear(&self, doc: Doc) {
+        self.with(|waiting| {
+            waiting.updates.clear();
+            (waiting.doc, waiting.bytes, waiting.taken, waiting.halted) = (doc, 0, waiting.edits, false);
+            let before = waiting.progress.borrow().clone();
+            let progress = Progress { acknowledged: waiting.edits, refused: None, ..before };
+            waiting.progress = Arc::new(watch::channel(progress).0);
+        });
+    }
+
+    /// Takes out all that waits, of which everything is in the document that this gives.
+    fn drain(&self) -> (Doc, u64) {
+        self.with(|waiting| {
             waiting.updates.clear();
             (waiting.bytes, waiting.taken) = (0, waiting.edits);
-            waiting.round += 1;
-            waiting.halted = false;
-            (waiting.edits, waiting.round)
-        });
-        self.progress.send_modify(|progress| {
-            (progress.acknowledged, progress.round, progress.refused) = (edits, round, None);
-        });
+            (waiting.doc.clone(), waiting.edits)
+        })
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut Progress)) {
+        let progress = self.with(|waiting| waiting.progress.clone());
+        progress.send_modify(change);
     }
 
     /// Sends what waits, and then nothing more.
@@ -131,7 +159,7 @@ impl Outbox {
         self.wake.notify_one();
     }
 
-    /// The next write: as much as goes into one, how many edits are done with it, and in which round.
+    /// The next write: as much as goes into one, and how many edits are done with it.
     fn take(&self) -> Taken {
         self.with(|waiting| {
             if waiting.halted && !waiting.closed {
@@ -150,22 +178,25 @@ impl Outbox {
             if waiting.updates.is_empty() {
                 waiting.taken = waiting.edits;
             }
-            Taken::Some { updates, taken: waiting.taken, round: waiting.round }
+            Taken::Some { updates, taken: waiting.taken }
         })
     }
 }
 
 enum Taken {
-    Some { updates: Vec<Bytes>, taken: u64, round: u64 },
+    Some { updates: Vec<Bytes>, taken: u64 },
     Nothing,
     Closed,
 }
 
+/// Updates, of what they build on alone.
+const UPDATE: Post = Post { kind: PostKind::Update, target: Position(0) };
+
 /// Sends what is put in, one write at a time.
 async fn carry(client: Client, document: Name, outbox: Arc<Outbox>) {
     loop {
-        let (updates, taken, round) = match outbox.take() {
-            Taken::Some { updates, taken, round } => (updates, taken, round),
+        let (updates, taken) = match outbox.take() {
+            Taken::Some { updates, taken } => (updates, taken),
             Taken::Nothing => {
                 outbox.wake.notified().await;
                 continue;
@@ -176,44 +207,44 @@ async fn carry(client: Client, document: Name, outbox: Arc<Outbox>) {
             [one] => one.clone(),
             several => yrs::merge_updates_v1(several).expect("our own updates are updates").into(),
         };
-        match write(&client, &document, &body).await {
-            Ok(revision) => {
-                if outbox.with(|waiting| waiting.round) == round {
-                    outbox.progress.send_modify(|progress| {
-                        progress.acknowledged = progress.acknowledged.max(taken);
-                        progress.revision = progress.revision.max(revision);
-                    });
-                }
+        let written = match write(&client, &document, UPDATE, &body, |_| ()).await {
+            Err(ClientError::Refused(reject)) if reject.code == RejectCode::UpdateIncomplete => {
+                mend(&client, &document, &outbox).await
             }
+            answer => answer.map(|published| (published.position, taken)),
+        };
+        match written {
+            Ok((revision, taken)) => outbox.tell(|progress| {
+                progress.acknowledged = progress.acknowledged.max(taken);
+                progress.revision = progress.revision.max(revision);
+            }),
             Err(ClientError::Refused(reject)) => {
                 outbox.with(|waiting| waiting.halted = true);
-                outbox.progress.send_modify(|progress| progress.refused = Some(reject));
+                outbox.tell(|progress| progress.refused = Some(reject));
             }
             Err(error) => {
-                outbox.progress.send_modify(|progress| progress.failed = Some(error));
+                outbox.tell(|progress| progress.failed = Some(error));
                 return;
             }
         }
     }
 }
 
-/// Writes one update, however often it takes: it may be repeated at will.
-async fn write(client: &Client, document: &Name, body: &Bytes) -> Result<Position, ClientError> {
-    loop {
-        let post = Post { kind: PostKind::Update, target: Position(0) };
-        let answer = match client.write_start(document.clone(), body.clone(), post).await {
-            Ok(ack) => ack.await,
-            Err(error) => Err(error),
-        };
-        match answer {
-            Ok(published) => return Ok(published.position),
-            Err(ClientError::SessionExpired(_)) => {}
-            Err(error) => match error.retry_after() {
-                Some(delay) => tokio::time::sleep(delay.max(AGAIN)).await,
-                None => return Err(error),
-            },
+/// Writes all that the node lacks: what an edit builds on was durable and is gone, because a backup was put back. Gives the
+/// revision, and how many edits are done with it.
+async fn mend(client: &Client, document: &Name, outbox: &Outbox) -> Result<(Position, u64), ClientError> {
+    let read = loop {
+        match client.read_document(document.clone(), Position(0), ReadForm::State).await {
+            Ok(read) => break read,
+            Err(error) => patience(error).await?,
         }
-    }
+    };
+    // Drained first: what is edited from here on may be in both, which harms nothing.
+    let (doc, taken) = outbox.drain();
+    let lacking = beyond(&doc, &read.bytes)?;
+    drop(doc);
+    let published = write(client, document, UPDATE, &lacking, |_| ()).await?;
+    Ok((published.position, taken))
 }
 
 /// Becomes the revision of an edit, or of a later one, once it is durable. Dropping it takes nothing back.
@@ -223,28 +254,22 @@ async fn write(client: &Client, document: &Name, body: &Bytes) -> Result<Positio
 #[derive(Debug)]
 pub struct Acknowledgement {
     target: u64,
-    round: u64,
     progress: watch::Receiver<Progress>,
 }
 
 impl Acknowledgement {
     async fn durable(mut self) -> Result<Position, ClientError> {
-        let (target, round) = (self.target, self.round);
+        let target = self.target;
         let over = |progress: &Progress| {
-            progress.acknowledged >= target
-                || progress.round != round
-                || progress.refused.is_some()
-                || progress.failed.is_some()
+            progress.acknowledged >= target || progress.refused.is_some() || progress.failed.is_some()
         };
+        // What was told last stays when nobody tells anything any more.
         let progress = self.progress.wait_for(over).await.map_err(|_| ClientError::Closed)?;
-        if progress.round == round && progress.acknowledged >= target {
+        if progress.acknowledged >= target {
             return Ok(progress.revision);
         }
-        if let Some(error) = &progress.failed {
-            return Err(error.clone());
-        }
-        let lost = || Reject::new(RejectCode::UpdateInvalid, "an edit before this one was refused, and this with it");
-        Err(ClientError::Refused(progress.refused.clone().unwrap_or_else(lost)))
+        let refused = progress.refused.clone().map(ClientError::Refused);
+        Err(refused.or_else(|| progress.failed.clone()).unwrap_or(ClientError::Closed))
     }
 }
 

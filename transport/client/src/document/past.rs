@@ -6,8 +6,8 @@ use thalweg_protocol::document::{AskInDocument, DocumentNews, DocumentOp, Operat
 use thalweg_protocol::ids::{GenerationId, Name, Position};
 use thalweg_protocol::limits::DOCUMENT_BYTES_MAX;
 use thalweg_protocol::op::{ClientOp, Delivery, DeliveryKind, ServerOp};
-use yrs::Update;
 use yrs::updates::decoder::Decode as _;
+use yrs::{IdSet, Update};
 
 use super::Assembly;
 use super::replica::Replica;
@@ -92,6 +92,21 @@ impl Record {
     }
 }
 
+/// What a model did in a document, in all.
+#[derive(Debug, Clone)]
+pub struct ModelEdit {
+    pub(super) generation: GenerationId,
+    pub(super) insertions: IdSet,
+    pub(super) deletions: IdSet,
+}
+
+impl ModelEdit {
+    /// The model's edit that this is.
+    pub fn generation(&self) -> GenerationId {
+        self.generation
+    }
+}
+
 /// A document made again from what it was edited by, edit by edit.
 #[derive(Debug)]
 pub struct Replay(Replica);
@@ -109,7 +124,7 @@ impl Replay {
     /// # Errors
     /// [`ClientError::Protocol`] if it is no update.
     pub fn apply(&mut self, update: &[u8]) -> Result<Operations, ClientError> {
-        self.0.apply(update, None)
+        Ok(self.0.apply(update, None)?.operations)
     }
 
     /// The text as it is now.
@@ -262,28 +277,31 @@ impl Client {
             other => Err(ClientError::unexpected("Asked", &other)),
         }
     }
-}
 
-/// What a model wrote in a document, as the node keeps it.
-pub(super) async fn updates_of(
-    client: &Client,
-    document: &Name,
-    generation: GenerationId,
-) -> Result<Vec<Update>, ClientError> {
-    let (mut from, mut updates, mut bytes) = (Position(0), Vec::new(), 0);
-    loop {
-        let page = client.document_log(document.clone(), from, 0).await?;
-        for record in page.records {
-            if let (RecordKind::Edit(update), true) = (record.kind, record.generation == Some(generation)) {
-                bytes += update.len();
-                let broken = |error| ClientError::Protocol(format!("an update of a document: {error}"));
-                updates.push(Update::decode_v1(&update).map_err(broken)?);
+    /// All that a model did in a document, as the node keeps it; for [`Document::learn`](super::Document::learn).
+    ///
+    /// # Errors
+    /// As [`document_log`](Self::document_log).
+    pub async fn model_edit(&self, document: impl AsName, generation: GenerationId) -> Result<ModelEdit, ClientError> {
+        let document = document.as_name("document")?;
+        let mut edit = ModelEdit { generation, insertions: IdSet::new(), deletions: IdSet::new() };
+        let (mut from, mut bytes) = (Position(0), 0);
+        loop {
+            let page = self.document_log(document.clone(), from, 0).await?;
+            for record in page.records {
+                if let (RecordKind::Edit(update), true) = (record.kind, record.generation == Some(generation)) {
+                    bytes += update.len();
+                    let broken = |error| ClientError::Protocol(format!("an update of a document: {error}"));
+                    let update = Update::decode_v1(&update).map_err(broken)?;
+                    edit.insertions.merge_with(update.insertions(true));
+                    edit.deletions.merge_with(update.delete_set().clone());
+                }
             }
+            // No model writes more than a document holds.
+            if page.next > page.head || page.next <= from || bytes > DOCUMENT_BYTES_MAX {
+                return Ok(edit);
+            }
+            from = page.next;
         }
-        // No model writes more than a document holds.
-        if page.next > page.head || page.next <= from || bytes > DOCUMENT_BYTES_MAX {
-            return Ok(updates);
-        }
-        from = page.next;
     }
 }

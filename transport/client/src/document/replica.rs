@@ -36,6 +36,8 @@ struct Gathered {
     updates: Vec<Bytes>,
     /// On the text, of all transactions.
     operations: Operations,
+    /// Whether the text ever had a character that is two code units long, which an edit can cut in two.
+    has_pairs: bool,
 }
 
 /// What an edit put in and took out, by which it can be taken back.
@@ -53,6 +55,10 @@ struct Written {
     generation: GenerationId,
     insertions: IdSet,
     deletions: IdSet,
+    /// Whether nothing of it can have been missed.
+    complete: bool,
+    /// It was taken back, and what still comes of it is to be.
+    undone: bool,
 }
 
 /// What came of a local change.
@@ -64,6 +70,19 @@ pub(super) struct Edited {
     pub(super) operations: Operations,
 }
 
+/// What came of an update of the node.
+#[derive(Debug, Default)]
+pub(super) struct Applied {
+    /// What it did to the text.
+    pub(super) operations: Operations,
+    /// It is a piece of a model's edit that was taken back already, and is to be [taken back](Replica::take_back) as well.
+    pub(super) late: Option<Late>,
+}
+
+/// A piece of a model's edit that was taken back already.
+#[derive(Debug)]
+pub(super) struct Late(Step);
+
 pub(super) struct Replica {
     doc: Doc,
     content: TextRef,
@@ -73,6 +92,10 @@ pub(super) struct Replica {
     /// Whether the next own edit is taken back together with the last.
     joins: bool,
     written: VecDeque<Written>,
+    /// How often something was taken in that does not say who did what in it.
+    gaps: u64,
+    /// How often that was when a model was asked, first of those that have not begun to write.
+    asked: Option<u64>,
 }
 
 impl std::fmt::Debug for Replica {
@@ -91,6 +114,30 @@ fn operations_of(delta: &[Delta]) -> Operations {
         Delta::Inserted(Out::Any(Any::String(text)), _) => Operation::Insert(text.to_string()),
         Delta::Inserted(..) => Operation::Insert(OBJECT.to_owned()),
     }))
+}
+
+/// Whether a part puts a character in that is two code units long.
+fn has_pairs(part: &Operation) -> bool {
+    matches!(part, Operation::Insert(text) if text.chars().any(|c| c.len_utf16() == 2))
+}
+
+/// What was told of a change of the text, or the same in whole characters if half of one was taken out, or something was put
+/// between its halves: what is left of it is another character then.
+fn whole_characters(told: Operations, before: &str, after: &str) -> Operations {
+    match told.apply(before) {
+        Ok(text) if text == after => told,
+        _ => Operations::between(before, after),
+    }
+}
+
+/// All that somebody lacks who has this state, with all that was taken out.
+///
+/// # Errors
+/// [`ClientError::Protocol`] if it is no state.
+pub(super) fn beyond(doc: &Doc, state: &[u8]) -> Result<Bytes, ClientError> {
+    let broken = |error| ClientError::Protocol(format!("the state of a document: {error}"));
+    let theirs = Update::decode_v1(state).map_err(broken)?.state_vector();
+    Ok(doc.transact().encode_state_as_update_v1(&theirs).into())
 }
 
 impl Replica {
@@ -119,9 +166,11 @@ impl Replica {
         content.observe("client", move |transaction, event| {
             let operations = operations_of(event.delta(transaction));
             let mut gathered = deltas.lock().expect("nothing panics under this lock");
+            gathered.has_pairs |= operations.parts().iter().any(has_pairs);
             gathered.operations = gathered.operations.compose(&operations);
         });
-        Self { doc, content, gathered, undo: VecDeque::new(), redo: Vec::new(), joins: false, written: VecDeque::new() }
+        let (undo, redo, written) = Default::default();
+        Self { doc, content, gathered, undo, redo, joins: false, written, gaps: 0, asked: None }
     }
 
     pub(super) fn doc(&self) -> &Doc {
@@ -133,7 +182,14 @@ impl Replica {
     }
 
     fn gathered(&self) -> Gathered {
-        std::mem::take(&mut *self.gathered.lock().expect("nothing panics under this lock"))
+        let mut gathered = self.gathered.lock().expect("nothing panics under this lock");
+        let has_pairs = gathered.has_pairs;
+        std::mem::replace(&mut *gathered, Gathered { has_pairs, ..Gathered::default() })
+    }
+
+    /// Whether there may be characters in the text that are two code units long.
+    pub(super) fn has_pairs(&self) -> bool {
+        self.gathered.lock().expect("nothing panics under this lock").has_pairs
     }
 
     /// The text of the root; what is no text in it is one `U+FFFC` each.
@@ -171,32 +227,61 @@ impl Replica {
         lacks.then(|| transaction.encode_state_as_update_v1(&theirs).into())
     }
 
-    /// Takes in an update of the node. Gives what it did to the text.
-    pub(super) fn apply(&mut self, update: &[u8], generation: Option<GenerationId>) -> Result<Operations, ClientError> {
+    /// Takes in an update of the node.
+    pub(super) fn apply(&mut self, update: &[u8], generation: Option<GenerationId>) -> Result<Applied, ClientError> {
         let broken = |error: String| ClientError::Protocol(format!("an update of a document: {error}"));
         let update = Update::decode_v1(update).map_err(|error| broken(error.to_string()))?;
+        let mut late = None;
         if let Some(generation) = generation {
-            self.note(generation, &update);
+            let (insertions, deletions) = (update.insertions(true), update.delete_set().clone());
+            if self.note(generation, insertions.clone(), deletions.clone()).undone {
+                late = Some(Late(Step { generation: Some(generation), insertions, deletions }));
+            }
         }
+        let before = self.has_pairs().then(|| self.text());
         let mut transaction = self.doc.transact_mut_with(REMOTE);
         transaction.apply_update(update).map_err(|error| broken(error.to_string()))?;
         drop(transaction);
-        Ok(self.gathered().operations)
+        let told = self.gathered().operations;
+        let operations = match before {
+            Some(before) => whole_characters(told, &before, &self.text()),
+            None => told,
+        };
+        Ok(Applied { operations, late })
     }
 
-    /// Remembers what a model did.
-    pub(super) fn note(&mut self, generation: GenerationId, update: &Update) {
+    /// The place where it stands what this model's edit did. One that was not heard of may have begun before.
+    fn written(&mut self, generation: GenerationId) -> &mut Written {
         let found = self.written.iter().position(|written| written.generation == generation);
         let at = found.unwrap_or_else(|| {
             if self.written.len() == GENERATIONS_KEPT {
                 self.written.pop_front();
             }
             let (insertions, deletions) = Default::default();
-            self.written.push_back(Written { generation, insertions, deletions });
+            self.written.push_back(Written { generation, insertions, deletions, complete: false, undone: false });
             self.written.len() - 1
         });
-        self.written[at].insertions.merge_with(update.insertions(true));
-        self.written[at].deletions.merge_with(update.delete_set().clone());
+        &mut self.written[at]
+    }
+
+    /// Remembers what a model did.
+    fn note(&mut self, generation: GenerationId, insertions: IdSet, deletions: IdSet) -> &Written {
+        let written = self.written(generation);
+        written.insertions.merge_with(insertions);
+        written.deletions.merge_with(deletions);
+        written
+    }
+
+    /// Remembers all that a model did, as the node keeps it.
+    pub(super) fn learn(&mut self, generation: GenerationId, insertions: IdSet, deletions: IdSet) {
+        self.note(generation, insertions, deletions);
+        self.written(generation).complete = true;
+    }
+
+    /// What was taken in does not say who did what in it: models may have written some of it.
+    pub(super) fn missed(&mut self) {
+        self.gaps += 1;
+        self.written.iter_mut().for_each(|written| written.complete = false);
     }
 
     /// Does something to the document, as one own edit.
@@ -211,7 +296,7 @@ impl Replica {
     }
 
     fn edited(&self) -> Edited {
-        let Gathered { updates, operations } = self.gathered();
+        let Gathered { updates, operations, .. } = self.gathered();
         Edited { updates, operations }
     }
 
@@ -270,8 +355,15 @@ impl Replica {
         self.joins = false;
     }
 
-    /// What a model is about to write is taken back as one own edit.
+    /// A model is being asked: nothing of what it will write is there yet.
+    pub(super) fn asks(&mut self) {
+        self.asked.get_or_insert(self.gaps);
+    }
+
+    /// What a model is about to write, or began to since it was [asked](Self::asks), is taken back as one own edit.
     pub(super) fn adopt(&mut self, generation: GenerationId) {
+        let all_seen = self.asked.take() == Some(self.gaps);
+        self.written(generation).complete |= all_seen;
         self.redo.clear();
         self.joins = false;
         self.push(Step { generation: Some(generation), ..Step::default() });
@@ -290,22 +382,31 @@ impl Replica {
         !self.redo.is_empty()
     }
 
-    /// Takes the last own edit back that changes anything. `None` if there is none.
+    /// Takes the last own edit back that changes anything. `None` if there is none, or if it is a model's that is not
+    /// [known](Self::knows), which stays the last.
     pub(super) fn undo(&mut self) -> Option<Edited> {
         self.joins = false;
-        while let Some(mut step) = self.undo.pop_back() {
-            if let Some(generation) = step.generation {
-                let Some(written) = self.written.iter().find(|written| written.generation == generation) else {
-                    continue;
-                };
-                (step.insertions, step.deletions) = (written.insertions.clone(), written.deletions.clone());
-            }
+        while let Some(last) = self.undo.back() {
+            let step = match last.generation {
+                Some(generation) => self.undone(generation)?,
+                None => last.clone(),
+            };
+            self.undo.pop_back();
             if let Some((inverse, edited)) = self.revert(step) {
                 self.redo.push(inverse);
                 return Some(edited);
             }
         }
         None
+    }
+
+    /// What a model's edit did, which from now on counts as taken back; `None` if it is not known.
+    fn undone(&mut self, generation: GenerationId) -> Option<Step> {
+        let mut all = self.written.iter_mut();
+        let written = all.find(|written| written.generation == generation && written.complete)?;
+        written.undone = true;
+        let (insertions, deletions) = (written.insertions.clone(), written.deletions.clone());
+        Some(Step { generation: Some(generation), insertions, deletions })
     }
 
     /// Does the edit again that was taken back last. `None` if there is none.
@@ -316,6 +417,7 @@ impl Replica {
                 // What a model wrote and is there again are other characters than those it wrote.
                 let again = self.written.iter_mut().find(|written| Some(written.generation) == inverse.generation);
                 if let Some(written) = again {
+                    written.undone = false;
                     (written.insertions, written.deletions) = (inverse.insertions.clone(), inverse.deletions.clone());
                 }
                 self.push(inverse);
@@ -325,36 +427,41 @@ impl Replica {
         None
     }
 
-    /// Whether this model's edit is known here from its beginning on.
+    /// Whether this model's edit is known here from its beginning on, and without a hole.
     pub(super) fn knows(&self, generation: GenerationId) -> bool {
-        self.written.iter().any(|written| written.generation == generation)
+        self.written.iter().any(|written| written.generation == generation && written.complete)
     }
 
-    /// Forgets what a model did, of which something may have been missed.
-    pub(super) fn forget(&mut self, generation: GenerationId) {
-        self.written.retain(|written| written.generation != generation);
-    }
-
-    /// Takes a model's edit back, as an own edit.
+    /// Takes a model's edit back that is [known](Self::knows), as an own edit. `None` if there is nothing of it left.
     pub(super) fn undo_generation(&mut self, generation: GenerationId) -> Option<Edited> {
-        let written = self.written.iter().find(|written| written.generation == generation)?;
-        let step = Step {
-            generation: Some(generation),
-            insertions: written.insertions.clone(),
-            deletions: written.deletions.clone(),
-        };
-        let (inverse, edited) = self.revert(step)?;
+        let step = self.undone(generation)?;
         self.undo.retain(|step| step.generation != Some(generation));
+        self.joins = false;
+        let (inverse, edited) = self.revert(step)?;
         self.redo.clear();
         self.redo.push(inverse);
-        self.joins = false;
+        Some(edited)
+    }
+
+    /// Takes a piece back of a model's edit that was taken back before it came.
+    pub(super) fn take_back(&mut self, Late(step): Late) -> Option<Edited> {
+        let generation = step.generation;
+        let (inverse, edited) = self.revert(step)?;
+        // Done again, it is there with the rest.
+        if let Some(again) = self.redo.iter_mut().rev().find(|step| step.generation == generation) {
+            again.insertions.merge_with(inverse.insertions);
+            again.deletions.merge_with(inverse.deletions);
+        }
         Some(edited)
     }
 
     /// Takes out what an edit put in, and puts back what it took out. Gives how that is taken back.
     fn revert(&self, step: Step) -> Option<(Step, Edited)> {
         let generation = step.generation;
-        let item = StackItem::new(self.doc.guid(), step.deletions, step.insertions);
+        // The node may have told more of a model's edit than came of it.
+        let here = self.everything();
+        let (insertions, deletions) = (step.insertions.intersect(&here), step.deletions.intersect(&here));
+        let item = StackItem::new(self.doc.guid(), deletions, insertions);
         // Made for this one edit: it watches the document only while it is here.
         let mut manager = UndoManager::<()>::with_options(UndoOptions {
             capture_timeout_millis: 0,
@@ -371,6 +478,15 @@ impl Replica {
         drop(manager);
         let edited = self.edited();
         inverse.filter(|_| done && !edited.updates.is_empty()).map(|inverse| (inverse, edited))
+    }
+
+    /// All that was ever put in.
+    fn everything(&self) -> IdSet {
+        let mut all = IdSet::new();
+        for (&client, &clock) in self.doc.transact().state_vector().iter() {
+            all.insert(ID::new(client, 0), clock);
+        }
+        all
     }
 
     /// A place in the text that stays where it is while others edit around it: between the characters before and after the

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use serde_json::json;
 use thalweg_protocol::document::{AwarenessEntry, AwarenessUpdate, Operation, Operations, Side, utf16_len};
 use thalweg_protocol::ids::{GenerationId, Position};
+use yrs::updates::decoder::Decode as _;
 
 use super::Assembly;
 use super::awareness::{Others, Own};
@@ -86,6 +87,7 @@ fn a_models_edit_is_taken_back_as_one() {
     mine.separate();
     let mut model = Replica::new(2);
     fetch(&mut model, &mine);
+    mine.asks();
     mine.adopt(generation);
     // It takes the selection out, and writes in pieces; somebody writes in between.
     for (operations, by_model) in [
@@ -115,8 +117,119 @@ fn a_models_edit_is_taken_back_as_one() {
     assert!(mine.knows(generation));
     mine.undo_generation(generation).expect("by its name, whenever");
     assert_eq!(mine.text(), "Old words here.");
-    mine.forget(generation);
+    mine.missed();
     assert!(!mine.knows(generation) && mine.undo_generation(generation).is_none());
+}
+
+/// What a model did between two states of a document.
+fn piece(model: &mut Replica, operations: Operations) -> Bytes {
+    let [update] = &model.edit(&operations).updates[..] else { panic!("one update") };
+    update.clone()
+}
+
+#[test]
+fn a_models_edit_that_was_not_all_seen_is_not_taken_back_in_part() {
+    let generation = GenerationId(7);
+    let check = |asks: bool, before: bool, between: bool, learns: bool| {
+        let mut mine = replica(1, "My words.");
+        let mut model = Replica::new(2);
+        fetch(&mut model, &mine);
+        if asks {
+            mine.asks();
+        }
+        let pieces = ["one ", "two ", "three "].map(|text| {
+            let end = model.length();
+            piece(&mut model, Operations::new().retain(end).insert(text))
+        });
+        // The connection is lost, and what came meanwhile comes without a name.
+        let whole = yrs::merge_updates_v1(&pieces[..2]).expect("updates");
+        for (at, piece) in pieces.iter().enumerate() {
+            match at {
+                0 if before => {
+                    mine.missed();
+                    mine.apply(&pieces[0], None).expect("an update");
+                }
+                1 if between => {
+                    mine.missed();
+                    mine.apply(&whole, None).expect("an update");
+                }
+                _ => drop(mine.apply(piece, Some(generation)).expect("an update")),
+            }
+            if at == 0 {
+                mine.adopt(generation);
+            }
+        }
+        assert_eq!(mine.text(), "My words.one two three ");
+        assert_eq!(mine.knows(generation), asks && !before && !between);
+        if !mine.knows(generation) {
+            assert!(mine.undo().is_none() && mine.undo_generation(generation).is_none());
+            assert_eq!(mine.text(), "My words.one two three ", "neither a part of it, nor what was edited before");
+            assert_eq!(mine.undoes_generation(), Some(generation), "it is still to be taken back");
+        }
+        if learns {
+            for piece in &pieces {
+                let update = yrs::Update::decode_v1(piece).expect("an update");
+                mine.learn(generation, update.insertions(true), update.delete_set().clone());
+            }
+        }
+        if mine.knows(generation) {
+            mine.undo().expect("all of it");
+            assert_eq!(mine.text(), "My words.", "{asks} {before} {between}");
+        }
+    };
+    check(true, false, false, false);
+    for (asks, before, between) in [(false, false, false), (true, true, false), (true, false, true), (true, true, true)]
+    {
+        check(asks, before, between, false);
+        check(asks, before, between, true);
+    }
+}
+
+#[test]
+fn what_comes_late_of_a_models_edit_is_taken_back_as_well() {
+    let generation = GenerationId(7);
+    let mut mine = replica(1, "Old words.");
+    mine.separate();
+    mine.edit(&Operations::new().insert("> "));
+    let mut model = Replica::new(2);
+    fetch(&mut model, &mine);
+    mine.asks();
+    mine.adopt(generation);
+    for operations in [Operations::new().retain(2).delete(4), Operations::new().retain(2).insert("new ")] {
+        let update = piece(&mut model, operations);
+        assert!(mine.apply(&update, Some(generation)).expect("an update").late.is_none());
+    }
+    mine.undo().expect("what was seen of it");
+    assert_eq!(mine.text(), "> Old words.");
+    let update = piece(&mut model, Operations::new().retain(6).insert("and better "));
+    let late = mine.apply(&update, Some(generation)).expect("an update").late.expect("it was taken back");
+    let edited = mine.take_back(late).expect("a piece");
+    assert_eq!((mine.text().as_str(), edited.updates.len()), ("> Old words.", 1));
+    mine.redo().expect("all of it");
+    assert_eq!(mine.text(), "> new and better words.");
+    let update = piece(&mut model, Operations::new().retain(17).insert("x "));
+    assert!(mine.apply(&update, Some(generation)).expect("an update").late.is_none(), "it is there again");
+    mine.undo().expect("all of it");
+    assert_eq!(mine.text(), "> Old words.");
+    mine.undo().expect("the own edit before it");
+    assert_eq!(mine.text(), "Old words.");
+}
+
+#[test]
+fn characters_that_others_cut_in_two_are_told_whole() {
+    let check = |text: &str, change: &dyn Fn(&mut Replica), expected: &str| {
+        let mut mine = replica(1, text);
+        let mut other = Replica::new(2);
+        fetch(&mut other, &mine);
+        change(&mut other);
+        let update = other.lacking(&[]).expect("something");
+        let told = mine.apply(&update, None).expect("an update").operations;
+        assert_eq!(mine.text(), expected);
+        assert_eq!(told.apply(text).expect("it fits"), expected);
+    };
+    check("a😀b", &|other| drop(other.edit(&Operations::new().retain(1).delete(1))), "a\u{fffd}b");
+    check("a😀b", &|other| drop(other.edit(&Operations::new().retain(2).insert("Z"))), "a\u{fffd}Z\u{fffd}b");
+    check("a😀b", &|other| drop(other.edit(&Operations::new().retain(3).insert("Z"))), "a😀Zb");
 }
 
 #[test]
@@ -338,7 +451,7 @@ proptest! {
                 let (from, to) = (who, (who + 1) % 3);
                 if let Some(update) = replicas[from].lacking(&replicas[to].state_vector()) {
                     let told = replicas[to].apply(&update, None).expect("an update");
-                    mirrors[to] = told.apply(&mirrors[to]).expect("it fits");
+                    mirrors[to] = told.operations.apply(&mirrors[to]).expect("it fits");
                 }
             }
             for (replica, mirror) in replicas.iter().zip(&mirrors) {

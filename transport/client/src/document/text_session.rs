@@ -3,19 +3,20 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use thalweg_protocol::chat::{Post, PostKind};
-use thalweg_protocol::document::{DocumentAccess, Operations};
+use thalweg_protocol::document::{DocumentAccess, DocumentOperations, Operations};
 use thalweg_protocol::ids::{Name, Position};
 use thalweg_protocol::limits::DOCUMENT_BYTES_MAX;
 use thalweg_protocol::reject::{Reject, RejectCode};
-use tokio::sync::watch;
 
-use super::{Assembly, DocumentEvent, Line, Positional, TextChange};
-use crate::client::{Client, ConnectionState};
+use super::write::write;
+use super::{DocumentEvent, Heard, Line, Positional, TextChange};
 use crate::error::ClientError;
 use crate::publish::Published;
-use crate::state::documents::{Incoming, Opened};
+use crate::state::documents::Opened;
 
 /// A write under way.
 type Writing = Pin<Box<dyn Future<Output = Result<Published, ClientError>> + Send>>;
@@ -29,13 +30,12 @@ pub struct TextSession {
     line: Line,
     text: Positional,
     writing: Option<Writing>,
+    /// The number of the last write within the session; others of the same session may write here, too. 0 before the first.
+    sequence: Arc<AtomicU64>,
     /// The revision of what was written, if its place among the edits of others has not come yet.
     written: Option<Position>,
     /// The text was read anew, and it is not known whether what is under way is in it.
     held: Option<(Position, String)>,
-    assembly: Assembly,
-    connection: watch::Receiver<ConnectionState>,
-    online: bool,
     access: DocumentAccess,
     events: VecDeque<DocumentEvent>,
     over: bool,
@@ -49,30 +49,22 @@ impl std::fmt::Debug for TextSession {
 }
 
 impl TextSession {
-    pub(super) async fn over(client: Client, name: Name, line: Line) -> Result<Self, ClientError> {
-        let Opened { revision, bytes, access, .. } = line.opened;
+    pub(super) async fn over(name: Name, line: Line, opened: Opened) -> Result<Self, ClientError> {
         let mut session = Self {
             name,
-            text: Positional::new(revision, String::new()),
+            text: Positional::new(opened.revision, String::new()),
             writing: None,
+            sequence: Arc::default(),
             written: None,
             held: None,
-            assembly: Assembly::default(),
-            connection: client.connection(),
-            online: true,
-            access,
+            access: opened.access,
             events: VecDeque::new(),
             over: false,
             line,
         };
-        let mut complete = bytes == 0;
-        while !complete {
-            let Some(incoming) = session.line.queue.recv().await else { return Err(session.line.end()) };
-            let mut ends = matches!(incoming, Incoming::State { offset, total, ref bytes, .. }
-                if offset + bytes.len() as u64 == total);
-            ends |= matches!(incoming, Incoming::Opened(ref opened) if opened.bytes == 0);
-            session.take(incoming)?;
-            complete = ends;
+        while !session.line.is_read() {
+            let heard = session.line.next(true).await?.ok_or_else(|| session.line.end())?;
+            session.take(heard)?;
         }
         session.events.clear();
         Ok(session)
@@ -158,10 +150,12 @@ impl TextSession {
     }
 
     async fn turn(&mut self) -> Result<(), ClientError> {
+        // What is made on a text that is being read anew may not fit it.
         if self.writing.is_none()
+            && self.line.is_read()
             && let Some((revision, operations)) = self.text.outgoing()
         {
-            self.writing = Some(Box::pin(write(self.line.client.clone(), self.name.clone(), revision, operations)));
+            self.writing = Some(self.write(revision, &operations));
         }
         // What comes after a text that was read anew waits until it is known what is in that.
         let held = self.held.is_some() && self.writing.is_some();
@@ -170,24 +164,20 @@ impl TextSession {
                 self.writing = None;
                 self.answer(answer)?;
             }
-            incoming = self.line.queue.recv(), if !held => match incoming {
-                Some(incoming) => self.take(incoming)?,
+            heard = self.line.next(!held) => match heard? {
+                Some(heard) => self.take(heard)?,
                 None => self.over = true,
             },
-            Ok(()) = self.connection.changed() => self.connected(),
         }
         Ok(())
     }
 
-    fn connected(&mut self) {
-        let reason = match &*self.connection.borrow_and_update() {
-            ConnectionState::Connected { .. } | ConnectionState::Closed { .. } => return,
-            ConnectionState::Leaving { .. } => "the node goes away for a while".to_owned(),
-            ConnectionState::Reconnecting { reason, .. } => reason.clone(),
-        };
-        if std::mem::replace(&mut self.online, false) {
-            self.events.push_back(DocumentEvent::Offline { reason });
-        }
+    fn write(&self, revision: Position, operations: &Operations) -> Writing {
+        let (client, document, sequence) = (self.line.client.clone(), self.name.clone(), self.sequence.clone());
+        let (post, body) = (Post { kind: PostKind::Operations, target: revision }, operations.encode());
+        Box::pin(async move {
+            write(&client, &document, post, &body, |number| sequence.store(number.0, Ordering::Relaxed)).await
+        })
     }
 
     /// The node answered a write.
@@ -197,7 +187,11 @@ impl TextSession {
                 Some((revision, text)) => {
                     let accepted = position <= revision;
                     self.written = Some(position).filter(|_| !accepted);
-                    self.reset(revision, &text, accepted)
+                    self.reset(revision, &text, accepted)?;
+                    if accepted {
+                        self.saved();
+                    }
+                    Ok(())
                 }
                 // Its place among the edits of others came before the answer, or comes after it.
                 None if position <= self.text.revision() => {
@@ -236,50 +230,61 @@ impl TextSession {
         }
     }
 
-    fn take(&mut self, incoming: Incoming) -> Result<(), ClientError> {
-        match incoming {
-            Incoming::Opened(opened) => {
+    fn take(&mut self, heard: Heard) -> Result<(), ClientError> {
+        match heard {
+            Heard::Opened { opened, was_away } => {
                 self.access = opened.access;
-                self.assembly = Assembly::default();
-                if !std::mem::replace(&mut self.online, true) {
+                if was_away {
                     self.events.push_back(DocumentEvent::Online);
                 }
                 if opened.bytes == 0 { self.renewed(opened.revision, String::new()) } else { Ok(()) }
             }
-            Incoming::State { revision, offset, total, bytes } => {
-                let Some(state) = self.assembly.take(offset, total, &bytes)? else { return Ok(()) };
-                self.line.report(revision);
-                let text = String::from_utf8(state.into());
+            Heard::State { revision, bytes } => {
+                let text = String::from_utf8(bytes.into());
                 let text = text.map_err(|_| ClientError::Protocol("a document's text is not UTF-8".to_owned()))?;
                 self.renewed(revision, text)
             }
-            Incoming::Operations(news) => {
+            Heard::Operations(news) => {
                 self.line.consumed(news.to);
-                if news.to <= self.text.revision() {
-                    return Ok(());
-                }
-                if news.own.is_some() {
-                    self.text.accepted(news.to);
-                    if self.written.take().is_some() {
-                        self.saved();
-                    }
-                    return Ok(());
-                }
-                let broken = |reject: Reject| ClientError::Protocol(reject.to_string());
-                let operations = Operations::decode(&news.operations).map_err(broken)?;
-                let here = self.text.remote(news.to, &operations).map_err(broken)?;
-                self.changed(here, news.timestamp_us, Some((news.user, news.generation)));
-                Ok(())
+                if news.to <= self.text.revision() { Ok(()) } else { self.edited(*news) }
             }
-            Incoming::Delivery(delivery) => {
+            Heard::Delivery(delivery) => {
                 self.line.consumed(delivery.position);
                 let name = String::from_utf8_lossy(&delivery.body).into_owned();
                 let (position, revision, user) = (delivery.position, delivery.context.target, delivery.user);
                 self.events.push_back(DocumentEvent::Version { position, revision, name, user });
                 Ok(())
             }
-            Incoming::Awareness(_) => Ok(()),
+            Heard::Awareness(_) => Ok(()),
+            Heard::Offline { reason } => {
+                self.events.push_back(DocumentEvent::Offline { reason });
+                Ok(())
+            }
         }
+    }
+
+    /// The document was edited, perhaps by what is under way.
+    fn edited(&mut self, news: DocumentOperations) -> Result<(), ClientError> {
+        if let Some(own) = news.own {
+            if own.0 == self.sequence.load(Ordering::Relaxed) {
+                self.text.accepted(news.to);
+                if self.written.take().is_some() {
+                    self.saved();
+                }
+            } else {
+                // Somebody else of this session wrote, and what is not told.
+                self.line.reopen();
+            }
+            return Ok(());
+        }
+        let operations =
+            Operations::decode(&news.operations).map_err(|reject| ClientError::Protocol(reject.to_string()))?;
+        match self.text.remote(news.to, &operations) {
+            Ok(here) => self.changed(here, news.timestamp_us, Some((news.user, news.generation))),
+            // It cuts a character in two, which editors in browsers do: what is left of that is told by the text alone.
+            Err(_) => self.line.reopen(),
+        }
+        Ok(())
     }
 
     /// The node told the whole text.
@@ -327,25 +332,5 @@ async fn answered(writing: &mut Option<Writing>) -> Result<Published, ClientErro
     match writing {
         Some(writing) => writing.await,
         None => std::future::pending().await,
-    }
-}
-
-/// Writes, again if the node says that it may work later.
-async fn write(
-    client: Client,
-    document: Name,
-    revision: Position,
-    operations: Operations,
-) -> Result<Published, ClientError> {
-    let body = operations.encode();
-    loop {
-        let post = Post { kind: PostKind::Operations, target: revision };
-        let ack = client.write_start(document.clone(), body.clone(), post).await?;
-        match ack.await {
-            Err(error) if error.retry_after().is_some() => {
-                tokio::time::sleep(error.retry_after().unwrap_or_default()).await;
-            }
-            answer => return answer,
-        }
     }
 }

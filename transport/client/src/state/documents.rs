@@ -17,6 +17,8 @@ use crate::error::ClientError;
 /// How a document was opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Opened {
+    /// Which opening this answers; they are counted from 1.
+    pub(crate) opening: u64,
     pub(crate) revision: Position,
     /// Bytes of state that follow.
     pub(crate) bytes: u64,
@@ -43,16 +45,21 @@ pub(crate) enum Incoming {
     Awareness(Bytes),
 }
 
+/// What comes, and of which opening.
+pub(crate) type Numbered = (u64, Incoming);
+
 /// A document that is open: it stays until its reader is gone, however many connections that takes.
 pub(crate) struct DocumentEntry {
     open: OpenDocument,
     /// The state vector of what the reader has, as it is asked with on the next connection.
     known: Arc<Mutex<Bytes>>,
     trace: Option<TraceContext>,
-    queue: mpsc::Sender<Incoming>,
+    queue: mpsc::Sender<Numbered>,
     failure: Failure,
     first: Option<Reply<Opened>>,
     permit: Option<OwnedSemaphorePermit>,
+    /// How often the node was asked to open it.
+    openings: u64,
     /// Its number on this connection.
     wire: Option<u32>,
     /// Whether it was answered on this connection.
@@ -64,7 +71,7 @@ impl DocumentEntry {
     pub(crate) fn new(
         open: OpenDocument,
         trace: Option<TraceContext>,
-        queue: mpsc::Sender<Incoming>,
+        queue: mpsc::Sender<Numbered>,
         first: Reply<Opened>,
         permit: OwnedSemaphorePermit,
     ) -> Self {
@@ -76,6 +83,7 @@ impl DocumentEntry {
             failure: Failure::default(),
             first: Some(first),
             permit: Some(permit),
+            openings: 0,
             wire: None,
             confirmed: false,
             confirm: Arc::default(),
@@ -111,16 +119,18 @@ impl State {
         key
     }
 
-    /// Opens it anew on this connection, with what its reader has now.
-    pub(crate) fn reopen_document(&mut self, key: u64) {
-        let Some(entry) = self.documents.get_mut(&key) else { return };
+    /// Opens it anew on this connection, with what its reader has now. Gives the number of that opening; `None` if there is
+    /// no such document any more.
+    pub(crate) fn reopen_document(&mut self, key: u64) -> Option<u64> {
+        let entry = self.documents.get_mut(&key)?;
         entry.confirmed = false;
-        let wire = entry.wire.take();
+        let (wire, opening) = (entry.wire.take(), entry.openings + 1);
         if let Some(wire) = wire {
             self.document_keys.remove(&wire);
             self.enqueue(Target::Unsubscribe(wire));
         }
         self.enqueue(Target::Open(key));
+        Some(opening)
     }
 
     /// Forgets a document and tells the node.
@@ -156,7 +166,9 @@ impl State {
         let trace = entry.trace.filter(|_| entry.first.is_some());
         let wire = self.send(Target::Open(key), &ClientOp::Document(DocumentOp::Open(open)), trace);
         self.document_keys.insert(wire, key);
-        self.documents.get_mut(&key).expect("looked up above").wire = Some(wire);
+        let entry = self.documents.get_mut(&key).expect("looked up above");
+        entry.wire = Some(wire);
+        entry.openings += 1;
     }
 
     /// The answer to an opening.
@@ -165,13 +177,13 @@ impl State {
         match op {
             ServerOp::Document(DocumentNews::Opened { revision, bytes, access, made, vector }) => {
                 let Some(entry) = self.documents.get_mut(&key).filter(|_| current) else { return Ok(()) };
-                let opened = Opened { revision, bytes, access, made, vector };
+                let opened = Opened { opening: entry.openings, revision, bytes, access, made, vector };
                 entry.confirmed = true;
                 entry.permit = None;
                 match entry.first.take() {
                     Some(first) => drop(first.send(Ok(opened))),
                     None => {
-                        if entry.queue.try_send(Incoming::Opened(opened)).is_err() {
+                        if entry.queue.try_send((entry.openings, Incoming::Opened(opened))).is_err() {
                             tracing::debug!(document = %entry.open.document, "a reopening was not told: the queue is full");
                         }
                     }
@@ -219,7 +231,7 @@ impl State {
             ServerOp::Delivery(_) => return Ok(Handled::Done),
             other => return Err(ClientError::unexpected("news of a document", &other)),
         };
-        match entry.queue.try_send(incoming) {
+        match entry.queue.try_send((entry.openings, incoming)) {
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(Handled::Done),
             Err(mpsc::error::TrySendError::Full(incoming)) => {
                 Ok(Handled::Full(FullQueue::Document(entry.queue.clone(), incoming)))
