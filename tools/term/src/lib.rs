@@ -24,6 +24,7 @@ mod document;
 mod editor;
 mod event;
 mod ink;
+mod input;
 mod keys;
 mod layout;
 mod popup;

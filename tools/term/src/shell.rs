@@ -1,17 +1,16 @@
 //! The shell: joins the terminal, the node and the clock to the application.
 
-use std::future::poll_fn;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crossterm::event::EventStream;
-use futures_core::Stream as _;
-use thalweg_client::Client;
+use thalweg_client::{Client, ClientError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::app::{App, Options};
 use crate::clock::{Now, Zone};
 use crate::event::{Command, Event};
+use crate::input::Input;
 use crate::screen::Screen;
 use crate::theme::Theme;
 use crate::wire::{Wire, wall_us};
@@ -35,8 +34,24 @@ pub enum TermError {
     #[error("a defect of this program: {0}")]
     Defect(String),
     /// Edits of a document were not saved when the editor was left.
-    #[error("{0} of your last edits did not reach the node and are lost")]
-    Unsaved(u64),
+    #[error("{}", unsaved(*.edits, .kept.as_ref()))]
+    Unsaved {
+        /// How many.
+        edits: u64,
+        /// Where the text was put, with them; `None` if the person left them behind.
+        kept: Option<PathBuf>,
+    },
+    /// The node ended the document, or it was lost.
+    #[error(transparent)]
+    Ended(ClientError),
+}
+
+fn unsaved(edits: u64, kept: Option<&PathBuf>) -> String {
+    let edits = if edits == 1 { "your last edit".to_owned() } else { format!("{edits} of your last edits") };
+    match kept {
+        Some(file) => format!("{edits} did not reach the node; the text with all of them is in {}", file.display()),
+        None => format!("{edits} did not reach the node; left without them, as you said"),
+    }
 }
 
 /// Talks over the whole terminal until the person leaves, or a signal ends it. The terminal is given back as it was found.
@@ -70,7 +85,7 @@ impl Shell {
     }
 
     async fn turn(&mut self, screen: &mut Screen, events: &mut mpsc::Receiver<Event>) -> Result<(), TermError> {
-        let mut keys = EventStream::new();
+        let mut input = Input::start()?;
         let mut ends = Ends::new()?;
         let mut drawn: Option<Instant> = None;
         let mut fresh = true;
@@ -84,13 +99,17 @@ impl Shell {
             let wake = self.app.wake().map(|at| at.saturating_sub(self.began.elapsed()));
             let sleep = if fresh { due } else { wake.unwrap_or(Duration::from_secs(3_600)) };
             tokio::select! {
-                key = poll_fn(|context| Pin::new(&mut keys).poll_next(context)) => {
+                said = input.next() => {
                     // The end of the input is the end of the terminal.
-                    let Some(key) = key.transpose()? else { return Ok(()) };
-                    if let Some(event) = taken(key) {
-                        self.handle(event, screen)?;
+                    let Some(said) = said.transpose()? else { return Ok(()) };
+                    for event in said.into_iter().filter_map(taken) {
+                        if !self.over {
+                            self.handle(event, screen)?;
+                        }
                     }
                     fresh = true;
+                    // More keys may be there already; the connection is served first.
+                    tokio::task::yield_now().await;
                 }
                 event = events.recv() => {
                     let mut next = event;

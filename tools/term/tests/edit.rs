@@ -289,6 +289,43 @@ fn a_model_is_asked_stopped_and_taken_back() {
 }
 
 #[test]
+fn what_a_model_is_writing_is_taken_back_when_it_is_over() {
+    let check = |keys: &str, result: Result<String, String>| {
+        let mut desk = Desk::new("my words");
+        desk.keys("C-a x Enter");
+        let generation = GenerationId(7);
+        desk.event(EditEvent::Asked { generation, model: "smollm2-135m".into() });
+        desk.changed(Operations::new().insert("a "));
+        desk.commands.clear();
+        desk.keys(keys);
+        let stops = desk.commands.iter().filter(|command| matches!(command, EditCommand::Stop(_))).count();
+        assert_eq!(stops, 1, "{keys}");
+        assert!(
+            !desk.done(|command| matches!(command, EditCommand::Undo | EditCommand::TakeBack(_))),
+            "{keys}: too early"
+        );
+        // What had gathered by then comes after it.
+        desk.changed(Operations::new().retain(2).insert("few "));
+        assert!(
+            !desk.done(|command| matches!(command, EditCommand::Undo | EditCommand::TakeBack(_))),
+            "{keys}: too early"
+        );
+        desk.event(EditEvent::Answered(result));
+        let backs = desk.commands.iter().filter(|command| **command == EditCommand::TakeBack(generation)).count();
+        assert_eq!(backs, 1, "{keys}");
+        assert!(!desk.done(|command| *command == EditCommand::Undo), "{keys}: the person's own edit stays");
+        desk.event(EditEvent::Reverted(Some(Operations::new().delete(6))));
+        desk.key("C-z");
+        assert!(desk.done(|command| *command == EditCommand::Undo), "now it is the person's own");
+    };
+    let stopped = || Ok("the AI was stopped after 2 tokens; Ctrl-Z takes them back".to_owned());
+    check("C-z", stopped());
+    check("Esc C-z", stopped());
+    check("C-z C-z Esc", stopped());
+    check("C-z", Err("it broke".into()));
+}
+
+#[test]
 fn leaving_with_edits_that_wait() {
     let quits = |desk: &mut Desk| desk.done(|command| *command == EditCommand::Quit);
     let mut desk = Desk::new("text");

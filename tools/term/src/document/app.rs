@@ -76,6 +76,8 @@ pub(super) enum Asking {
         generation: GenerationId,
         model: String,
         stopped: bool,
+        /// It is to be taken back once it is over: what is still under way would come after that.
+        undo_when_over: bool,
     },
 }
 
@@ -231,8 +233,8 @@ impl EditApp {
                 );
             }
             EditEvent::Asked { generation, model } => {
-                let stopped = false;
-                self.asking = Some(Asking::Writes { generation, model: text::clean_line(&model), stopped });
+                let (model, stopped, undo_when_over) = (text::clean_line(&model), false, false);
+                self.asking = Some(Asking::Writes { generation, model, stopped, undo_when_over });
             }
             EditEvent::Answered(result) => self.answered(result),
             EditEvent::Ended(reason) => {
@@ -246,10 +248,17 @@ impl EditApp {
     }
 
     fn answered(&mut self, result: Result<String, String>) {
-        self.asking = None;
-        match result {
-            Ok(text) => self.say(&text, Ink::Good),
-            Err(reason) => self.say(&format!("the AI: {reason}"), Ink::Error),
+        let undone = match self.asking.take() {
+            Some(Asking::Writes { generation, undo_when_over: true, .. }) => Some(generation),
+            _ => None,
+        };
+        match (result, undone) {
+            (Ok(_), Some(_)) => self.say("the AI stopped, and what it wrote is taken back", Ink::Good),
+            (Ok(text), None) => self.say(&text, Ink::Good),
+            (Err(reason), _) => self.say(&format!("the AI: {reason}"), Ink::Error),
+        }
+        if let Some(generation) = undone.filter(|_| self.may_write()) {
+            self.command(EditCommand::TakeBack(generation));
         }
     }
 

@@ -92,6 +92,8 @@ pub enum EditCommand {
     Separate,
     /// Takes the last own edit back.
     Undo,
+    /// Takes back what a model wrote.
+    TakeBack(GenerationId),
     /// Does again what was taken back.
     Redo,
     /// Tells others where the selection begins and the cursor is, in UTF-16 code units.

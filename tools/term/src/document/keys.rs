@@ -252,9 +252,16 @@ impl EditApp {
     }
 
     fn undo(&mut self) {
-        if self.may_write() {
-            self.stop();
-            self.command(EditCommand::Undo);
+        if !self.may_write() {
+            return;
+        }
+        self.stop();
+        match &mut self.asking {
+            Some(Asking::Writes { undo_when_over, .. }) => {
+                *undo_when_over = true;
+                self.say("the AI stops, and what it wrote is taken back then", Ink::Note);
+            }
+            _ => self.command(EditCommand::Undo),
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crossterm::event::EventStream;
 use futures_core::Stream as _;
 use thalweg_client::{
-    Client, ClientError, Document, DocumentAccess, DocumentEvent, FinishReason, GenerationId, TextChange,
+    Client, ClientError, Document, DocumentAccess, DocumentEvent, FinishReason, GenerationId, ModelEdit, TextChange,
 };
 use tokio::sync::mpsc;
 
@@ -40,7 +40,8 @@ pub async fn edit(document: Document, theme: Theme) -> Result<(), TermError> {
     };
     let (answers_in, answers) = mpsc::channel(ANSWERS_MAX);
     let app = EditApp::new(options);
-    let mut desk = Desk { app, document, answers_in, answers, began: Instant::now(), over: false, ended: false };
+    let mut desk =
+        Desk { app, document, answers_in, answers, looked_up: None, began: Instant::now(), over: false, ended: false };
     let result = desk.turn(&mut screen).await;
     drop(screen);
     let Desk { document, .. } = desk;
@@ -61,16 +62,26 @@ pub async fn edit(document: Document, theme: Theme) -> Result<(), TermError> {
 enum Woken {
     Terminal(Option<std::io::Result<crossterm::event::Event>>),
     Document(Result<Option<DocumentEvent>, ClientError>),
-    Answer(EditEvent),
+    Answer(Answer),
     Timer,
     Signal,
+}
+
+/// What came of something that was asked of the node.
+enum Answer {
+    /// Something for the editor.
+    Event(EditEvent),
+    /// What a model wrote.
+    LookedUp(Result<ModelEdit, ClientError>),
 }
 
 struct Desk {
     app: EditApp,
     document: Document,
-    answers_in: mpsc::Sender<EditEvent>,
-    answers: mpsc::Receiver<EditEvent>,
+    answers_in: mpsc::Sender<Answer>,
+    answers: mpsc::Receiver<Answer>,
+    /// The model's edit that the node is being asked about, to take it back.
+    looked_up: Option<GenerationId>,
     began: Instant,
     over: bool,
     /// The document gives nothing more.
@@ -97,7 +108,7 @@ impl Desk {
             let woken = tokio::select! {
                 key = poll_fn(|context| Pin::new(&mut keys).poll_next(context)) => Woken::Terminal(key),
                 event = self.document.next(), if !self.ended => Woken::Document(event),
-                Some(event) = self.answers.recv() => Woken::Answer(event),
+                Some(answer) = self.answers.recv() => Woken::Answer(answer),
                 () = tokio::time::sleep(sleep) => Woken::Timer,
                 () = ends.any() => Woken::Signal,
             };
@@ -110,10 +121,14 @@ impl Desk {
                     }
                 }
                 Woken::Document(event) => self.happened(event, screen).await?,
-                Woken::Answer(event) => {
+                Woken::Answer(Answer::Event(event)) => {
                     if let EditEvent::Asked { generation, .. } = &event {
                         self.document.adopt(*generation);
                     }
+                    self.handle(event, screen)?;
+                }
+                Woken::Answer(Answer::LookedUp(edit)) => {
+                    let event = self.looked_up(edit);
                     self.handle(event, screen)?;
                 }
                 Woken::Timer if fresh => continue,
@@ -131,10 +146,11 @@ impl Desk {
         screen: &mut Screen,
     ) -> Result<(), TermError> {
         let mut next = Some(first);
+        let mut moved = false;
         for _ in 0..BURST {
             let Some(event) = next.take() else { break };
             match event {
-                Ok(Some(event)) => self.told(event, screen)?,
+                Ok(Some(event)) => moved |= self.told(event, screen)?,
                 Ok(None) => {
                     self.ended = true;
                     self.handle(EditEvent::Ended("the connection was closed".to_owned()), screen)?;
@@ -153,19 +169,21 @@ impl Desk {
             };
         }
         if let Some(Ok(Some(event))) = next {
-            self.told(event, screen)?;
+            moved |= self.told(event, screen)?;
         }
-        Ok(())
+        // Once, whatever came: where everybody is takes a look at all of them.
+        if moved { self.tell_others(screen) } else { Ok(()) }
     }
 
-    fn told(&mut self, event: DocumentEvent, screen: &mut Screen) -> Result<(), TermError> {
+    /// The document says something. Whether others are elsewhere by it.
+    fn told(&mut self, event: DocumentEvent, screen: &mut Screen) -> Result<bool, TermError> {
+        let moved = matches!(event, DocumentEvent::Changed(_) | DocumentEvent::Others);
         match event {
             DocumentEvent::Changed(TextChange { operations, user, .. }) => {
                 let user = user.map(|user| user.to_string());
                 self.handle(EditEvent::Changed { operations, user }, screen)?;
-                self.tell_others(screen)?;
             }
-            DocumentEvent::Others => self.tell_others(screen)?,
+            DocumentEvent::Others => {}
             DocumentEvent::Version { name, user, .. } => {
                 self.handle(EditEvent::Version { name, user: user.to_string() }, screen)?;
             }
@@ -178,7 +196,8 @@ impl Desk {
             }
         }
         let unsaved = self.document.unacknowledged();
-        self.handle(EditEvent::Unsaved(unsaved), screen)
+        self.handle(EditEvent::Unsaved(unsaved), screen)?;
+        Ok(moved)
     }
 
     fn tell_others(&mut self, screen: &mut Screen) -> Result<(), TermError> {
@@ -212,7 +231,8 @@ impl Desk {
                 return Some(EditEvent::Unsaved(self.document.unacknowledged()));
             }
             EditCommand::Separate => self.document.separate(),
-            EditCommand::Undo => return Some(reverted(self.document.undo(), &self.document)),
+            EditCommand::Undo => return self.undo(),
+            EditCommand::TakeBack(generation) => return self.take_back(generation),
             EditCommand::Redo => return Some(reverted(self.document.redo(), &self.document)),
             EditCommand::Cursor(from, to) => self.document.set_cursor(Some((from, to))),
             EditCommand::Ask { from, to, instruction } => {
@@ -223,7 +243,10 @@ impl Desk {
                 tokio::spawn(async move {
                     match saved.await {
                         Ok(_) => ask_model(client, ask, answers).await,
-                        Err(error) => drop(answers.send(EditEvent::Answered(Err(reason(&error)))).await),
+                        Err(error) => {
+                            let answered = EditEvent::Answered(Err(reason(&error)));
+                            drop(answers.send(Answer::Event(answered)).await);
+                        }
                     }
                 });
             }
@@ -235,6 +258,43 @@ impl Desk {
             EditCommand::Copy(_) | EditCommand::Redraw | EditCommand::Quit => {}
         }
         None
+    }
+}
+
+impl Desk {
+    fn undo(&mut self) -> Option<EditEvent> {
+        match (self.document.undo(), self.document.undoes_generation()) {
+            // A model's edit that was not all seen here.
+            (Ok(None), Some(generation)) => self.take_back(generation),
+            (result, _) => Some(reverted(result, &self.document)),
+        }
+    }
+
+    /// Takes back what a model wrote; if not all of that was seen here, once the node said what it was.
+    fn take_back(&mut self, generation: GenerationId) -> Option<EditEvent> {
+        if self.document.has_seen(generation) {
+            return Some(reverted(self.document.undo_seen(generation), &self.document));
+        }
+        if self.looked_up.replace(generation) != Some(generation) {
+            let (client, answers) = (self.document.client().clone(), self.answers_in.clone());
+            let document = self.document.name().clone();
+            tokio::spawn(async move {
+                let edit = client.model_edit(document, generation).await;
+                drop(answers.send(Answer::LookedUp(edit)).await);
+            });
+        }
+        None
+    }
+
+    /// The node said what a model wrote.
+    fn looked_up(&mut self, edit: Result<ModelEdit, ClientError>) -> EditEvent {
+        self.looked_up = None;
+        let undone = edit.and_then(|edit| {
+            let generation = edit.generation();
+            self.document.learn(edit);
+            self.document.undo_seen(generation)
+        });
+        reverted(undone, &self.document)
     }
 }
 
@@ -253,17 +313,17 @@ fn reason(error: &ClientError) -> String {
 }
 
 /// Asks a model, and waits until it wrote all it will.
-async fn ask_model(client: Client, ask: thalweg_client::AskInDocument, answers: mpsc::Sender<EditEvent>) {
+async fn ask_model(client: Client, ask: thalweg_client::AskInDocument, answers: mpsc::Sender<Answer>) {
     let result = match client.ask_in_document(ask).await {
         Ok((generation, model)) => {
-            if answers.send(EditEvent::Asked { generation, model }).await.is_err() {
+            if answers.send(Answer::Event(EditEvent::Asked { generation, model })).await.is_err() {
                 return;
             }
             finished(&client, generation).await
         }
         Err(error) => Err(reason(&error)),
     };
-    let _ = answers.send(EditEvent::Answered(result)).await;
+    let _ = answers.send(Answer::Event(EditEvent::Answered(result))).await;
 }
 
 /// Waits for the end of what a model writes; gives what to say of it.
