@@ -92,7 +92,7 @@ enum Command {
     Version {
         /// The document
         document: String,
-        /// The name
+        /// The name; not a number, which is a revision
         name: String,
         /// Which revision [default: the newest]
         #[arg(long, value_name = "N")]
@@ -154,6 +154,7 @@ async fn carry_out(command: Command) -> Result<(), Failure> {
             say(&format!("{document} reads as at revision {target} again; it is revision {}", published.position))
         }
         Command::Version { document, name, revision, connect } => {
+            check_version(&document, &name)?;
             let client = connected(&connect).await?;
             let target = Position(revision.unwrap_or(0));
             client.name_version(document.as_str(), target, &name).await?;
@@ -182,10 +183,26 @@ async fn connected(connect: &ConnectArgs) -> Result<Client, Failure> {
     connect.connect("doc", PATIENCE).await
 }
 
+/// The revision that a number means; `None` if it is the name of a version.
+fn number_of(text: &str) -> Option<Position> {
+    text.parse().ok().map(Position)
+}
+
+/// Whether a version may have this name: one that reads as a number would never be found by it.
+fn check_version(document: &str, name: &str) -> Result<(), Failure> {
+    match number_of(name) {
+        None => Ok(()),
+        Some(number) => Err(Failure::usage(format!(
+            "a version cannot be named {name:?}: where a version is named, a number means a revision, as in `thalweg doc \
+             restore {document} {number}`; name it \"v{name}\", say"
+        ))),
+    }
+}
+
 /// The revision that is meant: a number, or the newest version of that name.
 async fn revision_of(client: &Client, document: &str, text: &str) -> Result<Position, Failure> {
-    if let Ok(number) = text.parse::<u64>() {
-        return Ok(Position(number));
+    if let Some(revision) = number_of(text) {
+        return Ok(revision);
     }
     let mut found = None;
     let mut pages = log::Pages::new(client, document);
@@ -289,4 +306,23 @@ async fn list(client: &Client, json: bool) -> Result<(), Failure> {
         })
         .collect();
     table(&["DOCUMENT", "REVISION", "EDITED", "TOPIC"], &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_not_named_like_a_revision() {
+        let check = |name: &str, number: Option<u64>| {
+            assert_eq!(number_of(name), number.map(Position), "{name:?}");
+            assert_eq!(check_version("notes", name).is_err(), number.is_some(), "{name:?}");
+        };
+        check("2024", Some(2024));
+        check("007", Some(7));
+        check("+5", Some(5));
+        for name in ["draft", "v2024", "2024-11", " 2024", "-5", "1.0", "18446744073709551616"] {
+            check(name, None);
+        }
+    }
 }
