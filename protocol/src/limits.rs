@@ -205,12 +205,16 @@ pub const VERSION_BYTES_MAX: usize = 128;
 pub const LEAD_UPDATES: u32 = 64;
 /// Bytes of a document's state in one frame.
 pub const DOCUMENT_PART_BYTES: usize = 128 << 10;
+/// Documents that one session reads as they were, or has made so again, at a time; one more is refused as busy.
+pub const DOCUMENT_PASTS_PER_SESSION: usize = 4;
 /// Documents that one session has open.
 pub const DOCUMENTS_PER_SESSION_MAX: usize = 64;
 /// Largest update of awareness, in bytes.
 pub const AWARENESS_BYTES_MAX: usize = 16 << 10;
 /// Bytes of what all editors of one document say of themselves; what is beyond is not shown.
 pub const AWARENESS_PICTURE_BYTES_MAX: usize = 256 << 10;
+/// What one editor takes in an update of awareness beside its state, at most, in bytes: two numbers and a length, or `null`.
+pub const AWARENESS_ENTRY_BYTES: usize = 24;
 /// Editors one connection may speak of in one document: itself, and those it stands for.
 pub const AWARENESS_CLIENTS_PER_LINK: usize = 16;
 /// Updates of awareness that one reader of a document may send at once; then one every [`AWARENESS_DISTANCE_MS`].
@@ -219,6 +223,9 @@ pub const AWARENESS_BURST: u32 = 32;
 pub const AWARENESS_DISTANCE_MS: u64 = 20;
 /// Editors whose awareness one document keeps; further ones are not shown.
 pub const AWARENESS_CLIENTS_MAX: usize = 1_024;
+/// Editors of one document that are remembered after they left, so that clients which pass on what they heard do not bring
+/// them back; beyond it those who left first are forgotten.
+pub const AWARENESS_LEFT_MAX: usize = 1_024;
 /// Changes of awareness in a document are gathered for this long before its readers are told, in milliseconds.
 pub const AWARENESS_TICK_MS: u64 = 40;
 /// An editor that does not renew its awareness for this long is taken out of it, in milliseconds.
@@ -414,7 +421,7 @@ const _: () = {
     assert!(DOCUMENT_PART_BYTES <= SESSION_QUEUE_BYTES && DOCUMENT_PART_BYTES <= BODY_BYTES_MAX);
     assert!(DOCUMENT_BYTES_MAX <= TAIL_BYTES, "whoever gets a document anew does not hold more than a tail");
     assert!(AWARENESS_PICTURE_BYTES_MAX + 4096 <= FRAME_BYTES_MAX, "who edits a document fits in a frame");
-    assert!(AWARENESS_BYTES_MAX <= AWARENESS_PICTURE_BYTES_MAX);
+    assert!(AWARENESS_BYTES_MAX + AWARENESS_ENTRY_BYTES <= AWARENESS_PICTURE_BYTES_MAX);
     assert!(AWARENESS_TIMEOUT_MS > 15_000, "editors of Yjs renew what they say of themselves every 15 s");
     assert!(INSTRUCTION_BYTES_MAX + DOCUMENT_CONTEXT_BYTES <= PROMPT_BYTES_MAX, "a document's part fits in a prompt");
 };
