@@ -48,8 +48,9 @@ pub enum Side {
     Second,
 }
 
-/// An edit of a text, in its canonical form: no part is empty, no two of a kind follow each other, an insertion stands
-/// before a deletion at the same place, and nothing is kept at the end.
+/// An edit of a text, in its canonical form: no part is empty, no two of a kind follow each other, and nothing is kept at the
+/// end. As somebody makes one, an insertion stands before a deletion at the same place; in one that was merged or transformed
+/// it may stand behind it, or between two, which tells where it is beside what others insert within what is taken out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Operations(Vec<Operation>);
 

@@ -52,6 +52,25 @@ impl Hostile {
     }
 }
 
+fn put_number(bytes: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+}
+
+/// A Yjs update (version 1) in order but for its size, which no editor of ours makes: one insertion into the root.
+fn too_large(client: u64) -> Bytes {
+    let mut bytes = vec![1, 1];
+    put_number(&mut bytes, client);
+    bytes.extend_from_slice(b"\0\x04\x01\x07content");
+    put_number(&mut bytes, DOCUMENT_UPDATE_BYTES_MAX as u64);
+    bytes.resize(bytes.len() + DOCUMENT_UPDATE_BYTES_MAX, b'x');
+    bytes.push(0);
+    Bytes::from(bytes)
+}
+
 impl World {
     /// Sends an update that must be refused.
     pub(super) fn send_hostile(&mut self, client: usize, document: u32) {
@@ -97,9 +116,7 @@ impl World {
                 insert(&mut copy, "<never sent>")?;
                 copy.edit(&Operations::new().retain(5).insert("<orphan>")).ok()?
             }
-            Hostile::TooLarge => {
-                insert(&mut Document::new(stranger), &format!("<{}>", "x".repeat(DOCUMENT_UPDATE_BYTES_MAX)))?
-            }
+            Hostile::TooLarge => too_large(stranger),
             Hostile::OfNode => insert(&mut Document::new(NODE_CLIENTS | self.below(1_000)), "<of the node>")?,
         };
         Some(made)
