@@ -14,8 +14,8 @@ fuzz_target!(|input: &[u8]| {
         assert_eq!(heading(&bytes, 0).map(|(heading, end)| (heading.lsn, end)), Ok((record.lsn, end)));
         let mut again = Vec::new();
         encode(&record, &mut again);
-        let again = decode(&again.into(), 0).expect("what we write we can read");
-        // Compared as text, because a temperature may be NaN.
-        assert_eq!(format!("{:?}", (record, end)), format!("{again:?}"));
+        let (again, _) = decode(&again.into(), 0).expect("what we write we can read");
+        // Compared as text, because a temperature may be NaN. What is written need not be as long: FlatBuffers may be padded.
+        assert_eq!(format!("{record:?}"), format!("{again:?}"));
     }
 });
