@@ -345,6 +345,8 @@ pub enum OwnerMessage {
     Aware { place: (CoreId, FanId), link: Link, document: ChannelKey, principal: Arc<Principal>, update: Bytes },
     /// A reader of a document who may have said something of itself is gone.
     Unaware { place: (CoreId, FanId), link: Link, document: ChannelKey },
+    /// No reader of a document on a core is told operations any more.
+    UntellOperations { core: CoreId, document: ChannelKey },
 }
 
 /// Answers and news to the core a session is on.

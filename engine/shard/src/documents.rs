@@ -18,15 +18,17 @@ mod waiting;
 mod writer;
 mod writes;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use thalweg_domain::document::Document;
 use thalweg_domain::permission::Principal;
+use thalweg_domain::record::Message;
 use thalweg_protocol::document::{DocumentOp, Operations};
-use thalweg_protocol::ids::{ChannelId, ChannelKey, Name, Position};
-use thalweg_protocol::limits::{DOCUMENT_DELTAS_BYTES, DOCUMENT_DELTAS_KEPT};
+use thalweg_protocol::ids::{ChannelId, ChannelKey, CoreId, Name, Position};
+use thalweg_protocol::limits::{DOCUMENT_DELTAS_BYTES, DOCUMENT_DELTAS_KEPT, DOCUMENT_IDLE_MS};
+use thalweg_protocol::op::DeliveryKind;
 use thalweg_protocol::reject::{Reject, RejectCode};
 
 use crate::contract::Origin;
@@ -42,6 +44,9 @@ pub(crate) use snapshots::without_its_part;
 pub(crate) use writer::{Writer, Written};
 pub(crate) use writes::is_edit;
 
+/// What edits did to a text is kept for so many sweeps after somebody needed it: as long as a document that nobody uses.
+const DELTAS_SWEEPS: u32 = (DOCUMENT_IDLE_MS * 1_000 / opening::SWEEP_US) as u32;
+
 /// The documents of this core that are in memory, or on their way there.
 #[derive(Default)]
 pub(crate) struct Documents {
@@ -54,9 +59,9 @@ pub(crate) struct Documents {
     reading: VecDeque<ChannelKey>,
     /// Documents that are being read as they were, and those of which more is at hand.
     pasts: BTreeMap<u64, Past>,
-    pasts_at_hand: Vec<u64>,
-    /// The last that was read in pieces.
-    paged: Option<past::Paged>,
+    pasts_at_hand: VecDeque<u64>,
+    /// Those that are read in pieces.
+    paged: past::Paged,
     /// When those that nobody uses are looked for.
     sweep_at: Option<u64>,
 }
@@ -92,11 +97,21 @@ pub(crate) struct Ready {
     age: Age,
     /// All of it, encoded, as it was at a revision: several want that at once.
     encoded: Option<(Position, Bytes)>,
+    /// Its text, likewise.
+    text: Option<(Position, Bytes)>,
+    /// What those lack who have what a state vector says, likewise.
+    lacked: Option<(Position, Bytes, Bytes)>,
 }
 
 impl Ready {
     fn new(document: Document, age: Age) -> Self {
-        Self { document, deltas: None, gathered: Gathered::default(), age, encoded: None }
+        let gathered = Gathered::default();
+        Self { document, deltas: None, gathered, age, encoded: None, text: None, lacked: None }
+    }
+
+    /// Lets go of what is made again when it is wanted.
+    fn forget_copies(&mut self) {
+        (self.encoded, self.text, self.lacked) = (None, None, None);
     }
 
     /// All of it, at the revision that it has.
@@ -111,10 +126,56 @@ impl Ready {
         }
     }
 
+    /// Its text, at the revision that it has.
+    fn text(&mut self, revision: Position) -> Bytes {
+        match &self.text {
+            Some((at, text)) if *at == revision => text.clone(),
+            _ => {
+                let text = Bytes::from(self.document.text());
+                self.text = Some((revision, text.clone()));
+                text
+            }
+        }
+    }
+
+    /// What somebody lacks who has what a state vector says, at the revision that it has.
+    ///
+    /// # Errors
+    /// What [`Document::diff`] says of the state vector.
+    fn lacked(&mut self, revision: Position, vector: &Bytes) -> Result<Bytes, Reject> {
+        match &self.lacked {
+            Some((at, of, lacked)) if (at, of) == (&revision, vector) => Ok(lacked.clone()),
+            _ => {
+                let lacked = self.document.diff(vector)?;
+                self.lacked = Some((revision, vector.clone(), lacked.clone()));
+                Ok(lacked)
+            }
+        }
+    }
+
     /// From now on what edits do to its text is kept, for those who edit by operations.
     fn keep_deltas(&mut self, revision: Position) -> &mut Deltas {
         self.document.watch(true);
-        self.deltas.get_or_insert_with(|| Deltas::new(revision))
+        let deltas = self.deltas.get_or_insert_with(|| Deltas::new(revision));
+        deltas.sweeps = 0;
+        deltas
+    }
+
+    /// The same, and as long as that core has readers who are told operations.
+    fn tell_operations(&mut self, revision: Position, core: CoreId) {
+        self.keep_deltas(revision).cores.insert(core);
+    }
+
+    /// Lets go of what edits did to its text, if nobody needed that lately, and no reader is told of it on the cores that it
+    /// has readers on.
+    fn sweep_deltas(&mut self, cores: &[CoreId]) {
+        let Some(deltas) = &mut self.deltas else { return };
+        deltas.cores.retain(|core| cores.contains(core));
+        deltas.sweeps += 1;
+        if deltas.cores.is_empty() && deltas.sweeps > DELTAS_SWEEPS {
+            self.deltas = None;
+            self.document.watch(false);
+        }
     }
 }
 
@@ -129,12 +190,26 @@ struct Age {
     written: u64,
 }
 
+impl Age {
+    /// A message came, which may be an edit.
+    fn add(&mut self, message: &Message) {
+        if message.kind == DeliveryKind::Update {
+            self.updates += 1;
+            self.bytes += message.body.len() as u64;
+        }
+    }
+}
+
 /// What the newest revisions of a document did to its text.
 struct Deltas {
     /// Everything after this revision is known.
     after: Position,
     kept: VecDeque<Delta>,
     bytes: usize,
+    /// Where readers are told of them.
+    cores: BTreeSet<CoreId>,
+    /// How often it was looked for what nobody needs since somebody last needed them.
+    sweeps: u32,
 }
 
 struct Delta {
@@ -145,7 +220,7 @@ struct Delta {
 
 impl Deltas {
     fn new(after: Position) -> Self {
-        Self { after, kept: VecDeque::new(), bytes: 0 }
+        Self { after, kept: VecDeque::new(), bytes: 0, cores: BTreeSet::new(), sweeps: 0 }
     }
 
     /// Adds what a revision did. What `applied` does not cover is not let go of: readers are yet to be told.
@@ -263,9 +338,7 @@ impl Shard {
         for document in std::mem::take(&mut self.documents.reading) {
             self.go_on_reading(&document);
         }
-        for life in std::mem::take(&mut self.documents.pasts_at_hand) {
-            self.go_on_with_past(life);
-        }
+        self.go_on_with_a_past();
     }
 
     /// What a message did to the text of a document, encoded, if readers of it may want to know.
@@ -274,5 +347,33 @@ impl Shard {
             Stage::Ready(ready) => ready.deltas.as_ref()?.of(revision),
             Stage::Settling | Stage::Reading(_) => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Many who open a document at the same revision share what they are given.
+    #[test]
+    fn what_readers_begin_with_is_made_once_for_a_revision() {
+        let mut ready = Ready::new(Document::new(1), Age::default());
+        ready.document.edit(&Operations::new().insert("one")).expect("an edit");
+        let vector = ready.document.state_vector();
+        ready.document.edit(&Operations::new().insert("two ")).expect("an edit");
+        let given = |ready: &mut Ready, revision| {
+            let revision = Position(revision);
+            let lacked = ready.lacked(revision, &vector).expect("a state vector");
+            [ready.text(revision), ready.encoded(revision), lacked]
+        };
+        let first = given(&mut ready, 2);
+        let addresses = |given: &[Bytes; 3]| given.each_ref().map(|bytes| bytes.as_ptr());
+        assert_eq!(addresses(&given(&mut ready, 2)), addresses(&first));
+        ready.document.edit(&Operations::new().insert("three ")).expect("an edit");
+        let second = given(&mut ready, 3);
+        assert_eq!(&second[0][..], b"three two one");
+        assert!(second.iter().zip(&first).all(|(second, first)| second != first));
+        let other = ready.lacked(Position(3), &ready.document.state_vector()).expect("a state vector");
+        assert!(other.len() < second[2].len(), "another state vector lacks something else");
     }
 }

@@ -338,6 +338,7 @@ impl Shard {
                 self.aware(place, link, &document, &principal, &update);
             }
             OwnerMessage::Unaware { place, link, document } => self.unaware(place, link, &document),
+            OwnerMessage::UntellOperations { core, document } => self.untell_operations(core, &document),
         }
     }
 

@@ -2,9 +2,10 @@
 //! beyond the life of the process.
 //!
 //! An editor is a Yjs client id. Whoever spoke of it first speaks of it alone, so that clients which pass on what they hear
-//! cannot take others out, or bring them back; only the same user over another connection, with something newer, takes over.
+//! cannot take others out; only the same user over another connection, with something newer, takes over. Nor can they bring
+//! back who left: that is remembered as long as somebody may pass on what was heard before.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,16 +13,13 @@ use thalweg_domain::permission::Principal;
 use thalweg_protocol::document::{AwarenessEntry, AwarenessUpdate};
 use thalweg_protocol::ids::{ChannelKey, CoreId, GenerationId, Name};
 use thalweg_protocol::limits::{
-    AWARENESS_CLIENTS_MAX, AWARENESS_CLIENTS_PER_LINK, AWARENESS_PICTURE_BYTES_MAX, AWARENESS_TICK_MS,
-    AWARENESS_TIMEOUT_MS,
+    AWARENESS_CLIENTS_MAX, AWARENESS_CLIENTS_PER_LINK, AWARENESS_ENTRY_BYTES, AWARENESS_LEFT_MAX,
+    AWARENESS_PICTURE_BYTES_MAX, AWARENESS_TICK_MS, AWARENESS_TIMEOUT_MS,
 };
 
 use crate::contract::{Link, SessionMessage};
 use crate::fan::FanId;
 use crate::shard::{Deadline, Shard};
-
-/// What an entry takes in an encoded update beside its state, at most, in bytes: three numbers.
-const ENTRY_BYTES: usize = 24;
 
 /// Who speaks of an editor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +37,56 @@ struct Editor {
     speaker: Speaker,
     user: Name,
     heard_us: u64,
+    /// Whether readers were told of it, so that they are to be told when it is gone.
+    is_told: bool,
+}
+
+/// An editor that left.
+struct Gone {
+    clock: u64,
+    user: Name,
+    /// Until when that is remembered.
+    until_us: u64,
+}
+
+/// Those who left lately.
+#[derive(Default)]
+struct Left {
+    editors: BTreeMap<u64, Gone>,
+    /// Until when each is remembered, in that order, which is the one in which they left.
+    order: VecDeque<(u64, u64)>,
+}
+
+impl Left {
+    fn note(&mut self, client: u64, editor: &Editor, now_us: u64) {
+        let until_us = now_us + AWARENESS_TIMEOUT_MS * 1_000;
+        let before = self.editors.get(&client).map_or(0, |gone| gone.clock);
+        let gone = Gone { clock: editor.clock.max(before), user: editor.user.clone(), until_us };
+        self.editors.insert(client, gone);
+        self.order.push_back((until_us, client));
+        while self.order.len() > AWARENESS_LEFT_MAX {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        let Some((until_us, client)) = self.order.pop_front() else { return };
+        // It may have come back and left again since.
+        if self.editors.get(&client).is_some_and(|gone| gone.until_us == until_us) {
+            self.editors.remove(&client);
+        }
+    }
+
+    fn forget(&mut self, now_us: u64) {
+        while self.order.front().is_some_and(|(until_us, _)| *until_us <= now_us) {
+            self.forget_oldest();
+        }
+    }
+
+    /// Whether somebody passes on what an editor said before it left.
+    fn is_echo(&self, client: u64, clock: u64, user: &Name) -> bool {
+        self.editors.get(&client).is_some_and(|gone| clock <= gone.clock && gone.user != *user)
+    }
 }
 
 /// Whom the news of a tick are from.
@@ -56,6 +104,7 @@ struct Editors {
     present: BTreeMap<u64, Editor>,
     /// Bytes they take in an encoded update.
     bytes: usize,
+    left: Left,
     /// Those readers are to be told of; with their last clock, if they are gone.
     news: BTreeMap<u64, Option<u64>>,
     from: From,
@@ -83,44 +132,70 @@ impl Editors {
         AwarenessEntry { client, clock: editor.clock, state: Some(editor.state.clone()) }
     }
 
-    /// Takes in what somebody says of an editor; whether it is acceptable.
-    fn say(&mut self, entry: AwarenessEntry, speaker: Speaker, user: &Name, now_us: u64) -> bool {
+    /// Takes in what somebody says of some editors; gives how much of that is not acceptable.
+    fn say(&mut self, entries: Vec<AwarenessEntry>, speaker: Speaker, user: &Name, now_us: u64) -> u64 {
+        // How many it speaks of: counted once, and only if there is one more.
+        let mut own = None;
+        let mut refused = 0;
+        for entry in entries {
+            refused += u64::from(!self.say_one(entry, speaker, user, &mut own, now_us));
+        }
+        refused
+    }
+
+    fn say_one(
+        &mut self,
+        entry: AwarenessEntry,
+        speaker: Speaker,
+        user: &Name,
+        own: &mut Option<usize>,
+        now_us: u64,
+    ) -> bool {
         let AwarenessEntry { client, clock, state } = entry;
         let known = self.present.get(&client);
         let is_speaker = known.is_some_and(|known| known.speaker == speaker);
         let Some(state) = state else {
             if known.is_some_and(|known| is_speaker && clock >= known.clock) {
                 self.remove(client, now_us);
+                *own = own.map(|own| own - 1);
             }
             return true;
         };
-        let freed = known.map_or(0, |known| known.state.len() + ENTRY_BYTES);
-        if self.bytes - freed + state.len() + ENTRY_BYTES > AWARENESS_PICTURE_BYTES_MAX {
-            return false;
-        }
         match known {
             Some(known) if clock <= known.clock => return true,
             Some(known) if !is_speaker && known.user != *user => return false,
-            Some(_) if is_speaker => {}
-            _ => {
-                let own = self.present.values().filter(|editor| editor.speaker == speaker).count();
-                let full = self.present.len() >= AWARENESS_CLIENTS_MAX && known.is_none();
-                if own >= AWARENESS_CLIENTS_PER_LINK || full {
-                    return false;
-                }
-            }
+            None if self.left.is_echo(client, clock, user) => return true,
+            _ => {}
         }
-        self.bytes = self.bytes - freed + state.len() + ENTRY_BYTES;
+        let freed = known.map_or(0, |known| known.state.len() + AWARENESS_ENTRY_BYTES);
+        let bytes = self.bytes - freed + state.len() + AWARENESS_ENTRY_BYTES;
+        if bytes > AWARENESS_PICTURE_BYTES_MAX || (known.is_none() && self.present.len() >= AWARENESS_CLIENTS_MAX) {
+            return false;
+        }
+        if !is_speaker {
+            let present = self.present.values();
+            let own = own.get_or_insert_with(|| present.filter(|editor| editor.speaker == speaker).count());
+            if *own >= AWARENESS_CLIENTS_PER_LINK {
+                return false;
+            }
+            *own += 1;
+        }
+        let is_told = known.is_some_and(|known| known.is_told) || matches!(self.news.get(&client), Some(Some(_)));
         let (user, heard_us) = (user.clone(), now_us);
-        self.present.insert(client, Editor { clock, state, speaker, user, heard_us });
+        self.bytes = bytes;
+        self.present.insert(client, Editor { clock, state, speaker, user, heard_us, is_told });
         self.note(client, None, speaker, now_us);
         true
     }
 
     fn remove(&mut self, client: u64, now_us: u64) {
-        if let Some(editor) = self.present.remove(&client) {
-            self.bytes -= editor.state.len() + ENTRY_BYTES;
+        let Some(editor) = self.present.remove(&client) else { return };
+        self.bytes -= editor.state.len() + AWARENESS_ENTRY_BYTES;
+        if editor.is_told {
+            self.left.note(client, &editor, now_us);
             self.note(client, Some(editor.clock), editor.speaker, now_us);
+        } else {
+            self.news.remove(&client);
         }
     }
 
@@ -147,22 +222,50 @@ impl Editors {
         for client in silent {
             self.remove(client, now_us);
         }
-        self.look_at = self.present.values().filter(links).map(|editor| editor.heard_us + timeout_us).min();
+        self.left.forget(now_us);
+        let silent = self.present.values().filter(links).map(|editor| editor.heard_us + timeout_us);
+        self.look_at = silent.chain(self.left.order.front().map(|(until_us, _)| *until_us)).min();
     }
 
-    /// What readers are to be told now, and whom it is from.
-    fn news(&mut self, now_us: u64) -> Option<(Bytes, From)> {
+    /// What readers are to be told now, in updates, and whom it is from.
+    fn news(&mut self, now_us: u64) -> Option<(Vec<Bytes>, From)> {
         if self.tell_at.is_none_or(|at| at > now_us) {
             return None;
         }
         self.tell_at = None;
-        let entry = |(client, gone)| match (gone, self.present.get(&client)) {
-            (None, Some(editor)) => Self::entry(client, editor),
-            (clock, _) => AwarenessEntry { client, clock: clock.unwrap_or_default(), state: None },
-        };
-        let entries = std::mem::take(&mut self.news).into_iter().map(entry).collect();
-        Some((AwarenessUpdate { entries }.encode(), std::mem::take(&mut self.from)))
+        let from = std::mem::take(&mut self.from);
+        let (gone, here): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.news).into_iter().partition(|(_, gone)| gone.is_some());
+        let gone = gone.into_iter().map(|(client, clock)| {
+            let clock = clock.unwrap_or_default();
+            AwarenessEntry { client, clock, state: None }
+        });
+        // Those who left come first, so that there is room for those who came.
+        let mut entries: Vec<_> = gone.collect();
+        for (client, _) in here {
+            if let Some(editor) = self.present.get_mut(&client) {
+                editor.is_told = true;
+                entries.push(Self::entry(client, editor));
+            }
+        }
+        (!entries.is_empty()).then(|| (in_updates(entries), from))
     }
+}
+
+/// As few updates as the limits allow.
+fn in_updates(entries: Vec<AwarenessEntry>) -> Vec<Bytes> {
+    let (mut updates, mut next, mut bytes) = (Vec::new(), AwarenessUpdate::default(), 0);
+    for entry in entries {
+        let more = AWARENESS_ENTRY_BYTES + entry.state.as_ref().map_or(0, Bytes::len);
+        if next.entries.len() == AWARENESS_CLIENTS_MAX || bytes + more > AWARENESS_PICTURE_BYTES_MAX {
+            updates.push(std::mem::take(&mut next).encode());
+            bytes = 0;
+        }
+        bytes += more;
+        next.entries.push(entry);
+    }
+    updates.push(next.encode());
+    updates
 }
 
 impl Shard {
@@ -186,9 +289,7 @@ impl Shard {
         let (now_us, speaker) = (self.now.mono_us, Speaker::Link(place.0, link));
         let mut dropped = 0;
         self.change_awareness(document, |editors| {
-            for entry in update.entries {
-                dropped += u64::from(!editors.say(entry, speaker, &principal.user, now_us));
-            }
+            dropped = editors.say(update.entries, speaker, &principal.user, now_us);
         });
         self.counters.awareness_dropped += dropped;
     }
@@ -210,7 +311,8 @@ impl Shard {
         let now_us = self.now.mono_us;
         self.change_awareness(document, |editors| {
             let clock = editors.present.get(&client).map_or(1, |editor| editor.clock + 1);
-            editors.say(AwarenessEntry { client, clock, state: Some(state) }, Speaker::Model(id), user, now_us);
+            let entry = AwarenessEntry { client, clock, state: Some(state) };
+            editors.say(vec![entry], Speaker::Model(id), user, now_us);
         });
     }
 
@@ -233,11 +335,13 @@ impl Shard {
         });
     }
 
-    /// What all editors of a document say of themselves: an encoded [`AwarenessUpdate`]; `None` if nobody does.
+    /// What the editors of a document say of themselves whom readers were told of: an encoded [`AwarenessUpdate`]; `None` if
+    /// there are none. The others are told to all at once.
     pub(crate) fn awareness_of(&self, document: &ChannelKey) -> Option<Bytes> {
-        let editors = self.awareness.documents.get(document).filter(|editors| !editors.present.is_empty())?;
-        let entries = editors.present.iter().map(|(&client, editor)| Editors::entry(client, editor)).collect();
-        Some(AwarenessUpdate { entries }.encode())
+        let present = &self.awareness.documents.get(document)?.present;
+        let told = present.iter().filter(|(_, editor)| editor.is_told);
+        let entries: Vec<_> = told.map(|(&client, editor)| Editors::entry(client, editor)).collect();
+        (!entries.is_empty()).then(|| AwarenessUpdate { entries }.encode())
     }
 
     /// A document is gone.
@@ -285,26 +389,64 @@ impl Shard {
                 editors.look(now_us);
                 news = editors.news(now_us);
             });
-            if let Some((update, from)) = news {
-                self.tell_awareness(&document, &update, from);
+            if let Some((updates, from)) = news {
+                self.tell_awareness(&document, &updates, from);
             }
         }
         self.schedule_awareness();
     }
 
-    fn tell_awareness(&mut self, document: &ChannelKey, update: &Bytes, from: From) {
+    fn tell_awareness(&mut self, document: &ChannelKey, updates: &[Bytes], from: From) {
         let Some((_, places)) = self.channel_with_readers(document) else { return };
         for (core, fan) in places {
             let but = match from {
                 From::One(Speaker::Link(of, link)) if of == core => Some(link),
                 _ => None,
             };
-            self.tell_session(core, SessionMessage::Aware { fan, payload: update.clone(), but });
+            for payload in updates {
+                self.tell_session(core, SessionMessage::Aware { fan, payload: payload.clone(), but });
+            }
         }
     }
 
     /// How many editors there are in the documents of this core.
     pub(crate) fn editors(&self) -> usize {
         self.awareness.documents.values().map(|editors| editors.present.len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_who_left_are_remembered_for_so_long() {
+        let user = |user: &str| Name::new(user).expect("a valid name");
+        let editor = |clock| Editor {
+            clock,
+            state: Bytes::new(),
+            speaker: Speaker::Model(GenerationId(1)),
+            user: user("ada"),
+            heard_us: 0,
+            is_told: true,
+        };
+        let mut left = Left::default();
+        left.note(1, &editor(5), 10);
+        left.note(1, &editor(3), 20);
+        let check = |left: &Left, clock, by: &str, expected| {
+            assert_eq!(left.is_echo(1, clock, &user(by)), expected, "{clock} of {by}");
+        };
+        check(&left, 5, "bob", true);
+        check(&left, 6, "bob", false);
+        check(&left, 5, "ada", false);
+        left.forget(AWARENESS_TIMEOUT_MS * 1_000 + 10);
+        check(&left, 5, "bob", true);
+        left.forget(AWARENESS_TIMEOUT_MS * 1_000 + 20);
+        check(&left, 5, "bob", false);
+        for client in 1..=2 * AWARENESS_LEFT_MAX as u64 {
+            left.note(client, &editor(1), 30);
+        }
+        assert_eq!((left.editors.len(), left.order.len()), (AWARENESS_LEFT_MAX, AWARENESS_LEFT_MAX));
+        check(&left, 1, "bob", false);
     }
 }

@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use thalweg_domain::channel::{Channel, Kept, Roster, check_name};
-use thalweg_domain::document::{Document, EMPTY_UPDATE, NODE_CLIENTS};
+use thalweg_domain::document::{Document, EMPTY_UPDATE};
 use thalweg_domain::permission::{Action as Access, Principal};
 use thalweg_domain::record::Message;
 use thalweg_protocol::chat::{ChannelAbout, ChannelKind};
 use thalweg_protocol::document::{DocumentForm, OpenDocument};
-use thalweg_protocol::ids::{ChannelId, ChannelKey, CoreId};
+use thalweg_protocol::ids::{ChannelId, ChannelKey, CoreId, Position};
 use thalweg_protocol::limits::{DOCUMENT_IDLE_MS, DOCUMENTS_OPEN_MAX};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
-use super::rebuild::Rebuild;
+use super::rebuild::{Rebuild, node_client};
 use super::{Age, Open, Ready, Stage, Waiting, no_document};
 use crate::contract::{Opening, Origin, SessionMessage};
 use crate::counters::Stage as Timed;
@@ -23,7 +23,7 @@ use crate::owner::{Action, deleted, unknown};
 use crate::shard::{Deadline, Shard};
 
 /// Documents that nobody uses are looked for at this interval.
-const SWEEP_US: u64 = 10_000_000;
+pub(super) const SWEEP_US: u64 = 10_000_000;
 /// Documents let go of at once when there are as many as may be.
 const EVICTED_AT_ONCE: usize = 64;
 /// Those who find all documents in use are told to come back after this, in milliseconds.
@@ -75,7 +75,8 @@ impl Shard {
     /// Puts a document that was just made into memory, where there is room. One that finds none is read like any other.
     pub(crate) fn document_made(&mut self, document: &ChannelKey, id: ChannelId) {
         if self.has_room_for_document().is_ok() {
-            let ready = Ready::new(Document::new(NODE_CLIENTS), Age::default());
+            let client = node_client(id, self.config.epoch, Position(0));
+            let ready = Ready::new(Document::new(client), Age::default());
             self.insert_document(document, id, Stage::Ready(Box::new(ready)));
         }
     }
@@ -110,7 +111,8 @@ impl Shard {
         let id = open.id;
         let Some(channel) = self.channel_mut(document).filter(|channel| channel.id() == id) else { return };
         let head = channel.head();
-        let rebuild = Rebuild::new(head, channel.snapshot_at(head));
+        let snapshot = channel.snapshot_at(head);
+        let rebuild = Rebuild::new(head, snapshot, node_client(id, self.config.epoch, head));
         if let Some(open) = self.documents.open.get_mut(document) {
             (open.stage, open.since_us) = (Stage::Reading(Box::new(rebuild)), now_us);
         }
@@ -191,7 +193,7 @@ impl Shard {
         fan: FanId,
         made: bool,
     ) {
-        match self.decide_opening(principal, document, open, made) {
+        match self.decide_opening(origin.core, principal, document, open, made) {
             Ok((id, opening)) => {
                 let (document, opening) = (document.clone(), Box::new(opening));
                 self.after_appends(Action::OpenDocument { origin, document, id, fan, opening });
@@ -202,6 +204,7 @@ impl Shard {
 
     fn decide_opening(
         &mut self,
+        core: CoreId,
         principal: &Arc<Principal>,
         document: &ChannelKey,
         open: &OpenDocument,
@@ -216,7 +219,7 @@ impl Shard {
             DocumentForm::Updates => {
                 let state = match open.state.is_empty() {
                     true => ready.encoded(revision),
-                    false => ready.document.diff(&open.state)?,
+                    false => ready.lacked(revision, &open.state)?,
                 };
                 let state = if *state == *EMPTY_UPDATE { Bytes::new() } else { state };
                 (state, ready.document.state_vector())
@@ -226,8 +229,8 @@ impl Shard {
                 return Err(Reject::new(RejectCode::ParameterInvalid, text));
             }
             DocumentForm::Operations => {
-                ready.keep_deltas(revision);
-                (Bytes::from(ready.document.text()), Bytes::new())
+                ready.tell_operations(revision, core);
+                (ready.text(revision), Bytes::new())
             }
         };
         Ok((id, Opening { revision, state, vector, access, made, awareness: None }))
@@ -277,8 +280,8 @@ impl Shard {
         let state = match form {
             DocumentForm::Updates => ready.encoded(revision),
             DocumentForm::Operations => {
-                ready.keep_deltas(revision);
-                Bytes::from(ready.document.text())
+                ready.tell_operations(revision, core);
+                ready.text(revision)
             }
         };
         let message = SessionMessage::CaughtUp { reader, result: Ok((revision, state)) };
@@ -290,9 +293,7 @@ impl Shard {
         if let Some(open) = self.documents.open.remove(document) {
             self.refuse_all_waiting(document, open.waiting, &deleted(document));
         }
-        if self.documents.paged.as_ref().is_some_and(|paged| paged.document == *document) {
-            self.documents.paged = None;
-        }
+        self.documents.paged.forget(document);
     }
 
     fn has_room_for_document(&mut self) -> Result<(), Reject> {
@@ -340,16 +341,43 @@ impl Shard {
         for document in self.unused_documents(for_us) {
             self.let_go_of_document(&document);
         }
-        self.documents.paged = None;
-        for open in self.documents.open.values_mut() {
-            if let Stage::Ready(ready) = &mut open.stage {
-                ready.encoded = None;
-            }
-        }
+        self.documents.paged.forget_unread(self.now.mono_us.saturating_sub(for_us.min(SWEEP_US)));
+        self.sweep_open_documents();
         if !self.documents.open.is_empty() {
             let at = self.now.mono_us + SWEEP_US;
             self.documents.sweep_at = Some(at);
             self.deadlines.insert((at, Deadline::Documents));
+        }
+    }
+
+    /// Lets go of what documents in memory hold for those who used it.
+    fn sweep_open_documents(&mut self) {
+        let mut positional = Vec::new();
+        for (document, open) in &mut self.documents.open {
+            if let Stage::Ready(ready) = &mut open.stage {
+                ready.forget_copies();
+                positional.extend(ready.deltas.is_some().then(|| document.clone()));
+            }
+        }
+        for document in positional {
+            let places = self.channel_with_readers(&document).map(|(_, places)| places).unwrap_or_default();
+            let cores: Vec<_> = places.into_iter().map(|(core, _)| core).collect();
+            if let Some(ready) = self.documents.ready(&document) {
+                ready.sweep_deltas(&cores);
+            }
+        }
+    }
+
+    /// Whether it is kept what edits do to the text of a document.
+    #[cfg(test)]
+    pub(crate) fn keeps_deltas(&mut self, document: &ChannelKey) -> bool {
+        self.documents.ready(document).is_some_and(|ready| ready.deltas.is_some())
+    }
+
+    /// No reader on a core is told operations of a document any more.
+    pub(crate) fn untell_operations(&mut self, core: CoreId, document: &ChannelKey) {
+        if let Some(deltas) = self.documents.ready(document).and_then(|ready| ready.deltas.as_mut()) {
+            deltas.cores.remove(&core);
         }
     }
 }

@@ -24,8 +24,8 @@ pub(crate) enum Waiting {
     Open { origin: Origin, principal: Arc<Principal>, open: Box<OpenDocument>, fan: FanId, made: bool },
     /// A reader lost track of it.
     CatchUp { core: CoreId, reader: SubscriptionRef, form: DocumentForm },
-    /// Somebody reads it once, as it is.
-    Read { origin: Origin, form: ReadForm, offset: u64 },
+    /// Somebody reads it once, as it is, perhaps to edit it.
+    Read { origin: Origin, form: ReadForm, offset: u64, may_edit: bool },
     /// Somebody edits it; what they write next is held until then.
     Publish { origin: Origin, principal: Arc<Principal>, publish: Box<Publish>, limited: Option<Box<Reject>> },
     /// Somebody makes it what it was; what they write next is held until then.
@@ -87,7 +87,9 @@ impl Shard {
                 self.open_ready_document(origin, &principal, document, &open, fan, made);
             }
             Waiting::CatchUp { core, reader, form } => self.catch_up_ready_document(core, document, reader, form),
-            Waiting::Read { origin, form, offset } => self.read_ready_document(origin, document, form, offset),
+            Waiting::Read { origin, form, offset, may_edit } => {
+                self.read_ready_document(origin, document, form, offset, may_edit);
+            }
             Waiting::Publish { origin, principal, publish, limited } => {
                 self.edit_ready_document(origin, &principal, document, *publish, limited);
             }

@@ -283,8 +283,7 @@ impl Shard {
         self.writers_look_around(document, message.generation);
         let applied = self.channel_mut(document).map_or(Position(0), |channel| channel.head());
         let Some(ready) = self.documents.ready(document) else { return };
-        ready.age.updates += 1;
-        ready.age.bytes += message.body.len() as u64;
+        ready.age.add(message);
         if let Some(deltas) = &mut ready.deltas {
             deltas.push(message.position, operations.unwrap_or_default(), positional, applied);
         }

@@ -239,6 +239,9 @@ impl Shard {
         if let Some(session) = self.sessions.get_mut(reader.link) {
             session.documents -= 1;
         }
+        if document.form == DocumentForm::Operations {
+            self.leave_operations(reader);
+        }
         if !document.shared {
             return;
         }
@@ -248,6 +251,21 @@ impl Shard {
             let partition = self.partition(&document.tenant, document.channel.as_str());
             self.tell_owner(partition, OwnerMessage::Unaware { place, link, document });
         }
+    }
+
+    /// A reader who was told operations is gone. Its owner need not say what edits do to the text if it was the last here; that
+    /// there is no reader at all, it is told anyway.
+    fn leave_operations(&mut self, reader: &Reader) {
+        let Fans { fans, readers, .. } = &self.fans;
+        let Some(fan) = fans.get(&reader.fan) else { return };
+        let others = fan.readers.iter().filter_map(|&index| readers.get(index)?.as_ref()?.document.as_ref());
+        let forms: Vec<_> = others.map(|document| document.form).collect();
+        if forms.is_empty() || forms.contains(&DocumentForm::Operations) {
+            return;
+        }
+        let (core, document) = (self.config.core, fan.key.clone());
+        let partition = self.partition(&document.tenant, document.channel.as_str());
+        self.tell_owner(partition, OwnerMessage::UntellOperations { core, document });
     }
 
     /// Lets go of what all readers of a document have.
@@ -265,6 +283,7 @@ impl Shard {
             fan.drop_oldest();
         }
         if let Some(document) = &mut fan.document {
+            document.merges.forget_before(needed);
             document.prune_at = (2 * fan.tail.len()).max(TAIL_PRUNED);
         }
     }
@@ -392,7 +411,11 @@ impl DocumentReader {
 fn next_of(reader: &Reader, fan: &mut Fan, own: SessionId, merges: &mut u64) -> Next {
     let Some(document) = &reader.document else { return Next::Waits(State::Idle) };
     let Some(head) = fan.head.filter(|head| reader.cursor <= *head) else { return Next::Waits(State::Idle) };
-    let Some(place) = fan.place_of(reader.cursor) else { return Next::Waits(State::Reading) };
+    let has_credit = reader.outstanding.len() < reader.lead as usize;
+    let Some(place) = fan.place_of(reader.cursor) else {
+        // One who does not say that it takes anything is not given all of the document each time somebody wakes it.
+        return Next::Waits(if has_credit { State::Reading } else { State::OutOfCredit });
+    };
     let entry = &mut fan.tail[place];
     let (to, since_us, is_own) = (entry.message.position, entry.since_us, entry.message.session == own);
     let skipped = match entry.message.kind {
@@ -403,7 +426,7 @@ fn next_of(reader: &Reader, fan: &mut Fan, own: SessionId, merges: &mut u64) -> 
     if skipped {
         return Next::Skip(to);
     }
-    if reader.outstanding.len() >= reader.lead as usize {
+    if !has_credit {
         return Next::Waits(State::OutOfCredit);
     }
     let frame = |payload| Next::Frame { payload, to, since_us };

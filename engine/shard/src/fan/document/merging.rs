@@ -33,6 +33,11 @@ struct Merge {
 }
 
 impl Merges {
+    /// Lets go of those that everybody has who lacks no more than what begins at `needed`.
+    pub(super) fn forget_before(&mut self, needed: Position) {
+        self.kept.retain(|kept| kept.to >= needed);
+    }
+
     /// One frame of all edits from `place` in the tail on, as far as they can be told as one, and the last of them; `None` if
     /// that is only the first.
     pub(super) fn merged(

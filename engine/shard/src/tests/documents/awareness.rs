@@ -1,14 +1,16 @@
 //! What editors say of themselves.
 
+use std::collections::BTreeSet;
+
 use thalweg_protocol::document::{AwarenessEntry, AwarenessUpdate};
 use thalweg_protocol::limits::{
-    AWARENESS_BURST, AWARENESS_BYTES_MAX, AWARENESS_CLIENTS_PER_LINK, AWARENESS_DISTANCE_MS, AWARENESS_TICK_MS,
-    AWARENESS_TIMEOUT_MS,
+    AWARENESS_BURST, AWARENESS_BYTES_MAX, AWARENESS_CLIENTS_MAX, AWARENESS_CLIENTS_PER_LINK, AWARENESS_DISTANCE_MS,
+    AWARENESS_TICK_MS, AWARENESS_TIMEOUT_MS,
 };
 
 use super::*;
 
-fn says(subscription: Subscription, entries: &[(u64, u64, Option<&str>)]) -> ClientOp {
+pub(super) fn says(subscription: Subscription, entries: &[(u64, u64, Option<&str>)]) -> ClientOp {
     let entry = |&(client, clock, state): &(u64, u64, Option<&str>)| AwarenessEntry {
         client,
         clock,
@@ -111,6 +113,86 @@ fn nobody_speaks_for_others() {
     check(ada, (7, 4, None), &[]);
     check(again, (7, 5, None), &["7@4 -"]);
     check(bob, (8, 1, None), &[]);
+}
+
+#[test]
+fn who_left_is_not_brought_back_by_those_who_pass_on_what_they_heard() {
+    let mut node = Node::new(1);
+    let [ada, bob, again] = readers(&mut node, &[(0, "ada"), (0, "bob"), (0, "ada")])[..] else { panic!() };
+    let watcher = readers(&mut node, &[(0, "watcher")])[0];
+    let check = |node: &mut Node, by: (Client, Subscription), entry, expected: &[&str]| {
+        node.request(by.0, says(by.1, &[entry]));
+        node.pass_ms(AWARENESS_TICK_MS);
+        assert_eq!(aware(node, watcher.0), expected, "{entry:?}");
+    };
+    check(&mut node, ada, (7, 3, Some("\"ada\"")), &["7@3 \"ada\""]);
+    check(&mut node, ada, (7, 3, None), &["7@3 -"]);
+    check(&mut node, bob, (7, 3, Some("\"ada\"")), &[]);
+    check(&mut node, bob, (7, 2, Some("\"ada\"")), &[]);
+    assert_eq!(node.gauge("document_editors"), 0);
+    // Who comes back with what it said before is there at once.
+    check(&mut node, again, (7, 3, Some("\"back\"")), &["7@3 \"back\""]);
+    node.close(again.0);
+    node.pass_ms(AWARENESS_TICK_MS);
+    assert_eq!(aware(&mut node, watcher.0), ["7@3 -"]);
+    check(&mut node, bob, (7, 3, Some("\"echo\"")), &[]);
+    node.pass_ms(AWARENESS_TIMEOUT_MS);
+    check(&mut node, bob, (7, 3, Some("\"bob\"")), &["7@3 \"bob\""]);
+}
+
+#[test]
+fn who_comes_and_goes_before_anybody_is_told_is_no_news() {
+    let mut node = Node::new(2);
+    let [ada, bob, eve] = readers(&mut node, &[(0, "ada"), (1, "bob"), (0, "eve")])[..] else { panic!() };
+    node.request(eve.0, says(eve.1, &[(1, 1, Some("{}"))]));
+    node.pass_ms(AWARENESS_TICK_MS);
+    assert_eq!(aware(&mut node, bob.0), ["1@1 {}"]);
+    node.close(eve.0);
+    for message in 0..4 {
+        let clients = (0..AWARENESS_CLIENTS_MAX as u64 / 2).map(|n| 10 + message * 1_000 + n);
+        let restless: Vec<_> = clients.flat_map(|client| [(client, 1, Some("{}")), (client, 1, None)]).collect();
+        node.request(ada.0, says(ada.1, &restless));
+    }
+    node.pass_ms(AWARENESS_TICK_MS);
+    assert_eq!(aware(&mut node, bob.0), ["1@1 -"], "who was there is told to be gone");
+    assert_eq!(node.gauge("document_editors"), 0);
+}
+
+/// More than half of those who may be there are others all at once: that is more than one update holds.
+#[test]
+fn a_crowd_that_comes_back_as_others_leaves_nobody_behind() {
+    let mut node = Node::new(1);
+    let bob = readers(&mut node, &[(0, "bob")])[0];
+    let links = AWARENESS_CLIENTS_MAX / 2 / AWARENESS_CLIENTS_PER_LINK + 2;
+    let crowd = readers(&mut node, &vec![(0, "crowd"); links]);
+    let clients = |life: u64, at: usize| {
+        let first = life * 10_000 + (at * AWARENESS_CLIENTS_PER_LINK) as u64;
+        first..first + AWARENESS_CLIENTS_PER_LINK as u64
+    };
+    let mut shown = BTreeSet::new();
+    let show = |shown: &mut BTreeSet<u64>, told: Vec<String>| {
+        for entry in told.iter().flat_map(|line| line.split(", ")) {
+            let (client, state) = entry.split_once('@').expect("an entry");
+            let client = client.parse().expect("a number");
+            let _ = if state.ends_with('-') { shown.remove(&client) } else { shown.insert(client) };
+        }
+    };
+    for life in 1..=3 {
+        for (at, reader) in crowd.iter().enumerate() {
+            let left = clients(life - 1, at).map(|client| (client, 1, None));
+            let came = clients(life, at).map(|client| (client, 1, Some("{}")));
+            node.request(reader.0, says(reader.1, &left.chain(came).collect::<Vec<_>>()));
+        }
+        node.pass_ms(AWARENESS_TICK_MS);
+        let there: BTreeSet<_> = (0..links).flat_map(|at| clients(life, at)).collect();
+        assert_eq!(node.gauge("document_editors"), there.len() as u64);
+        show(&mut shown, aware(&mut node, bob.0));
+        assert!(shown == there, "{} are shown and {} are there", shown.len(), there.len());
+    }
+    let late = readers(&mut node, &[(0, "late")])[0];
+    let mut seen = BTreeSet::new();
+    show(&mut seen, aware(&mut node, late.0));
+    assert!(seen == shown, "who comes late sees no ghosts");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Documents that are let go of, read again, deleted while they are open; a disk that is full, rotten or slow; a node that
 //! goes.
 
+use thalweg_protocol::ids::ChannelKey;
 use thalweg_protocol::limits::{DOCUMENT_IDLE_MS, DOCUMENT_WAITING_MAX, IN_FLIGHT_MAX};
 use thalweg_protocol::reject::RejectCode;
 
@@ -152,6 +153,73 @@ fn a_document_is_deleted_while_it_is_open() {
         ada.copy = Document::new(5);
         assert!(ada.open(&mut node).made, "another one may have its name");
     }
+}
+
+/// Who has a document that is gone lacks all that the node writes in another one of its name.
+#[test]
+fn a_document_of_an_old_name_is_edited_by_another_client_of_the_node() {
+    let mut node = Node::new(1);
+    let admin = node.open_as(0, "acme", "root", 9, &["read:*", "write:*", "admin:*"]);
+    let mut ada = Editor::new(node.open(0, "ada", 1), "plan", 1);
+    node.call(admin, operations("plan", 1, 0, &Operations::new().insert("old")));
+    ada.open(&mut node);
+    assert_eq!(ada.copy.text(), "old");
+    node.call(admin, ClientOp::DeleteChannel { channel: name("plan") });
+    ada.hear(&mut node);
+    node.call(admin, operations("plan", 2, 0, &Operations::new().insert("new")));
+    ada.open(&mut node);
+    assert!(ada.copy.text().contains("new"), "{}", ada.copy.text());
+}
+
+/// The same where the end of a log was lost, and what comes instead stands at the same revisions.
+#[test]
+fn a_document_whose_end_was_lost_is_edited_by_another_client_of_the_node() {
+    let mut node = Node::new(1);
+    let thin = node.open(0, "thin", 2);
+    node.call(thin, operations("plan", 1, 0, &Operations::new().insert("one")));
+    node.restart(1);
+    let (thin, mut ada) = (node.open(0, "thin", 3), Editor::new(node.open(0, "ada", 1), "plan", 1));
+    node.call(thin, operations("plan", 1, 1, &Operations::new().insert("two ")));
+    ada.open(&mut node);
+    assert_eq!(ada.copy.text(), "two one");
+    let lost = node.records.pop().expect("a record");
+    assert_eq!(lost.event.posting().map(|posting| posting.message.position), Some(Position(2)));
+    node.restart(1);
+    let thin = node.open(0, "thin", 4);
+    ada.client = node.open(0, "ada", 5);
+    node.call(thin, operations("plan", 1, 1, &Operations::new().insert("six ")));
+    ada.open(&mut node);
+    assert!(ada.copy.text().contains("six "), "{}", ada.copy.text());
+}
+
+/// What edits did to the text is known as long as somebody may want to know, and no longer.
+#[test]
+fn deltas_are_kept_for_those_who_edit_by_operations() {
+    let mut node = Node::new(1);
+    let mut ada = Editor::new(node.open(0, "ada", 1), "plan", 1);
+    ada.open(&mut node);
+    let (eve, thin) = (node.open_as(0, "acme", "eve", 2, &["read:*"]), node.open(0, "thin", 3));
+    let key = ChannelKey { tenant: name("acme"), channel: name("plan") };
+    let mut check = |node: &mut Node, expected: bool, why: &str| {
+        let edit = ada.insert(0, "x");
+        node.call(ada.client, edit);
+        assert_eq!(node.shards[0].keeps_deltas(&key), expected, "{why}");
+    };
+    let pass = |node: &mut Node| (0..DOCUMENT_IDLE_MS / 1_000).for_each(|_| node.pass_ms(2_000));
+    check(&mut node, false, "nobody wants to know");
+    text_now(&mut node, eve, "plan");
+    check(&mut node, false, "who only reads does not");
+    text_now(&mut node, thin, "plan");
+    check(&mut node, true, "who may write may");
+    pass(&mut node);
+    check(&mut node, false, "not for ever");
+    let opened = open_with(&mut node, thin, "plan", DocumentForm::Operations, Bytes::new());
+    pass(&mut node);
+    check(&mut node, true, "a reader is told");
+    node.call(thin, ClientOp::Unsubscribe { subscription: opened.subscription });
+    check(&mut node, true, "it may come back");
+    pass(&mut node);
+    check(&mut node, false, "nobody reads it so any more");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Documents as they were: revisions, versions, restoring.
 
-use thalweg_protocol::limits::{BODY_BYTES_MAX, DOCUMENT_PART_BYTES, DOCUMENT_SNAPSHOT_UPDATES};
+use thalweg_protocol::limits::{
+    BODY_BYTES_MAX, DOCUMENT_PART_BYTES, DOCUMENT_PASTS_PER_SESSION, DOCUMENT_SNAPSHOT_UPDATES,
+};
 use thalweg_protocol::reject::RejectCode;
 
 use super::*;
@@ -34,6 +36,98 @@ fn every_revision_can_be_read() {
     assert_eq!((revision, &json[..]), (2, &b"{\"content\":\"ab\"}"[..]));
     let (_, state) = read_as(&mut node, ada, "plan", 3, ReadForm::State);
     assert_eq!(Document::open(1, &state).expect("a state").text(), "abc");
+}
+
+/// Who asks for the newest revision is not given the next one.
+#[test]
+fn a_revision_is_read_as_it_was_while_it_is_edited() {
+    for restarts in [false, true] {
+        let mut node = Node::new(1);
+        let mut ada = Editor::new(node.open(0, "ada", 1), "plan", 1);
+        ada.open(&mut node);
+        let edit = ada.insert(0, "one");
+        node.call(ada.client, edit);
+        if restarts {
+            node.restart(1);
+            ada.client = node.open(0, "ada", 1);
+        }
+        let bob = node.open(0, "bob", 2);
+        let edit = ada.insert(3, " two");
+        let requests = [node.send(ada.client, edit), node.send(bob, read_op("plan", 1, ReadForm::Text, 0))];
+        node.settle();
+        let [edited, read] = requests.map(|request| node.reply(request));
+        assert_eq!(published(edited), (2, false));
+        match read {
+            Some(ServerOp::Document(DocumentNews::State { revision, bytes, .. })) => {
+                assert_eq!((revision, &bytes[..]), (Position(1), &b"one"[..]), "restarted: {restarts}");
+            }
+            other => panic!("expected a revision, got {other:?}"),
+        }
+    }
+}
+
+/// Pieces are taken in one a turn, whoever asked, and nobody has many read at a time.
+#[test]
+fn reading_the_past_leaves_turns_to_others() {
+    let mut node = Node::new(1);
+    let (ada, bob) = (node.open(0, "ada", 1), node.open(0, "bob", 2));
+    counted_up(&mut node, ada, "plan", 20);
+    let read = |node: &mut Node, client, revision| node.send(client, read_op("plan", revision, ReadForm::Text, 0));
+    let most = DOCUMENT_PASTS_PER_SESSION as u64;
+    let own: Vec<_> = (1..=most + 2).map(|revision| read(&mut node, ada, revision)).collect();
+    let others = read(&mut node, bob, 9);
+    let mut turns = 0;
+    while node.shards[0].has_gathered() {
+        node.shards[0].finish_turn(node.now);
+        turns += 1;
+    }
+    assert_eq!(turns, 2 * (most + 1), "each is read in one turn, and taken in in another");
+    node.settle();
+    assert!(matches!(node.reply(others), Some(ServerOp::Document(_))));
+    let (read_now, refused): (Vec<_>, Vec<_>) = own
+        .into_iter()
+        .map(|request| node.reply(request).expect("an answer"))
+        .partition(|reply| matches!(reply, ServerOp::Document(_)));
+    assert_eq!(read_now.len() as u64, most);
+    let is_busy = |reply: &ServerOp| matches!(reply, ServerOp::Reject(reject) if reject.code == RejectCode::Busy);
+    assert!(refused.len() == 2 && refused.iter().all(is_busy), "{refused:?}");
+    assert_eq!(text_at(&mut node, ada, "plan", 3), "abc", "and later it may again");
+}
+
+#[test]
+fn those_who_read_different_revisions_in_pieces_do_not_have_them_made_anew() {
+    let mut node = Node::new(1);
+    let (ada, bob) = (node.open(0, "ada", 1), node.open(0, "bob", 2));
+    node.call(ada, create("plan"));
+    let piece = "0123456789abcdef".repeat(BODY_BYTES_MAX / 16 - 10);
+    let mut revisions = vec![0];
+    for n in 0..3 {
+        let insert = operations("plan", n + 1, revisions[n as usize], &Operations::new().insert(piece.clone()));
+        revisions.push(published(Some(node.call(ada, insert))).0);
+    }
+    let part = |node: &mut Node, client, nth: usize, offset| {
+        let request = node.send(client, read_op("plan", revisions[nth], ReadForm::Text, offset));
+        let is_made = node.shards[0].has_gathered();
+        node.settle();
+        match node.reply(request) {
+            Some(ServerOp::Document(DocumentNews::State { total, .. })) => {
+                assert_eq!(total, (nth * piece.len()) as u64);
+            }
+            other => panic!("expected a piece of a document, got {other:?}"),
+        }
+        is_made
+    };
+    for (client, nth) in [(ada, 1), (bob, 2)] {
+        assert!(part(&mut node, client, nth, 0));
+    }
+    let offset = DOCUMENT_PART_BYTES as u64;
+    for (client, nth) in [(ada, 1), (bob, 2), (ada, 1)] {
+        assert!(!part(&mut node, client, nth, offset), "{nth}");
+    }
+    // Who does not go on with it for long has it made again.
+    node.pass_ms(11_000);
+    node.pass_ms(11_000);
+    assert!(part(&mut node, ada, 1, offset));
 }
 
 #[test]

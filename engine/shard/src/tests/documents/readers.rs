@@ -1,7 +1,8 @@
 //! Readers: those who keep up, those who do not, those who read operations, those who leave.
 
 use thalweg_protocol::limits::{
-    DOCUMENT_PART_BYTES, DOCUMENTS_PER_SESSION_MAX, LEAD_MESSAGES_MAX, SESSION_QUEUE_BYTES, TAIL_MESSAGES,
+    AWARENESS_TICK_MS, DOCUMENT_PART_BYTES, DOCUMENTS_PER_SESSION_MAX, LEAD_MESSAGES_MAX, SESSION_QUEUE_BYTES,
+    TAIL_MESSAGES,
 };
 use thalweg_protocol::reject::RejectCode;
 
@@ -9,7 +10,7 @@ use super::*;
 
 fn open_lead(document: &str, form: DocumentForm, lead: u32) -> ClientOp {
     let (document, state) = (name(document), Bytes::new());
-    ClientOp::Document(DocumentOp::Open(OpenDocument { document, state, form, make: true, lead }))
+    ClientOp::Document(DocumentOp::Open(OpenDocument { document, state, form, make: true, lead, known: None }))
 }
 
 /// Opens a document with a lead; nothing of it is heard yet.
@@ -210,6 +211,26 @@ fn who_fell_off_the_tail_gets_the_document_anew() {
     assert_eq!(counted(&node, |c| c.reader_catch_ups), 2);
     type_in(&mut node, &mut ada, "y");
     assert_eq!(revisions(&mut node, bob).len(), 1, "and goes on");
+}
+
+#[test]
+fn who_says_nothing_of_what_it_takes_is_not_given_all_of_it_again_and_again() {
+    let mut node = Node::new(2);
+    node.quiet = true;
+    let mut ada = author(&mut node);
+    let (bob, eve) = (node.open(1, "bob", 2), node.open(0, "eve", 3));
+    let at = read_with(&mut node, bob, "plan", DocumentForm::Updates, 1);
+    let eves = read_with(&mut node, eve, "plan", DocumentForm::Updates, 0);
+    (0..TAIL_MESSAGES + 10).for_each(|_| type_in(&mut node, &mut ada, "x"));
+    assert_eq!(revisions(&mut node, bob), [(1, 1)]);
+    for clock in 1..4 {
+        node.request(eve, super::awareness::says(eves, &[(9, clock, Some("{}"))]));
+        node.pass_ms(AWARENESS_TICK_MS);
+        assert_eq!(super::awareness::aware(&mut node, bob), [format!("9@{clock} {{}}")]);
+    }
+    assert_eq!(counted(&node, |c| c.reader_catch_ups), 0);
+    node.consumed(bob, at, 1);
+    assert_eq!(counted(&node, |c| c.reader_catch_ups), 1);
 }
 
 #[test]
