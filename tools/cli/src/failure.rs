@@ -59,7 +59,10 @@ impl From<ClientError> for Failure {
         let mismatch = error.reject().is_some_and(|reject| reject.code == RejectCode::KindMismatch);
         let hint =
             if mismatch { "; `thalweg edit` and `thalweg doc` are for documents, the others for channels" } else { "" };
-        Self::new(error.exit_code(), format!("{error}{hint}"))
+        // What cannot be right was typed so.
+        let typed = matches!(error, ClientError::Invalid { what: "document" | "channel" | "model", .. });
+        let exit = if typed { exit::USAGE } else { error.exit_code() };
+        Self::new(exit, format!("{error}{hint}"))
     }
 }
 

@@ -120,6 +120,15 @@ fn what_is_refused() {
     desk.fails("doc get nowhere", "", 4, "nowhere");
     desk.fails("doc get notes --revision 99", "", 4, "99");
     desk.fails("doc get notes --revision draft", "", 4, "draft");
+    for line in ["get notes --revision 0", "diff notes 0", "diff notes 1 0", "restore notes 0"] {
+        desk.fails(&format!("doc {line}"), "", 2, "no revision 0");
+    }
+    desk.fails("doc version notes draft --revision 0", "", 2, "0");
+    desk.fails(&format!("doc get {}", "x".repeat(1_000)), "", 2, "document");
+    desk.fails("doc rm nowhere", "", 4, "no document nowhere");
+    desk.fails("edit notes --ai x --max-tokens 0", "", 2, "--max-tokens");
+    desk.fails("edit fresh --ai x", "", 4, "model");
+    desk.fails("doc get fresh", "", 4, "fresh");
     desk.fails("doc get general", "", 4, "general");
     desk.fails("doc rm general", "", 4, "channel delete");
     desk.fails("sub notes --count 1", "", 4, "notes");
@@ -131,6 +140,20 @@ fn what_is_refused() {
     assert_eq!(desk.good(&format!("doc get notes --token {token}"), ""), "text\n");
     desk.fails(&format!("doc put notes - --token {token}"), "more\n", 4, "write");
     desk.fails(&format!("edit notes --ai x --token {token}"), "", 4, "not write");
+}
+
+#[test]
+fn a_text_that_is_too_long_changes_nothing() {
+    let desk = Desk::new("--no-model --quic 127.0.0.1:0");
+    let text =
+        |what: &str, lines: usize| (0..lines).map(|line| format!("{what} {line:06} of it\n")).collect::<String>();
+    let (first, second) = (text("a line", 150_000), text("another", 150_000));
+    desk.good("doc put notes -", &first);
+    desk.fails("doc put notes -", &(first.clone() + &second[..second.len() / 2]), 4, "nothing was changed");
+    assert!(desk.good("doc get notes", "") == first, "it is as it was");
+    // One that fits takes the place of another, although there is no room for both.
+    desk.good("doc put notes -", &second);
+    assert!(desk.good("doc get notes", "") == second, "it is another");
 }
 
 #[test]

@@ -52,6 +52,14 @@ impl<'a> Multiplexer<'a> {
         self.run(&["send-keys", "-t", name, key]);
     }
 
+    /// Pastes a text as terminals do that do not mark pastes.
+    fn pastes(&self, name: &str, text: &str) {
+        let file = self.home.path("pasted");
+        std::fs::write(&file, text).expect("a file");
+        self.run(&["load-buffer", &file.display().to_string()]);
+        self.run(&["paste-buffer", "-d", "-t", name]);
+    }
+
     fn screen(&self, name: &str) -> String {
         self.run(&["capture-pane", "-p", "-t", name])
     }
@@ -168,6 +176,47 @@ fn hostile_messages_do_not_reach_the_terminal() {
         terminals.shows("ada", &["ended with 0"]);
         assert!(!terminals.screen("ada").contains("#lobby"));
     }
+}
+
+/// What was pasted without marks is more than one read of the terminal: it used to stop after 1,024 bytes until a key came.
+#[test]
+fn what_is_pasted_as_keys_arrives_whole() {
+    let home = Home::new();
+    let Some(terminals) = Multiplexer::start(&home) else { return };
+    let _node = serve(&home, "0");
+    let line = "0123456789 ".repeat(100);
+    terminals.open("chat", "chat lobby");
+    terminals.shows("chat", &["#lobby", "● local"]);
+    terminals.pastes("chat", &line);
+    terminals.key("chat", "Enter");
+    eventually("the whole message", || home.run("sub lobby --from start --count 1", b"").stdout.contains(line.trim()));
+
+    terminals.open("edit", "edit notes");
+    terminals.shows("edit", &["notes", "all changes saved"]);
+    let text: String = (0..1_000).map(|line| format!("line {line} of what is pasted\n")).collect();
+    terminals.pastes("edit", &text);
+    eventually("the whole text", || home.run("doc get notes", b"").stdout == text);
+    terminals.shows("edit", &["all changes saved"]);
+    // Nothing of it is lost by leaving at once.
+    terminals.pastes("edit", &text);
+    terminals.key("edit", "C-q");
+    terminals.shows("edit", &["ended with 0"]);
+    assert_eq!(home.run("doc get notes", b"").stdout, text.repeat(2));
+}
+
+#[test]
+fn a_document_that_is_deleted_under_an_editor_ends_it_as_a_failure() {
+    let home = Home::new();
+    let Some(terminals) = Multiplexer::start(&home) else { return };
+    let _node = serve(&home, "0");
+    terminals.open("edit", "edit notes");
+    terminals.shows("edit", &["all changes saved"]);
+    terminals.types("edit", "text");
+    eventually("the text", || home.run("doc get notes", b"").stdout == "text\n");
+    home.run("doc rm notes", b"");
+    terminals.shows("edit", &["it is over", "notes was deleted"]);
+    terminals.key("edit", "C-q");
+    terminals.shows("edit", &["notes was deleted", "ended with 5"]);
 }
 
 #[test]

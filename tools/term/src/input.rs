@@ -124,7 +124,10 @@ mod tests {
         check(&[], &[]);
         check(&[plain(KeyCode::Char('a'))], &[Said::Event(plain(KeyCode::Char('a')))]);
         check(&[plain(KeyCode::Char('a')), key(KeyCode::Char('B'), KeyModifiers::SHIFT)], &[typed("aB")]);
-        check(&[plain(KeyCode::Char('a')), plain(KeyCode::Enter), plain(KeyCode::Tab), control('j')], &[typed("a\n\t\n")]);
+        check(
+            &[plain(KeyCode::Char('a')), plain(KeyCode::Enter), plain(KeyCode::Tab), control('j')],
+            &[typed("a\n\t\n")],
+        );
         check(
             &[plain(KeyCode::Char('a')), plain(KeyCode::Char('b')), control('q'), plain(KeyCode::Char('c'))],
             &[typed("ab"), Said::Event(control('q')), Said::Event(plain(KeyCode::Char('c')))],

@@ -47,7 +47,7 @@ pub use event::{
     Role, State, Summary, Ticket, Welcome,
 };
 pub use screen::obstacle;
-pub use shell::{TermError, run};
+pub use shell::{Ends, TermError, run};
 pub use text::{clean, clean_line};
 pub use theme::Theme;
 pub use view::render;

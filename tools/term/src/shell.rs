@@ -189,16 +189,22 @@ fn taken(event: crossterm::event::Event) -> Option<Event> {
 }
 
 /// Signals that end a program: it leaves, and gives the terminal back.
-pub(crate) struct Ends([Signal; 4]);
+#[derive(Debug)]
+pub struct Ends([Signal; 4]);
 
 impl Ends {
-    pub(crate) fn new() -> std::io::Result<Self> {
+    /// Takes SIGTERM, SIGHUP, SIGINT and SIGQUIT: from now on they end nothing by themselves.
+    ///
+    /// # Errors
+    /// If the system does not allow it.
+    pub fn new() -> std::io::Result<Self> {
         let kinds = [SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt(), SignalKind::quit()];
         let [terminate, hangup, interrupt, quit] = kinds.map(signal);
         Ok(Self([terminate?, hangup?, interrupt?, quit?]))
     }
 
-    pub(crate) async fn any(&mut self) {
+    /// Waits for one of them. Cancel-safe.
+    pub async fn any(&mut self) {
         let [terminate, hangup, interrupt, quit] = &mut self.0;
         tokio::select! {
             _ = terminate.recv() => {}

@@ -107,12 +107,13 @@ impl Desk {
             client: at as u64 + 1,
             name: (*name).to_owned(),
             cursor: *cursor,
+            generation: None,
         };
         self.event(EditEvent::Others(peers.iter().enumerate().map(peer).collect()));
     }
 
     fn changed(&mut self, operations: Operations) {
-        self.event(EditEvent::Changed { operations, user: Some("grace".into()) });
+        self.event(EditEvent::Changed { operations, user: Some("grace".into()), generation: None });
     }
 
     fn done(&mut self, like: impl Fn(&EditCommand) -> bool) -> bool {
@@ -340,6 +341,94 @@ fn leaving_with_edits_that_wait() {
 }
 
 #[test]
+fn leaving_waits_until_all_is_saved() {
+    let mut desk = Desk::new("text");
+    desk.key("x");
+    desk.event(EditEvent::Unsaved(3));
+    desk.key("C-q");
+    desk.shows("leaving");
+    desk.key("C-s");
+    assert!(desk.done(|command| *command == EditCommand::Keep));
+    desk.event(EditEvent::Kept(Ok("/home/ada/notes.unsaved.txt".into())));
+    desk.event(EditEvent::Unsaved(1));
+    assert!(!desk.done(|command| *command == EditCommand::Quit), "one is under way");
+    desk.event(EditEvent::Unsaved(0));
+    assert!(desk.done(|command| *command == EditCommand::Quit));
+
+    let mut desk = Desk::new("text");
+    desk.event(EditEvent::Unsaved(2));
+    desk.keys("C-q x");
+    desk.event(EditEvent::Unsaved(0));
+    assert!(!desk.done(|command| *command == EditCommand::Quit), "who goes on typing stays");
+
+    let mut desk = Desk::new("text");
+    desk.event(EditEvent::Unsaved(2));
+    desk.event(EditEvent::Ended("notes was deleted".into()));
+    desk.key("C-q");
+    desk.shows("left-behind");
+    assert!(!desk.done(|command| *command == EditCommand::Quit), "they would be lost");
+    desk.key("C-q");
+    assert!(desk.done(|command| *command == EditCommand::Quit));
+}
+
+#[test]
+fn what_is_typed_at_once_is_one_edit() {
+    let check = |text: &str, keys: &str, typed: &str, expected: &str| {
+        let mut desk = Desk::new(text);
+        if !keys.is_empty() {
+            desk.keys(keys);
+        }
+        desk.commands.clear();
+        desk.event(EditEvent::Typed(typed.into()));
+        assert_eq!(desk.text, expected, "{text:?} {keys} {typed:?}");
+        let edits = desk.commands.iter().filter(|command| matches!(command, EditCommand::Edit(_))).count();
+        assert!(edits <= 1, "{edits} edits of {typed:?}");
+    };
+    check("[]", "Right", "a\tb\nc", "[a\tb\nc]");
+    check("one two", "S-End", "日本", "日本");
+    check("a\r\nb", "Down", "x\ny", "a\r\nx\r\nyb");
+    check("text", "C-f", "xt\n", "text");
+    check("text", "F1", "ab", "btext");
+}
+
+#[test]
+fn a_model_that_an_own_line_asked_is_stopped_and_taken_back() {
+    let generation = GenerationId(7);
+    let peer = |at| Peer { client: 9, name: "ai/small".into(), cursor: Some((at, at)), generation: Some(generation) };
+    let writes = |at| EditEvent::Changed {
+        operations: Operations::new().retain(at).insert("\nit"),
+        user: Some("ai/small".into()),
+        generation: Some(generation),
+    };
+    let check = |line: &str, event: EditEvent, expected: bool| {
+        let mut desk = Desk::new("");
+        desk.event(EditEvent::Typed(line.into()));
+        // What others do meanwhile moves the place.
+        desk.changed(Operations::new().insert("ab"));
+        desk.event(event);
+        assert_eq!(desk.done(|command| *command == EditCommand::Adopt(generation)), expected, "{line:?}");
+        desk.key("Esc");
+        assert_eq!(desk.done(|command| *command == EditCommand::Stop(generation)), expected, "{line:?}");
+        desk.key("C-z");
+        desk.event(EditEvent::Answered(Ok("it stopped".into())));
+        assert_eq!(desk.done(|command| *command == EditCommand::TakeBack(generation)), expected, "{line:?}");
+    };
+    check("@ai be brief\n", EditEvent::Others(vec![peer(14)]), true);
+    check("@ai be brief\n", writes(14), true);
+    check("one\n  @ai be brief\n", EditEvent::Others(vec![peer(2)]), false);
+    check("@ai be brief\n", writes(0), false);
+    check("@ai \n", EditEvent::Others(vec![peer(6)]), false);
+    check("not @ai x\n", EditEvent::Others(vec![peer(11)]), false);
+    check("@ai x\nmore", writes(7), false);
+    let mut desk = Desk::new("");
+    desk.types("@ai x");
+    desk.key("Enter");
+    desk.event(EditEvent::Others(vec![peer(5)]));
+    assert!(desk.done(|command| *command == EditCommand::Adopt(generation)));
+    desk.shows("called");
+}
+
+#[test]
 fn what_the_node_does_not_take() {
     let mut desk = Desk::new("text");
     desk.types("my ");
@@ -427,10 +516,12 @@ fn step() -> impl Strategy<Value = EditEvent> {
         3 => (any::<u32>(), 0_u32..6, "[a日\\n]{0,3}").prop_map(|(at, delete, insert)| EditEvent::Changed {
             operations: Operations::new().retain(at % 97).insert(insert).delete(delete),
             user: None,
+            generation: None,
         }),
         1 => (any::<u32>(), any::<u32>()).prop_map(|(from, to)| {
-            EditEvent::Others(vec![Peer { client: 1, name: "gr\u{202e}ace".into(), cursor: Some((from, to)) }])
+            EditEvent::Others(vec![Peer { client: 1, name: "gr\u{202e}ace".into(), cursor: Some((from, to)), generation: None }])
         }),
+        1 => "[a-c @\\n\\t日]{0,9}".prop_map(EditEvent::Typed),
         1 => Just(EditEvent::Offline("gone".into())),
         1 => Just(EditEvent::Asked { generation: GenerationId(1), model: "m".into() }),
         1 => Just(EditEvent::Answered(Ok("done".into()))),
@@ -445,7 +536,7 @@ proptest! {
         let mut desk = Desk::with(&text, DocumentAccess::Write, (30, 8));
         for step in steps {
             let step = match step {
-                EditEvent::Changed { operations, user } => {
+                EditEvent::Changed { operations, user, generation } => {
                     // Others' edits fit the text.
                     let mut at = 0;
                     if let Some(Operation::Retain(length)) = operations.parts().first() {
@@ -465,7 +556,7 @@ proptest! {
                         }
                         Operation::Insert(text) => Some(Operation::Insert(text.clone())),
                     }));
-                    EditEvent::Changed { operations: fits, user }
+                    EditEvent::Changed { operations: fits, user, generation }
                 }
                 other => other,
             };

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use serde_json::json;
 use thalweg_client::{
-    AsName as _, AskInDocument, Client, Document, DocumentAccess, FinishReason, Generation, Part, Position, Text,
-    utf16_len,
+    AsName as _, AskInDocument, Client, Document, DocumentAccess, FinishReason, Generation, GenerationId, Name, Part,
+    Position, Text, utf16_len,
 };
 use thalweg_protocol::limits::DOCUMENT_CONTEXT_BYTES;
+use thalweg_term::Ends;
 
 use crate::command::chat::theme;
 use crate::connect::{ConnectArgs, block_on};
@@ -20,6 +21,8 @@ use crate::plain::harmless;
 const RECONNECT_SEEN: Duration = Duration::from_secs(7 * 24 * 3_600);
 /// The same for a script.
 const RECONNECT: Duration = Duration::from_secs(30);
+/// How long a model that was asked may take to say that it begins, once it is to be stopped.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Edit a document together with others and models
 #[derive(Debug, clap::Args)]
@@ -40,7 +43,7 @@ pub(crate) struct Args {
     #[arg(long, short, value_name = "M", requires = "ai")]
     model: Option<String>,
     /// With --ai: most tokens to write [default: the node's]
-    #[arg(long, value_name = "N", requires = "ai")]
+    #[arg(long, value_name = "N", requires = "ai", value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: Option<u32>,
     /// With --ai: one JSON object a line, as `thalweg ask --json` prints them
     #[arg(long, requires = "ai")]
@@ -59,10 +62,12 @@ Examples:
   thalweg edit notes --ai \"tighten this paragraph\" --lines 3-7
   thalweg edit notes --ai \"write a title\" --at 1
 
-Everything is saved as you type. Edits made while the node is away are kept as long as the editor runs, and merged when it
-is back. In the editor Ctrl-A asks the AI about the selection, or to write at the cursor; Esc stops it, Ctrl-Z takes back all
-that it wrote. A line `@ai …` in the text asks it too, from any editor. Without --at and --lines, --ai writes the whole
-document anew, if it is short. Scripts edit with `thalweg doc`.";
+Everything is saved as you type. Edits made while the node is away are kept as long as the editor runs, and merged when it \
+is back; who leaves before that is asked, and can keep a copy in a file.
+
+In the editor Ctrl-A asks the AI about the selection, or to write at the cursor; Esc stops it, Ctrl-Z takes back all that \
+it wrote. A line `@ai …` in the text asks it too, from any editor. Without --at and --lines, --ai writes the whole document \
+anew, if it is short. Scripts edit with `thalweg doc`.";
 
 fn parse_lines(text: &str) -> Result<(u32, u32), String> {
     let what = "give two numbers of lines, the first and the last, like 3-7";
@@ -88,7 +93,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         let client = args.connect.connect("edit", RECONNECT_SEEN).await?;
         let document: Document = client.document(args.document.as_str()).open().await?;
         thalweg_term::edit(document, theme(args.theme.as_deref())).await.map_err(|error| match error {
-            thalweg_term::TermError::Unsaved(_) => Failure::new(exit::INCOMPLETE, error.to_string()),
+            thalweg_term::TermError::Unsaved { .. } => Failure::new(exit::INCOMPLETE, error.to_string()),
+            thalweg_term::TermError::Ended(error) => error.into(),
             error => Failure::failed(error.to_string()),
         })
     })
@@ -127,32 +133,70 @@ fn place(args: &Args, text: &str) -> Result<(u32, u32), Failure> {
 }
 
 async fn ask(args: Args) -> Result<(), Failure> {
+    let model = args.model.as_deref().map(|model| model.as_name("model")).transpose()?;
     let client = args.connect.connect("edit", RECONNECT).await?;
     // Opening it makes it, and says what may be done; the text is that of one revision.
-    let mut document: Document = client.document(args.document.as_str()).open().await?;
-    if document.access() != DocumentAccess::Write {
-        let text = format!("you may {} {}, not write in it", document.access().as_str(), args.document);
-        return Err(Failure::new(exit::REFUSED, text));
-    }
-    let (from, to) = place(&args, &document.text())?;
-    let ask = document.ask_at(from, to, args.ai.clone().unwrap_or_default());
-    let model = args.model.as_deref().map(|model| model.as_name("model")).transpose()?;
-    let ask = AskInDocument { model, max_tokens: args.max_tokens.unwrap_or(0), ..ask };
-    drop(document);
-    let (generation, model) = client.ask_in_document(ask).await?;
+    let document: Document = client.document(args.document.as_str()).open().await?;
+    let made = document.made();
+    let mut ends = Ends::new().map_err(|error| Failure::failed(format!("signals: {error}")))?;
+    let begun = begin(&client, &args, document, model);
+    tokio::pin!(begun);
+    let (asked, stops) = tokio::select! {
+        asked = &mut begun => (asked, false),
+        // It may have begun already.
+        () = ends.any() => match tokio::time::timeout(FAREWELL, begun).await {
+            Ok(asked) => (asked, true),
+            Err(_) => return Err(Failure::new(exit::INCOMPLETE, "stopped before a model began")),
+        },
+    };
+    let (generation, model) = match asked {
+        Ok(asked) => asked,
+        Err(failure) => {
+            if made {
+                unmake(&client, &args.document).await;
+            }
+            return Err(failure);
+        }
+    };
     if !args.json {
         eprintln!("{generation} {model} writes in {}", args.document);
     }
     let answer = client.watch(generation, 0, None).await?;
     let finished = tokio::select! {
         finished = follow(answer, args.json) => finished?,
-        _ = tokio::signal::ctrl_c() => {
+        () = async { if !stops { ends.any().await } } => {
             client.cancel(generation).await?;
             let text = format!("stopped; what it wrote stays in {}: `thalweg doc log {0}` shows it", args.document);
             return Err(Failure::new(exit::INCOMPLETE, text));
         }
     };
     outcome(&client, &args, finished).await
+}
+
+/// Asks the model.
+async fn begin(
+    client: &Client,
+    args: &Args,
+    mut document: Document,
+    model: Option<Name>,
+) -> Result<(GenerationId, String), Failure> {
+    if document.access() != DocumentAccess::Write {
+        let text = format!("you may {} {}, not write in it", document.access().as_str(), args.document);
+        return Err(Failure::new(exit::REFUSED, text));
+    }
+    let (from, to) = place(args, &document.text())?;
+    let ask = document.ask_at(from, to, args.ai.clone().unwrap_or_default());
+    let ask = AskInDocument { model, max_tokens: args.max_tokens.unwrap_or(0), ..ask };
+    drop(document);
+    Ok(client.ask_in_document(ask).await?)
+}
+
+/// Takes a document back that was made for a model which does not write, unless somebody else wrote in it already.
+async fn unmake(client: &Client, document: &str) {
+    if client.read_text(document, Position(0)).await.is_ok_and(|(_, text)| text.is_empty()) {
+        // Why there is no text is what is told.
+        drop(client.delete_channel(document).await);
+    }
 }
 
 /// Prints what a model writes, as it does.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use thalweg_client::{DocumentAccess, GenerationId, Operations};
 
 use super::body::Body;
+use super::call::Call;
 use super::event::{EditCommand, EditEvent, Peer};
 use crate::editor::Editor;
 use crate::ink::Ink;
@@ -81,6 +82,11 @@ pub(super) enum Asking {
     },
 }
 
+/// So many edits, in words.
+pub(super) fn edits_of(edits: u64) -> String {
+    if edits == 1 { "1 edit".to_owned() } else { format!("{edits} edits") }
+}
+
 /// A row of the screen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Row {
@@ -125,12 +131,14 @@ pub struct EditApp {
     /// What was looked for last.
     pub(super) sought: String,
     pub(super) asking: Option<Asking>,
+    /// An own line asked a model that has not begun.
+    pub(super) call: Option<Call>,
     pub(super) clipboard: String,
     pub(super) numbers: bool,
     pub(super) help: bool,
     pub(super) notice: Option<(String, Ink, Duration)>,
-    /// Leaving was asked for although something is not saved.
-    pub(super) sure: bool,
+    /// Leaving was asked for although something is not saved: it is done once that is, or when it is asked for again.
+    pub(super) leaving: bool,
     pub(super) now: Duration,
     pub(super) rows: Vec<Row>,
     cache: BTreeMap<usize, Vec<usize>>,
@@ -162,11 +170,12 @@ impl EditApp {
             prompt: None,
             sought: String::new(),
             asking: None,
+            call: None,
             clipboard: String::new(),
             numbers: false,
             help: false,
             notice: None,
-            sure: false,
+            leaving: false,
             now: Duration::ZERO,
             rows: Vec::new(),
             cache: BTreeMap::new(),
@@ -200,26 +209,41 @@ impl EditApp {
         match event {
             EditEvent::Key(key) => self.key(key),
             EditEvent::Mouse(mouse) => self.mouse(mouse),
+            EditEvent::Typed(text) => self.typed(&text),
             EditEvent::Paste(text) => self.paste(&text),
             EditEvent::Resize { columns, lines } => self.size = (columns, lines),
             EditEvent::Timer => {}
-            EditEvent::Changed { operations, .. } => self.change(&operations),
+            EditEvent::Changed { operations, user, generation } => {
+                if let Some(generation) = generation {
+                    self.model_edits(generation, user.as_deref(), &operations);
+                }
+                self.change(&operations);
+            }
             EditEvent::Reverted(Some(operations)) => self.reverted(&operations),
             EditEvent::Reverted(None) => self.say("nothing to take back here", Ink::Note),
             EditEvent::Reset { text, reason } => {
                 let operations = self.body.replacement(0, self.body.length(), &text);
                 self.body.apply(&operations);
                 self.cursor = self.body.settled(self.cursor);
-                self.anchor = None;
+                (self.anchor, self.call) = (None, None);
                 self.say(&reason, Ink::Error);
             }
             EditEvent::Refused { reject, text } => {
                 self.clipboard = text;
-                let reason = format!("not taken: {}; your text is in the clipboard (Ctrl-V)", reject.message);
+                let reason =
+                    format!("your text is in the clipboard (Ctrl-V), the node did not take it: {}", reject.message);
                 self.say(&reason, Ink::Error);
             }
-            EditEvent::Others(peers) => self.peers = peers,
-            EditEvent::Unsaved(unsaved) => self.unsaved = unsaved,
+            EditEvent::Others(peers) => {
+                self.models_are(&peers);
+                self.peers = peers;
+            }
+            EditEvent::Unsaved(unsaved) => {
+                self.unsaved = unsaved;
+                if self.leaving && unsaved == 0 {
+                    self.command(EditCommand::Quit);
+                }
+            }
             EditEvent::Offline(reason) => self.offline = Some(text::clean_line(&reason)),
             EditEvent::Online(access) => {
                 self.access = access;
@@ -237,6 +261,8 @@ impl EditApp {
                 self.asking = Some(Asking::Writes { generation, model, stopped, undo_when_over });
             }
             EditEvent::Answered(result) => self.answered(result),
+            EditEvent::Kept(Ok(file)) => self.say(&format!("the text is in {file}"), Ink::Good),
+            EditEvent::Kept(Err(reason)) => self.say(&format!("no copy could be written: {reason}"), Ink::Error),
             EditEvent::Ended(reason) => {
                 self.over = Some(text::clean_line(&reason));
                 self.asking = None;
@@ -304,6 +330,7 @@ impl EditApp {
     }
 
     fn moved_peers(&mut self, operations: &Operations) {
+        self.moved_call(operations);
         let moved = |offset: u32| operations.offset_after(offset, false);
         for peer in &mut self.peers {
             peer.cursor = peer.cursor.map(|(from, to)| (moved(from), moved(to)));
@@ -366,7 +393,10 @@ impl EditApp {
     /// What is wrong with the connection.
     pub(super) fn banner(&self) -> Option<String> {
         if let Some(reason) = &self.over {
-            return Some(format!("it is over: {reason}"));
+            return Some(match self.unsaved {
+                0 => format!("it is over: {reason} (Ctrl-S keeps a copy)"),
+                edits => format!("{} did not reach the node, Ctrl-S keeps a copy: {reason}", edits_of(edits)),
+            });
         }
         let reason = self.offline.as_ref()?;
         let edits = match self.unsaved {

@@ -10,6 +10,8 @@ pub enum EditEvent {
     Key(KeyEvent),
     /// The mouse did something.
     Mouse(MouseEvent),
+    /// Several keys were pressed that stand for what is written on them; line ends are `\n`.
+    Typed(String),
     /// Text was pasted.
     Paste(String),
     /// The terminal has another size.
@@ -27,6 +29,8 @@ pub enum EditEvent {
         operations: Operations,
         /// Who; `None` if there were several.
         user: Option<String>,
+        /// The model's edit that this is a piece of.
+        generation: Option<GenerationId>,
     },
     /// What was taken back or done again changed the text so; `None` if there was nothing.
     Reverted(Option<Operations>),
@@ -68,6 +72,8 @@ pub enum EditEvent {
     },
     /// The model that was asked wrote all it will, or could not be asked.
     Answered(Result<String, String>),
+    /// A copy of the text was written: into which file, or why not.
+    Kept(Result<String, String>),
     /// The node ended it.
     Ended(String),
 }
@@ -81,6 +87,8 @@ pub struct Peer {
     pub name: String,
     /// Where its selection begins and its cursor is, in UTF-16 code units.
     pub cursor: Option<(u32, u32)>,
+    /// What it writes, if it is a model.
+    pub generation: Option<GenerationId>,
 }
 
 /// Something to be done.
@@ -109,6 +117,11 @@ pub enum EditCommand {
     },
     /// Stops a model.
     Stop(GenerationId),
+    /// A model that an own line of the text asked begins to write: it is told when it is over ([`EditEvent::Answered`]), and
+    /// is taken back like an own edit.
+    Adopt(GenerationId),
+    /// Writes a copy of the text into a file ([`EditEvent::Kept`]).
+    Keep,
     /// Puts a text into the clipboard of the terminal.
     Copy(String),
     /// Draws everything anew.

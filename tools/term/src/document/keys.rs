@@ -28,7 +28,8 @@ impl EditApp {
         let alt = key.modifiers.contains(KeyModifiers::ALT);
         let shift = key.modifiers.contains(KeyModifiers::SHIFT);
         let leaves = control && matches!(key.code, KeyCode::Char('q' | 'c'));
-        self.sure &= leaves;
+        // Who keeps a copy first still wants to leave.
+        self.leaving &= leaves || (control && key.code == KeyCode::Char('s'));
         match key.code {
             KeyCode::Char(c) if control || alt => {
                 self.chord(c.to_ascii_lowercase(), control, shift || c.is_uppercase())
@@ -171,15 +172,41 @@ impl EditApp {
         at.min(end)
     }
 
+    /// Several keys that stand for what is written on them.
+    pub(super) fn typed(&mut self, text: &str) {
+        if !self.help && self.prompt.is_none() {
+            self.leaving = false;
+            return self.insert(text);
+        }
+        for c in text.chars() {
+            let code = match c {
+                '\n' => KeyCode::Enter,
+                '\t' => KeyCode::Tab,
+                c => KeyCode::Char(c),
+            };
+            self.key(KeyEvent::new(code, KeyModifiers::NONE));
+        }
+    }
+
     fn insert(&mut self, text: &str) {
-        if self.may_write() && (matches!(text, "\n" | "\t") || !text.chars().any(char::is_control)) {
-            let (from, to) = self.selected();
-            if from != to {
-                self.command(EditCommand::Separate);
-            }
-            // A document with the line ends of Windows keeps them.
-            let windows = text == "\n" && self.windows();
-            self.replace(from, to, if windows { "\r\n" } else { text });
+        let fits = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+        if !self.may_write() || !text.chars().all(fits) {
+            return;
+        }
+        let (from, to) = self.selected();
+        if from != to {
+            self.command(EditCommand::Separate);
+        }
+        let call = self.calling(from, text);
+        // A document with the line ends of Windows keeps them.
+        let windows = text.contains('\n') && self.windows();
+        if windows {
+            self.replace(from, to, &text.replace('\n', "\r\n"));
+        } else {
+            self.replace(from, to, text);
+        }
+        if let Some(at) = call {
+            self.called(at);
         }
     }
 
@@ -276,11 +303,13 @@ impl EditApp {
         true
     }
 
+    /// Everything is saved as it is typed; what the node cannot be given goes into a file.
     fn saved(&mut self) {
-        match (self.unsaved, &self.offline) {
-            (0, _) => self.say("all changes are saved, as you type", Ink::Good),
-            (_, None) => self.say("being saved, as you type", Ink::Note),
-            (_, Some(_)) => self.say("kept here until the node is back", Ink::Warning),
+        match self.unsaved {
+            _ if self.over.is_some() => self.command(EditCommand::Keep),
+            0 => self.say("all changes are saved, as you type", Ink::Good),
+            _ if self.offline.is_some() || self.leaving => self.command(EditCommand::Keep),
+            _ => self.say("being saved, as you type", Ink::Note),
         }
     }
 
@@ -302,11 +331,9 @@ impl EditApp {
     }
 
     fn leave(&mut self) {
-        let waits = self.unsaved > 0 && self.over.is_none() && self.offline.is_some();
-        if waits && !std::mem::replace(&mut self.sure, true) {
-            let text =
-                format!("{} of your edits the node has not got; press again to leave and lose them", self.unsaved);
-            self.say(&text, Ink::Warning);
+        if self.unsaved > 0 && !std::mem::replace(&mut self.leaving, true) {
+            // How that stands is at the foot.
+            self.notice = None;
             return;
         }
         self.command(EditCommand::Quit);

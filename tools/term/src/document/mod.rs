@@ -3,6 +3,8 @@
 
 mod app;
 mod body;
+mod call;
+mod copy;
 mod event;
 mod keys;
 mod shell;

@@ -1,18 +1,17 @@
 //! The shell of an editor: joins the terminal and a document.
 
-use std::future::poll_fn;
 use std::time::{Duration, Instant};
 
-use crossterm::event::EventStream;
-use futures_core::Stream as _;
 use thalweg_client::{
     Client, ClientError, Document, DocumentAccess, DocumentEvent, FinishReason, GenerationId, ModelEdit, TextChange,
 };
 use tokio::sync::mpsc;
 
 use super::app::{EditApp, EditOptions};
+use super::copy;
 use super::event::{EditCommand, EditEvent, Peer};
 use super::view::render_edit;
+use crate::input::{Input, Said, gathered};
 use crate::screen::Screen;
 use crate::shell::{Ends, FAREWELL, FRAME, TermError};
 use crate::theme::Theme;
@@ -27,7 +26,8 @@ const ANSWERS_MAX: usize = 16;
 ///
 /// # Errors
 /// [`TermError::Terminal`] if standard input and output are not a terminal that works; [`TermError::Unsaved`] if
-/// the last edits did not reach the node.
+/// the last edits did not reach the node: the text is in a file then, unless the person said to leave without them;
+/// [`TermError::Ended`] if the document was ended, because it was deleted for instance.
 pub async fn edit(document: Document, theme: Theme) -> Result<(), TermError> {
     let mut screen = Screen::take()?;
     let options = EditOptions {
@@ -40,27 +40,46 @@ pub async fn edit(document: Document, theme: Theme) -> Result<(), TermError> {
     };
     let (answers_in, answers) = mpsc::channel(ANSWERS_MAX);
     let app = EditApp::new(options);
-    let mut desk =
-        Desk { app, document, answers_in, answers, looked_up: None, began: Instant::now(), over: false, ended: false };
+    let mut desk = Desk {
+        app,
+        document,
+        answers_in,
+        answers,
+        looked_up: None,
+        began: Instant::now(),
+        over: false,
+        ended: false,
+        end: None,
+    };
     let result = desk.turn(&mut screen).await;
     drop(screen);
-    let Desk { document, .. } = desk;
+    let Desk { document, over: said_so, end, .. } = desk;
     let left = document.unacknowledged();
     if left > 0 {
         // What was typed last may still be on its way.
         let _ = tokio::time::timeout(FAREWELL, document.flush()).await;
     }
-    let left = document.unacknowledged();
+    let edits = document.unacknowledged();
+    // Who was not asked, because the terminal went away for instance, finds what they wrote in a file.
+    let kept = match edits {
+        0 => None,
+        _ if said_so => None,
+        _ => Some(copy::keep(document.name().as_str(), &document.text())),
+    };
     let client = document.client().clone();
     drop(document);
     let _ = tokio::time::timeout(FAREWELL, client.close()).await;
     result?;
-    if left > 0 { Err(TermError::Unsaved(left)) } else { Ok(()) }
+    match (edits, end) {
+        (0, None) => Ok(()),
+        (0, Some(error)) => Err(TermError::Ended(error)),
+        (edits, _) => Err(TermError::Unsaved { edits, kept: kept.transpose()? }),
+    }
 }
 
 /// What a turn of the loop waited for.
 enum Woken {
-    Terminal(Option<std::io::Result<crossterm::event::Event>>),
+    Terminal(Option<std::io::Result<Vec<crossterm::event::Event>>>),
     Document(Result<Option<DocumentEvent>, ClientError>),
     Answer(Answer),
     Timer,
@@ -86,11 +105,13 @@ struct Desk {
     over: bool,
     /// The document gives nothing more.
     ended: bool,
+    /// Why.
+    end: Option<ClientError>,
 }
 
 impl Desk {
     async fn turn(&mut self, screen: &mut Screen) -> Result<(), TermError> {
-        let mut keys = EventStream::new();
+        let mut input = Input::start()?;
         let mut ends = Ends::new()?;
         let mut drawn: Option<Instant> = None;
         let mut fresh = true;
@@ -106,7 +127,7 @@ impl Desk {
             let wake = self.app.wake().map(|at| at.saturating_sub(self.began.elapsed()));
             let sleep = if fresh { due } else { wake.unwrap_or(Duration::from_secs(3_600)) };
             let woken = tokio::select! {
-                key = poll_fn(|context| Pin::new(&mut keys).poll_next(context)) => Woken::Terminal(key),
+                said = input.next() => Woken::Terminal(said),
                 event = self.document.next(), if !self.ended => Woken::Document(event),
                 Some(answer) = self.answers.recv() => Woken::Answer(answer),
                 () = tokio::time::sleep(sleep) => Woken::Timer,
@@ -115,10 +136,14 @@ impl Desk {
             match woken {
                 // The end of the input is the end of the terminal.
                 Woken::Terminal(None) | Woken::Signal => return Ok(()),
-                Woken::Terminal(Some(event)) => {
-                    if let Some(event) = taken(event?) {
-                        self.handle(event, screen)?;
+                Woken::Terminal(Some(said)) => {
+                    for event in gathered(said?).into_iter().filter_map(taken) {
+                        if !self.over {
+                            self.handle(event, screen)?;
+                        }
                     }
+                    // More keys may be there already; what was typed is sent first.
+                    tokio::task::yield_now().await;
                 }
                 Woken::Document(event) => self.happened(event, screen).await?,
                 Woken::Answer(Answer::Event(event)) => {
@@ -152,13 +177,13 @@ impl Desk {
             match event {
                 Ok(Some(event)) => moved |= self.told(event, screen)?,
                 Ok(None) => {
-                    self.ended = true;
+                    (self.ended, self.end) = (true, Some(ClientError::Closed));
                     self.handle(EditEvent::Ended("the connection was closed".to_owned()), screen)?;
                     return Ok(());
                 }
                 Err(error) => {
-                    self.ended = true;
                     self.handle(EditEvent::Ended(reason(&error)), screen)?;
+                    (self.ended, self.end) = (true, Some(error));
                     return Ok(());
                 }
             }
@@ -179,9 +204,9 @@ impl Desk {
     fn told(&mut self, event: DocumentEvent, screen: &mut Screen) -> Result<bool, TermError> {
         let moved = matches!(event, DocumentEvent::Changed(_) | DocumentEvent::Others);
         match event {
-            DocumentEvent::Changed(TextChange { operations, user, .. }) => {
+            DocumentEvent::Changed(TextChange { operations, user, generation, .. }) => {
                 let user = user.map(|user| user.to_string());
-                self.handle(EditEvent::Changed { operations, user }, screen)?;
+                self.handle(EditEvent::Changed { operations, user, generation }, screen)?;
             }
             DocumentEvent::Others => {}
             DocumentEvent::Version { name, user, .. } => {
@@ -201,7 +226,12 @@ impl Desk {
     }
 
     fn tell_others(&mut self, screen: &mut Screen) -> Result<(), TermError> {
-        let peer = |other: thalweg_client::Other| Peer { client: other.client, name: other.name, cursor: other.cursor };
+        let peer = |other: thalweg_client::Other| Peer {
+            generation: other.state.get("generation").and_then(|id| id.as_str()?.parse().ok()),
+            client: other.client,
+            name: other.name,
+            cursor: other.cursor,
+        };
         let peers = self.document.others().into_iter().map(peer).collect();
         self.handle(EditEvent::Others(peers), screen)
     }
@@ -255,6 +285,19 @@ impl Desk {
                 // A model that ended meanwhile cannot be stopped, and need not be.
                 tokio::spawn(async move { drop(client.cancel(generation).await) });
             }
+            EditCommand::Adopt(generation) => {
+                self.document.adopt(generation);
+                let (client, answers) = (self.document.client().clone(), self.answers_in.clone());
+                tokio::spawn(async move {
+                    let result = finished(&client, generation).await;
+                    drop(answers.send(Answer::Event(EditEvent::Answered(result))).await);
+                });
+            }
+            EditCommand::Keep => {
+                let kept = copy::keep(self.document.name().as_str(), &self.document.text());
+                let kept = kept.map(|file| file.display().to_string()).map_err(|error| error.to_string());
+                return Some(EditEvent::Kept(kept));
+            }
             EditCommand::Copy(_) | EditCommand::Redraw | EditCommand::Quit => {}
         }
         None
@@ -277,9 +320,9 @@ impl Desk {
         }
         if self.looked_up.replace(generation) != Some(generation) {
             let (client, answers) = (self.document.client().clone(), self.answers_in.clone());
-            let document = self.document.name().clone();
+            let (document, after) = (self.document.name().clone(), self.document.revision_before(generation));
             tokio::spawn(async move {
-                let edit = client.model_edit(document, generation).await;
+                let edit = client.model_edit(document, generation, after).await;
                 drop(answers.send(Answer::LookedUp(edit)).await);
             });
         }
@@ -339,8 +382,12 @@ async fn finished(client: &Client, generation: GenerationId) -> Result<String, S
 }
 
 /// What the terminal says, as far as it concerns the editor.
-fn taken(event: crossterm::event::Event) -> Option<EditEvent> {
+fn taken(said: Said) -> Option<EditEvent> {
     use crossterm::event::Event as Terminal;
+    let event = match said {
+        Said::Typed(text) => return Some(EditEvent::Typed(text)),
+        Said::Event(event) => event,
+    };
     Some(match event {
         Terminal::Key(key) => EditEvent::Key(key),
         Terminal::Mouse(mouse) => EditEvent::Mouse(mouse),

@@ -8,7 +8,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Clear, Paragraph, Widget as _};
 use unicode_segmentation::UnicodeSegmentation as _;
 
-use super::app::{Asking, EditApp, Row};
+use super::app::{Asking, EditApp, Row, edits_of};
 use super::body::glyph;
 use super::event::Peer;
 use super::keys::columns;
@@ -35,6 +35,8 @@ const HELP: &[&str] = &[
     " Esc                         stop the AI; Ctrl-Z then",
     "                             takes back all it wrote",
     " F2                          numbers of lines",
+    " Ctrl-S                      keep a copy in a file, if",
+    "                             the node cannot save",
     " Ctrl-Q                      leave",
     "",
     " A line `@ai do something` asks the AI, too.",
@@ -258,6 +260,14 @@ fn foot(app: &EditApp, frame: &mut Frame<'_>, area: Rect) {
 fn state(app: &EditApp) -> (String, Ink) {
     if let Some((text, ink, _)) = &app.notice {
         return (text.clone(), *ink);
+    }
+    if app.leaving {
+        let edits = edits_of(app.unsaved);
+        let wait = app.offline.is_none() && app.over.is_none();
+        let what =
+            if wait { format!("saving {edits}, then leaving") } else { format!("{edits} did not reach the node") };
+        let what = format!("{what}: Ctrl-S keeps a copy, Ctrl-Q loses them");
+        return (what, if wait { Ink::Pending } else { Ink::Warning });
     }
     match &app.asking {
         Some(Asking::Waits) => return ("the AI is asked…".to_owned(), Ink::Model),

@@ -35,10 +35,10 @@ Examples:
   echo '[{\"retain\":2},{\"delete\":5},{\"insert\":\"Plans\"}]' | thalweg doc apply notes
   echo '{\"revision\":7,\"ops\":[{\"retain\":2},{\"insert\":\"!\"}]}' | thalweg doc apply notes
 
-A line is an array of {\"retain\":n}, {\"insert\":\"text\"} and {\"delete\":n}, from the beginning of the text on; what is left of
-it at the end is kept. Lengths count UTF-16 code units, as browsers do. It is made on the text as it is then, or as it was at
-the revision that is named, and transformed over what others did since. For each line the revision it made is printed, once
-it is durable.";
+A line is an array of {\"retain\":n}, {\"insert\":\"text\"} and {\"delete\":n}, from the beginning of the text on; what is left \
+of it at the end is kept. Lengths count UTF-16 code units, as browsers do. It is made on the text as it is then, or as it \
+was at the revision that is named, and transformed over what others did since. For each line the revision it made is \
+printed, once it is durable.";
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let client = args.connect.connect("doc", args.timeout).await?;

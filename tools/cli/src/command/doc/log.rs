@@ -32,8 +32,11 @@ Examples:
   thalweg doc log notes --limit 20
   thalweg doc log notes --json | jq 'select(.version)'
 
-JSON: {\"revision\":3,\"ts\":\"RFC 3339\",\"user\":\"ada\",\"inserted\":12,\"deleted\":0}, with \"generation\" where a model wrote;
-{\"version\":\"draft\",\"revision\":3,\"ts\":…,\"user\":…} for a name. Characters are counted in UTF-16 code units.";
+JSON:
+  {\"revision\":3,\"ts\":\"RFC 3339\",\"user\":\"ada\",\"inserted\":12,\"deleted\":0}
+  {\"version\":\"draft\",\"revision\":3,\"ts\":\"RFC 3339\",\"user\":\"ada\"}
+
+An edit has \"generation\" where a model wrote. Characters are counted in UTF-16 code units.";
 
 /// The pages of what a document was edited by, one after the other.
 pub(super) struct Pages<'a> {

@@ -3,18 +3,18 @@
 mod apply;
 mod diffs;
 mod log;
+mod put;
 mod watch;
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 use serde_json::json;
-use thalweg_client::{ChannelKind, Client, Document, Position, ReadForm, RecordKind, Tally};
-use thalweg_protocol::limits::DOCUMENT_BYTES_MAX;
+use thalweg_client::{ChannelKind, Client, Position, ReadForm, RecordKind, RejectCode};
 
 use crate::connect::{ConnectArgs, block_on};
-use crate::failure::{During as _, Failure, exit, output};
+use crate::failure::{Failure, exit, output};
 use crate::lines::when;
 use crate::plain::{print, say, table};
 
@@ -40,7 +40,8 @@ Examples:
   thalweg doc watch notes                  print edits as they come
   echo '[{\"insert\":\"hello\\n\"}]' | thalweg doc apply notes
 
-A revision is a number that `thalweg doc log` shows, or the name of a version. `thalweg edit` is the editor.";
+A revision is a number that `thalweg doc log` shows, or the name of a version; there is none before 1, and where none is \
+named, the newest is meant. `thalweg edit` is the editor.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -57,15 +58,7 @@ enum Command {
         #[command(flatten)]
         connect: ConnectArgs,
     },
-    /// Edit a document so that it reads like a file; what is the same stays, and with it others' cursors
-    Put {
-        /// Its name; made if there is none
-        document: String,
-        /// The file; `-` reads standard input
-        file: String,
-        #[command(flatten)]
-        connect: ConnectArgs,
-    },
+    Put(put::Args),
     /// Print what a document was edited by
     Log(log::Args),
     /// Print how two revisions differ, as `diff -u` does
@@ -95,7 +88,7 @@ enum Command {
         /// The name; not a number, which is a revision
         name: String,
         /// Which revision [default: the newest]
-        #[arg(long, value_name = "N")]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         revision: Option<u64>,
         #[command(flatten)]
         connect: ConnectArgs,
@@ -142,7 +135,7 @@ async fn carry_out(command: Command) -> Result<(), Failure> {
         Command::Get { document, revision, format, connect } => {
             get(&connected(&connect).await?, &document, revision.as_deref(), format).await
         }
-        Command::Put { document, file, connect } => put(&connect, &document, &file).await,
+        Command::Put(args) => put::run(args).await,
         Command::Log(args) => log::run(args).await,
         Command::Diff { document, a, b, connect } => {
             diff(&connected(&connect).await?, &document, &a, b.as_deref()).await
@@ -168,7 +161,12 @@ async fn carry_out(command: Command) -> Result<(), Failure> {
         Command::List { json, connect } => list(&connected(&connect).await?, json).await,
         Command::Rm { document, connect } => {
             let client = connected(&connect).await?;
-            let report = client.about_channel(document.as_str()).await?;
+            let report = match client.about_channel(document.as_str()).await {
+                Err(error) if error.reject().is_some_and(|reject| reject.code == RejectCode::ChannelUnknown) => {
+                    return Err(Failure::new(exit::REFUSED, format!("there is no document {document}")));
+                }
+                report => report?,
+            };
             if report.kind != ChannelKind::Document {
                 let text = format!("{document} is no document; `thalweg channel delete {document}` deletes a channel");
                 return Err(Failure::new(exit::REFUSED, text));
@@ -201,8 +199,15 @@ fn check_version(document: &str, name: &str) -> Result<(), Failure> {
 
 /// The revision that is meant: a number, or the newest version of that name.
 async fn revision_of(client: &Client, document: &str, text: &str) -> Result<Position, Failure> {
-    if let Some(revision) = number_of(text) {
-        return Ok(revision);
+    match number_of(text) {
+        Some(Position(0)) => {
+            return Err(Failure::usage(format!(
+                "there is no revision 0: revisions count from 1, and where none is named, the newest is meant; `thalweg doc \
+                 log {document}` shows them"
+            )));
+        }
+        Some(revision) => return Ok(revision),
+        None => {}
     }
     let mut found = None;
     let mut pages = log::Pages::new(client, document);
@@ -238,38 +243,6 @@ async fn get(client: &Client, document: &str, revision: Option<&str>, format: Fo
         Format::Text | Format::Update => Ok(()),
     });
     written.and_then(|()| out.flush()).map_err(|error| output(&error))
-}
-
-/// The text of a file, or of standard input.
-fn text_of(file: &str) -> Result<String, Failure> {
-    // One byte more than there may be shows that there is more.
-    let limit = DOCUMENT_BYTES_MAX as u64 + 1;
-    let mut bytes = Vec::new();
-    let read = match file {
-        "-" => std::io::stdin().lock().take(limit).read_to_end(&mut bytes),
-        path => std::fs::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes)),
-    };
-    read.during(if file == "-" { "reading standard input" } else { file })?;
-    if bytes.len() > DOCUMENT_BYTES_MAX {
-        return Err(Failure::failed(format!("{file} is longer than a document may be: {DOCUMENT_BYTES_MAX} bytes")));
-    }
-    String::from_utf8(bytes).map_err(|error| {
-        Failure::failed(format!("{file} is not text: byte {} is not UTF-8", error.utf8_error().valid_up_to()))
-    })
-}
-
-async fn put(connect: &ConnectArgs, name: &str, file: &str) -> Result<(), Failure> {
-    // Before the node is asked anything.
-    let text = text_of(file)?;
-    let client = connected(connect).await?;
-    let mut document: Document = client.document(name).open().await?;
-    let edits = diffs::edits(&document.text(), &text);
-    if edits.is_empty() {
-        return say(&format!("{name} reads so already; it is revision {}", document.revision()));
-    }
-    let Tally { inserted, deleted } = Tally::of(&edits);
-    let revision = document.edit(&edits)?.await?;
-    say(&format!("{name} is revision {revision} (+{inserted} -{deleted})"))
 }
 
 async fn diff(client: &Client, document: &str, a: &str, b: Option<&str>) -> Result<(), Failure> {
