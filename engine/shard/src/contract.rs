@@ -349,6 +349,15 @@ pub enum OwnerMessage {
     UntellOperations { core: CoreId, document: ChannelKey },
 }
 
+/// What an edit of a document does to its text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextEdit {
+    /// Encoded [`Operations`](thalweg_protocol::document::Operations).
+    pub operations: Bytes,
+    /// Whether its writer made it of operations, and so has it already.
+    pub is_positional: bool,
+}
+
 /// Answers and news to the core a session is on.
 #[derive(Debug)]
 #[allow(missing_docs, reason = "fields are named after their types")]
@@ -358,8 +367,8 @@ pub enum SessionMessage {
     /// The answer to [`OwnerMessage::Attach`]: where the channel begins and ends.
     Attached { link: Link, request: Request, channel: ChannelKey, fan: FanId, result: AttachResult },
     /// A message was added to a channel. If it edits a document whose readers or writers use operations: what it does to its
-    /// text, encoded.
-    Appended { fan: FanId, message: Arc<Message>, operations: Option<Bytes>, trace: u64 },
+    /// text.
+    Appended { fan: FanId, message: Arc<Message>, edit: Option<TextEdit>, trace: u64 },
     /// The answer to [`OwnerMessage::Read`]. `first` is the oldest position that is still kept.
     History { reader: SubscriptionRef, first: Position, messages: Vec<Arc<Message>> },
     /// History could not be read.
@@ -399,6 +408,8 @@ pub enum SessionMessage {
 /// What a reader of a document begins with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opening {
+    /// Which document of that name it is.
+    pub id: ChannelId,
     /// The newest revision. What is told about the document from now on comes after it.
     pub revision: Position,
     /// For a reader of updates: what it lacks of that revision, one update, empty if nothing. For one of operations: the text.

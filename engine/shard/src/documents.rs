@@ -31,7 +31,7 @@ use thalweg_protocol::limits::{DOCUMENT_DELTAS_BYTES, DOCUMENT_DELTAS_KEPT, DOCU
 use thalweg_protocol::op::DeliveryKind;
 use thalweg_protocol::reject::{Reject, RejectCode};
 
-use crate::contract::Origin;
+use crate::contract::{Origin, TextEdit};
 use crate::shard::Shard;
 
 use past::Past;
@@ -74,6 +74,8 @@ struct Open {
     stage: Stage,
     /// What is to be done with it once it is there, in order.
     waiting: VecDeque<Waiting>,
+    /// That is being done just now: what else is to be done waits its turn.
+    is_serving: bool,
     /// When somebody last needed it.
     used_us: u64,
     /// Since when it is being read.
@@ -215,7 +217,7 @@ struct Deltas {
 struct Delta {
     revision: Position,
     operations: Operations,
-    encoded: Bytes,
+    told: TextEdit,
 }
 
 impl Deltas {
@@ -224,23 +226,23 @@ impl Deltas {
     }
 
     /// Adds what a revision did. What `applied` does not cover is not let go of: readers are yet to be told.
-    fn push(&mut self, revision: Position, operations: Operations, applied: Position) {
-        let encoded = operations.encode();
-        self.bytes += encoded.len();
-        self.kept.push_back(Delta { revision, operations, encoded });
+    fn push(&mut self, revision: Position, operations: Operations, is_positional: bool, applied: Position) {
+        let told = TextEdit { operations: operations.encode(), is_positional };
+        self.bytes += told.operations.len();
+        self.kept.push_back(Delta { revision, operations, told });
         while (self.kept.len() > DOCUMENT_DELTAS_KEPT || self.bytes > DOCUMENT_DELTAS_BYTES)
             && self.kept.front().is_some_and(|oldest| oldest.revision <= applied)
         {
             let Some(oldest) = self.kept.pop_front() else { break };
-            self.bytes -= oldest.encoded.len();
+            self.bytes -= oldest.told.operations.len();
             self.after = oldest.revision;
         }
     }
 
-    /// What a revision did, encoded.
-    fn of(&self, revision: Position) -> Option<Bytes> {
+    /// What a revision did, as readers are told of it.
+    fn of(&self, revision: Position) -> Option<TextEdit> {
         let at = self.kept.binary_search_by_key(&revision, |delta| delta.revision).ok()?;
-        Some(self.kept[at].encoded.clone())
+        Some(self.kept[at].told.clone())
     }
 
     /// What was done after a revision, in order; `None` if that is not known.
@@ -341,8 +343,8 @@ impl Shard {
         self.go_on_with_a_past();
     }
 
-    /// What a message did to the text of a document, encoded, if readers of it may want to know.
-    pub(crate) fn document_operations(&self, document: &ChannelKey, revision: Position) -> Option<Bytes> {
+    /// What a message did to the text of a document, if readers of it may want to know.
+    pub(crate) fn text_edit(&self, document: &ChannelKey, revision: Position) -> Option<TextEdit> {
         match &self.documents.open.get(document)?.stage {
             Stage::Ready(ready) => ready.deltas.as_ref()?.of(revision),
             Stage::Settling | Stage::Reading(_) => None,

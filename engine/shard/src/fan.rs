@@ -12,7 +12,6 @@ mod tail;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use thalweg_domain::permission::{Action as Access, Principal};
 use thalweg_domain::record::Message;
 use thalweg_protocol::ids::{ChannelKey, Position, Request, Subscription};
@@ -23,7 +22,7 @@ use thalweg_protocol::limits::{
 use thalweg_protocol::op::{DeliveryKind, From, Policy, ServerOp, Subscribe};
 use thalweg_protocol::reject::{Reject, RejectCode};
 
-use crate::contract::{AttachResult, Link, Origin, Output, OwnerMessage};
+use crate::contract::{AttachResult, Link, Origin, Output, OwnerMessage, TextEdit};
 use crate::counters::Stage;
 use crate::shard::Shard;
 
@@ -349,7 +348,7 @@ impl Shard {
     }
 
     /// An owner told about a message.
-    pub(crate) fn appended(&mut self, id: FanId, message: Arc<Message>, operations: Option<Bytes>, trace: u64) {
+    pub(crate) fn appended(&mut self, id: FanId, message: Arc<Message>, edit: Option<TextEdit>, trace: u64) {
         let Some(fan) = self.fans.fans.get_mut(&id) else { return };
         // A core that attached while this message was being spread knows it already.
         if fan.head.is_some_and(|head| message.position <= head) {
@@ -360,7 +359,7 @@ impl Shard {
             self.redact_gathered(id, message.context.target);
         }
         let Some(fan) = self.fans.fans.get_mut(&id) else { return };
-        fan.push(message, operations, self.now.mono_us);
+        fan.push(message, edit, self.now.mono_us);
         self.prune_document(id);
         if trace != 0 && self.fans.traced.len() < TRACED_MAX {
             self.fans.traced.push((trace, self.now.mono_us));
@@ -408,7 +407,7 @@ impl Shard {
             }
         };
         fan.tail.iter_mut().for_each(|entry| redact(&mut entry.message));
-        fan.tail_bytes = fan.tail.iter().map(|entry| entry.message.payload.len()).sum();
+        fan.tail_bytes = fan.tail.iter().map(Entry::bytes).sum();
         for &index in &fan.readers {
             let reader = readers.get_mut(index).and_then(Option::as_mut);
             reader.into_iter().flat_map(|reader| &mut reader.replay).for_each(redact);

@@ -527,13 +527,13 @@ impl Shard {
         let Some(Posting { channel, id, message }) = event.posting() else { return };
         let Some(owned) = self.owner.channels.get(channel).filter(|owned| owned.channel.id() == *id) else { return };
         let cores = owned.cores.clone();
-        let (message, operations) = match owned.channel.is_document() && !cores.is_empty() {
-            true => (without_its_part(message), self.document_operations(channel, message.position)),
+        let (message, edit) = match owned.channel.is_document() && !cores.is_empty() {
+            true => (without_its_part(message), self.text_edit(channel, message.position)),
             false => (Arc::clone(message), None),
         };
         for (core, fan) in cores {
-            let (message, operations) = (Arc::clone(&message), operations.clone());
-            self.tell_session(core, SessionMessage::Appended { fan, message, operations, trace });
+            let (message, edit) = (Arc::clone(&message), edit.clone());
+            self.tell_session(core, SessionMessage::Appended { fan, message, edit, trace });
         }
     }
 

@@ -348,8 +348,8 @@ impl Shard {
             SessionMessage::Attached { link, request, channel, fan, result } => {
                 self.attached(link, request, channel, fan, result);
             }
-            SessionMessage::Appended { fan, message, operations, trace } => {
-                self.appended(fan, message, operations, trace);
+            SessionMessage::Appended { fan, message, edit, trace } => {
+                self.appended(fan, message, edit, trace);
             }
             SessionMessage::History { reader, first, messages } => self.history(reader, first, messages),
             SessionMessage::HistoryFailed { reader, reject } => self.history_failed(reader, reject),

@@ -10,7 +10,7 @@ mod operations;
 
 use bytes::Bytes;
 
-use crate::ids::{GenerationId, Name, Position, Sequence, Subscription};
+use crate::ids::{ChannelId, GenerationId, Name, Position, Sequence, Subscription};
 
 pub use awareness::{AwarenessEntry, AwarenessUpdate};
 pub use operations::{Operation, Operations, Side, utf16_len};
@@ -79,6 +79,9 @@ pub struct OpenDocument {
     pub make: bool,
     /// Edits the node may send ahead of what the reader reported as consumed; 0 for the default.
     pub lead: u32,
+    /// Which document of that name `state` is of. If it is another one now, since that was deleted and one was made again, it is
+    /// not opened: what the reader has does not belong into it.
+    pub known: Option<ChannelId>,
 }
 
 /// A request that a model writes in a document.
@@ -143,8 +146,8 @@ pub enum DocumentOp {
 pub enum DocumentNews {
     /// Answer to `Open`: the newest revision, how many bytes of state follow in `State` frames, what the reader may do, and
     /// whether the document is new. `vector`: the Yjs state vector of that revision, by which a reader of updates knows what
-    /// of its own the node lacks; empty for a reader of operations.
-    Opened { revision: Position, bytes: u64, access: DocumentAccess, made: bool, vector: Bytes },
+    /// of its own the node lacks; empty for a reader of operations. `id`: which document of that name it is.
+    Opened { id: ChannelId, revision: Position, bytes: u64, access: DocumentAccess, made: bool, vector: Bytes },
     /// A part of a document as it was at a revision, `total` bytes long, from `offset` on. On a document's lane after its
     /// beginning: what the reader could not be sent one by one; what it has stays right, and this brings it up to the
     /// revision. For a reader of operations it is the whole text, which takes the place of the one it has.

@@ -7237,6 +7237,7 @@ impl<'a> OpenDocument<'a> {
   pub const VT_FORM: ::flatbuffers::VOffsetT = 8;
   pub const VT_MAKE: ::flatbuffers::VOffsetT = 10;
   pub const VT_LEAD: ::flatbuffers::VOffsetT = 12;
+  pub const VT_KNOWN: ::flatbuffers::VOffsetT = 14;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -7248,6 +7249,7 @@ impl<'a> OpenDocument<'a> {
     args: &'args OpenDocumentArgs<'args>
   ) -> ::flatbuffers::WIPOffset<OpenDocument<'bldr>> {
     let mut builder = OpenDocumentBuilder::new(_fbb);
+    builder.add_known(args.known);
     builder.add_lead(args.lead);
     if let Some(x) = args.state { builder.add_state(x); }
     if let Some(x) = args.document { builder.add_document(x); }
@@ -7292,6 +7294,13 @@ impl<'a> OpenDocument<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u32>(OpenDocument::VT_LEAD, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn known(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(OpenDocument::VT_KNOWN, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for OpenDocument<'_> {
@@ -7305,6 +7314,7 @@ impl ::flatbuffers::Verifiable for OpenDocument<'_> {
      .visit_field::<DocumentForm>("form", Self::VT_FORM, false)?
      .visit_field::<bool>("make", Self::VT_MAKE, false)?
      .visit_field::<u32>("lead", Self::VT_LEAD, false)?
+     .visit_field::<u64>("known", Self::VT_KNOWN, false)?
      .finish();
     Ok(())
   }
@@ -7315,6 +7325,7 @@ pub struct OpenDocumentArgs<'a> {
     pub form: DocumentForm,
     pub make: bool,
     pub lead: u32,
+    pub known: u64,
 }
 impl<'a> Default for OpenDocumentArgs<'a> {
   #[inline]
@@ -7325,6 +7336,7 @@ impl<'a> Default for OpenDocumentArgs<'a> {
       form: DocumentForm::Updates,
       make: false,
       lead: 0,
+      known: 0,
     }
   }
 }
@@ -7355,6 +7367,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> OpenDocumentBuilder<'a, 'b, A
     self.fbb_.push_slot::<u32>(OpenDocument::VT_LEAD, lead, 0);
   }
   #[inline]
+  pub fn add_known(&mut self, known: u64) {
+    self.fbb_.push_slot::<u64>(OpenDocument::VT_KNOWN, known, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> OpenDocumentBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     OpenDocumentBuilder {
@@ -7377,6 +7393,7 @@ impl ::core::fmt::Debug for OpenDocument<'_> {
       ds.field("form", &self.form());
       ds.field("make", &self.make());
       ds.field("lead", &self.lead());
+      ds.field("known", &self.known());
       ds.finish()
   }
 }
@@ -12477,6 +12494,7 @@ impl<'a> DocumentOpened<'a> {
   pub const VT_ACCESS: ::flatbuffers::VOffsetT = 8;
   pub const VT_MADE: ::flatbuffers::VOffsetT = 10;
   pub const VT_VECTOR: ::flatbuffers::VOffsetT = 12;
+  pub const VT_ID: ::flatbuffers::VOffsetT = 14;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -12488,6 +12506,7 @@ impl<'a> DocumentOpened<'a> {
     args: &'args DocumentOpenedArgs<'args>
   ) -> ::flatbuffers::WIPOffset<DocumentOpened<'bldr>> {
     let mut builder = DocumentOpenedBuilder::new(_fbb);
+    builder.add_id(args.id);
     builder.add_bytes(args.bytes);
     builder.add_revision(args.revision);
     if let Some(x) = args.vector { builder.add_vector(x); }
@@ -12532,6 +12551,13 @@ impl<'a> DocumentOpened<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(DocumentOpened::VT_VECTOR, None)}
   }
+  #[inline]
+  pub fn id(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(DocumentOpened::VT_ID, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for DocumentOpened<'_> {
@@ -12545,6 +12571,7 @@ impl ::flatbuffers::Verifiable for DocumentOpened<'_> {
      .visit_field::<DocumentAccess>("access", Self::VT_ACCESS, false)?
      .visit_field::<bool>("made", Self::VT_MADE, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("vector", Self::VT_VECTOR, false)?
+     .visit_field::<u64>("id", Self::VT_ID, false)?
      .finish();
     Ok(())
   }
@@ -12555,6 +12582,7 @@ pub struct DocumentOpenedArgs<'a> {
     pub access: DocumentAccess,
     pub made: bool,
     pub vector: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+    pub id: u64,
 }
 impl<'a> Default for DocumentOpenedArgs<'a> {
   #[inline]
@@ -12565,6 +12593,7 @@ impl<'a> Default for DocumentOpenedArgs<'a> {
       access: DocumentAccess::Read,
       made: false,
       vector: None,
+      id: 0,
     }
   }
 }
@@ -12595,6 +12624,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DocumentOpenedBuilder<'a, 'b,
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(DocumentOpened::VT_VECTOR, vector);
   }
   #[inline]
+  pub fn add_id(&mut self, id: u64) {
+    self.fbb_.push_slot::<u64>(DocumentOpened::VT_ID, id, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DocumentOpenedBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     DocumentOpenedBuilder {
@@ -12617,6 +12650,7 @@ impl ::core::fmt::Debug for DocumentOpened<'_> {
       ds.field("access", &self.access());
       ds.field("made", &self.made());
       ds.field("vector", &self.vector());
+      ds.field("id", &self.id());
       ds.finish()
   }
 }

@@ -52,6 +52,7 @@ impl Docs<'_> {
                     form: self.form,
                     make: editor.seat == 0,
                     lead: 0,
+                    known: None,
                 };
                 swarm.request(editor.link, editor.number, &ClientOp::Document(DocumentOp::Open(open)))?;
                 asked += 1;

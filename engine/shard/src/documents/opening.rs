@@ -40,6 +40,10 @@ impl Shard {
         fan: FanId,
     ) {
         let made = match self.existing_channel(&document) {
+            // What the reader has is of one that was deleted, and does not belong into another of that name.
+            Ok(channel) if open.known.is_some_and(|known| channel.as_deref().is_none_or(|channel| channel.id() != known)) => {
+                Err(deleted(&document))
+            }
             Ok(Some(channel)) if !channel.is_document() => Err(no_document(&document.channel)),
             Ok(Some(_)) => Ok(false),
             Ok(None) if open.make && principal.may(Access::Write, document.channel.as_str()) => {
@@ -84,7 +88,16 @@ impl Shard {
     fn insert_document(&mut self, document: &ChannelKey, id: ChannelId, stage: Stage) {
         self.documents.lives += 1;
         let (life, now_us) = (self.documents.lives, self.now.mono_us);
-        let open = Open { id, life, stage, waiting: Default::default(), used_us: now_us, since_us: now_us, models: 0 };
+        let open = Open {
+            id,
+            life,
+            stage,
+            waiting: Default::default(),
+            is_serving: false,
+            used_us: now_us,
+            since_us: now_us,
+            models: 0,
+        };
         self.documents.open.insert(document.clone(), open);
         if self.documents.sweep_at.is_none() {
             let at = now_us + SWEEP_US;
@@ -154,6 +167,7 @@ impl Shard {
                 if let Some(open) = self.documents.open.remove(document) {
                     self.refuse_all_waiting(document, open.waiting, &reject);
                 }
+                self.writers_lose(document);
             }
         }
     }
@@ -233,7 +247,7 @@ impl Shard {
                 (ready.text(revision), Bytes::new())
             }
         };
-        Ok((id, Opening { revision, state, vector, access, made, awareness: None }))
+        Ok((id, Opening { id, revision, state, vector, access, made, awareness: None }))
     }
 
     /// What a reader of a document begins with is durable.

@@ -42,10 +42,13 @@ impl Shard {
         if self.storage_has_room().is_err() || self.writes_are_served().is_err() {
             return;
         }
+        if self.documents.ready(document).is_some_and(|ready| !ready.gathered.is_empty()) {
+            // What was gathered is in the log before the whole is. That comes back here, if the whole is still due.
+            return self.flush_document(document);
+        }
         let Ok(Some(channel)) = self.existing_channel(document) else { return };
         let (id, revision) = (channel.id(), channel.decided());
         let Some(ready) = self.documents.ready(document).filter(|ready| !ready.document.is_poisoned()) else { return };
-        debug_assert!(ready.gathered.is_empty(), "what was gathered is in the log before the whole is");
         let whole = ready.encoded(revision);
         ready.age = Age { written: whole.len() as u64, ..Age::default() };
         ready.encoded = None;

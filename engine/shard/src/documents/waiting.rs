@@ -43,7 +43,7 @@ impl Shard {
     pub(crate) fn with_document(&mut self, document: &ChannelKey, what: Waiting) {
         if let Some(open) = self.documents.open.get_mut(document) {
             open.used_us = self.now.mono_us;
-            if matches!(open.stage, Stage::Ready(_)) && open.waiting.is_empty() {
+            if matches!(open.stage, Stage::Ready(_)) && open.waiting.is_empty() && !open.is_serving {
                 return self.do_with_document(document, what);
             }
             if open.waiting.len() >= DOCUMENT_WAITING_MAX {
@@ -64,8 +64,13 @@ impl Shard {
         self.serve_waiting(document);
     }
 
-    /// Does what waited for a document, as long as it is in memory.
+    /// Does what waited for a document, as long as it is in memory. What comes of that waits as well, so that a crowd of
+    /// writers, each with more to write, does not nest.
     pub(super) fn serve_waiting(&mut self, document: &ChannelKey) {
+        match self.documents.open.get_mut(document) {
+            Some(open) if !open.is_serving => open.is_serving = true,
+            _ => return,
+        }
         while let Some(open) = self.documents.open.get_mut(document)
             && matches!(open.stage, Stage::Ready(_))
             && let Some(what) = open.waiting.pop_front()
@@ -78,6 +83,9 @@ impl Shard {
                 }
                 what => self.do_with_document(document, what),
             }
+        }
+        if let Some(open) = self.documents.open.get_mut(document) {
+            open.is_serving = false;
         }
     }
 

@@ -31,6 +31,8 @@ use crate::shard::{Deadline, Shard};
 
 /// Those who find as many models in a document as may be are told to come back after this, in milliseconds.
 const WRITERS_DELAY_MS: u32 = 1_000;
+/// Times that a document may break under one model: what breaks it each time is that model.
+const BREAKS_MAX: u32 = 3;
 /// Who types a line that begins so in a document, and ends it, asks a model.
 const CALL: &str = "@ai ";
 /// The editors that models are have numbers from here on, which no other editor has.
@@ -60,6 +62,10 @@ pub(crate) struct Writer {
     refreshes: u32,
     /// When it is looked whether the text around is another one.
     refresh_at: Option<u64>,
+    /// Whether its document could not be read, or cannot take what it says: that is of no use then.
+    is_lost: bool,
+    /// How often its document broke under what it said.
+    breaks: u32,
 }
 
 impl Writer {
@@ -355,6 +361,8 @@ impl Shard {
             room,
             refreshes: 0,
             refresh_at: None,
+            is_lost: false,
+            breaks: 0,
         };
         Ok((model, writer))
     }
@@ -398,6 +406,10 @@ impl Shard {
     /// Writes what a model said since the last time.
     pub(crate) fn write_in_document(&mut self, generation: GenerationId, text: &[u8]) -> Written {
         let Some(mut writer) = self.take_writer(generation) else { return Written::Nothing };
+        if writer.is_lost {
+            self.put_writer(generation, writer);
+            return Written::Nothing;
+        }
         let (document, id, user) = (writer.document.clone(), writer.id, writer.user.clone());
         let text = String::from_utf8_lossy(text);
         let edited = self.model_edits(&document, id, generation, user, |document| writer.write(document, &text));
@@ -410,13 +422,23 @@ impl Shard {
             }
             Ok(None) => self.write_later(generation, &document, id),
             // It was broken, by this or before, and is read anew.
-            Err(_) if self.documents.ready(&document).is_none() => self.write_later(generation, &document, id),
+            Err(_) if self.documents.ready(&document).is_none() && self.may_try_again(generation) => {
+                self.write_later(generation, &document, id)
+            }
             // Its place is gone, the document is as large as it may be, or it is being deleted.
             Err(_) => {
                 self.stop(generation);
                 Written::Nothing
             }
         }
+    }
+
+    /// Whether a model whose document broke may say the same again.
+    fn may_try_again(&mut self, generation: GenerationId) -> bool {
+        let Some(writer) = self.writer_mut(generation) else { return false };
+        writer.breaks += 1;
+        writer.is_lost = writer.breaks > BREAKS_MAX;
+        !writer.is_lost
     }
 
     /// Sees to it that a document comes back into memory, so that a model can go on writing in it.
@@ -430,6 +452,16 @@ impl Shard {
         }
         self.count_models(document);
         Written::Later
+    }
+
+    /// A document cannot be read: the models that write in it end.
+    pub(super) fn writers_lose(&mut self, document: &ChannelKey) {
+        for generation in self.generations.writers_of(document) {
+            if let Some(writer) = self.writer_mut(generation) {
+                writer.is_lost = true;
+            }
+            self.stop(generation);
+        }
     }
 
     /// What a model wrote is in the log.

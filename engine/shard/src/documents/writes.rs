@@ -260,7 +260,7 @@ impl Shard {
                 actions.extend(repeated.iter().map(|&origin| Action::Answer { origin, op: published(true) }));
             }
             let operations = if whole || at == last { operations.clone() } else { None };
-            self.append_edit(document, posting, operations, std::mem::take(&mut actions));
+            self.append_edit(document, posting, (operations, false), std::mem::take(&mut actions));
         }
         self.write_snapshot_if_due(document);
     }
@@ -278,14 +278,19 @@ impl Shard {
         Some((Posting { channel: document.clone(), id, message }, position, timestamp_us))
     }
 
-    /// Notes an edit that was given its place.
-    fn note_edit(&mut self, document: &ChannelKey, message: &Message, operations: Option<Operations>, positional: bool) {
+    /// Notes an edit that was given its place, what it did to the text, and whether it was made of operations.
+    fn note_edit(
+        &mut self,
+        document: &ChannelKey,
+        message: &Message,
+        (operations, is_positional): (Option<Operations>, bool),
+    ) {
         self.writers_look_around(document, message.generation);
         let applied = self.channel_mut(document).map_or(Position(0), |channel| channel.head());
         let Some(ready) = self.documents.ready(document) else { return };
         ready.age.add(message);
         if let Some(deltas) = &mut ready.deltas {
-            deltas.push(message.position, operations.unwrap_or_default(), positional, applied);
+            deltas.push(message.position, operations.unwrap_or_default(), is_positional, applied);
         }
     }
 
@@ -293,11 +298,11 @@ impl Shard {
         &mut self,
         document: &ChannelKey,
         posting: Posting,
-        operations: Option<Operations>,
+        did: (Option<Operations>, bool),
         actions: Vec<Action>,
     ) {
         self.counters.published += 1;
-        self.note_edit(document, &posting.message, operations);
+        self.note_edit(document, &posting.message, did);
         let partition = self.partition(&document.tenant, document.channel.as_str());
         self.append(partition, Event::Published(posting), actions);
     }
@@ -424,13 +429,6 @@ impl Shard {
         let ready = self.documents.ready(document).ok_or_else(|| unknown(document))?;
         let before = ready.deltas.is_some().then(|| ready.document.text());
         let update = ready.document.restore(old)?.unwrap_or(Bytes::from_static(EMPTY_UPDATE));
-        if update.len() > DOCUMENT_UPDATE_BYTES_MAX {
-            // It was carried out in memory and will not be in the log.
-            self.document_poisoned(document);
-            let text =
-                format!("what is to be put back is more than {DOCUMENT_UPDATE_BYTES_MAX} bytes; do it in pieces");
-            return Err(Reject::new(RejectCode::DocumentTooLarge, text));
-        }
         let operations = before.map(|before| difference(&before, &ready.document.text()));
         self.counters.updates += 1;
         self.append_command(origin, principal, document, publish, update, operations)
@@ -468,7 +466,8 @@ impl Shard {
         self.remember(writer, publish.sequence, Outcome { position, timestamp_us }, &document.channel);
         let op = ServerOp::Published { position, timestamp_us, duplicate: false };
         let actions = vec![Action::AnswerWrite { origin, op, since_us: self.now.mono_us }];
-        self.append_edit(document, posting, operations, actions);
+        let is_positional = publish.post.kind == PostKind::Operations;
+        self.append_edit(document, posting, (operations, is_positional), actions);
         self.write_snapshot_if_due(document);
         Ok(())
     }
@@ -508,7 +507,7 @@ impl Shard {
             target: Position(0),
         };
         let Some((posting, ..)) = self.decide_edit(document, edit) else { return Ok(None) };
-        self.note_edit(document, &posting.message, Some(operations));
+        self.note_edit(document, &posting.message, (Some(operations), false));
         Ok(Some(posting))
     }
 }

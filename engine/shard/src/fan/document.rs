@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use thalweg_domain::permission::{Action as Access, Principal};
 use thalweg_protocol::document::{DocumentForm, DocumentNews, OpenDocument};
-use thalweg_protocol::ids::{ChannelKey, Position, Request, SessionId, Subscription};
+use thalweg_protocol::ids::{ChannelKey, Position, Request, Sequence, SessionId, Subscription};
 use thalweg_protocol::limits::{
     AWARENESS_BURST, AWARENESS_BYTES_MAX, AWARENESS_DISTANCE_MS, DOCUMENT_PART_BYTES, DOCUMENTS_PER_SESSION_MAX,
     FRAME_HEADER_BYTES, LEAD_MESSAGES_MAX, LEAD_UPDATES, SESSION_QUEUE_BYTES, STATE_VECTOR_BYTES_MAX,
@@ -177,10 +177,10 @@ impl Shard {
         };
         match result {
             Ok(opening) => {
-                let Opening { revision, state, vector, access, made, awareness } = opening;
+                let Opening { id, revision, state, vector, access, made, awareness } = opening;
                 let bytes = state.len() as u64;
                 self.begin_document(index, revision, state, awareness);
-                let opened = DocumentNews::Opened { revision, bytes, access, made, vector };
+                let opened = DocumentNews::Opened { id, revision, bytes, access, made, vector };
                 self.reply(link, request, ServerOp::Document(opened));
                 self.fans.set_ready(index);
             }
@@ -419,7 +419,10 @@ fn next_of(reader: &Reader, fan: &mut Fan, own: SessionId, merges: &mut u64) -> 
     let entry = &mut fan.tail[place];
     let (to, since_us, is_own) = (entry.message.position, entry.since_us, entry.message.session == own);
     let skipped = match entry.message.kind {
-        DeliveryKind::Update => is_own && document.form == DocumentForm::Updates,
+        // A copy has what its own session sent as updates, and nothing of what it commanded.
+        DeliveryKind::Update => {
+            is_own && document.form == DocumentForm::Updates && entry.message.sequence == Sequence(0)
+        }
         DeliveryKind::Version => false,
         _ => true,
     };
@@ -433,7 +436,7 @@ fn next_of(reader: &Reader, fan: &mut Fan, own: SessionId, merges: &mut u64) -> 
     if entry.message.kind == DeliveryKind::Version {
         return frame(entry.message.payload.clone());
     }
-    if is_own {
+    if is_own && document.form == DocumentForm::Operations && merging::is_positional(entry) {
         return frame(merging::own_frame(&entry.message));
     }
     if document.behind && to < head {

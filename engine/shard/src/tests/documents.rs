@@ -119,7 +119,7 @@ fn operations(document: &str, sequence: u64, revision: u64, operations: &Operati
 
 fn open_op(document: &str, form: DocumentForm, state: Bytes) -> ClientOp {
     let document = name(document);
-    ClientOp::Document(DocumentOp::Open(OpenDocument { document, state, form, make: true, lead: 0 }))
+    ClientOp::Document(DocumentOp::Open(OpenDocument { document, state, form, make: true, lead: 0, known: None }))
 }
 
 fn opened(request: Request, reply: Option<ServerOp>) -> Opened {

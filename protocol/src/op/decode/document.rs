@@ -8,7 +8,7 @@ use crate::document::{
     ReadForm,
 };
 use crate::generated::thalweg::wire;
-use crate::ids::{GenerationId, Position, Sequence, Subscription};
+use crate::ids::{ChannelId, GenerationId, Position, Sequence, Subscription};
 use crate::limits::{AWARENESS_BYTES_MAX, GENERATION_TOKENS_MAX, INSTRUCTION_BYTES_MAX, STATE_VECTOR_BYTES_MAX};
 use crate::reject::{Reject, RejectCode};
 
@@ -44,6 +44,7 @@ pub(super) fn read_request(payload: &Bytes, frame: &wire::Frame<'_>) -> Result<O
                 },
                 make: table.make(),
                 lead: table.lead(),
+                known: Some(ChannelId(table.known())).filter(|known| known.0 != 0),
             })
         }
         wire::Op::ReadDocument => {
@@ -118,6 +119,7 @@ pub(super) fn read_news(payload: &Bytes, frame: &wire::Frame<'_>) -> Result<Opti
         wire::Op::DocumentOpened => {
             let table = table!(frame, op_as_document_opened);
             DocumentNews::Opened {
+                id: ChannelId(table.id()),
                 revision: Position(table.revision()),
                 bytes: table.bytes(),
                 access: match table.access() {

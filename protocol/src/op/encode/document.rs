@@ -25,7 +25,8 @@ pub(super) fn build_request(b: &mut Builder, op: &DocumentOp) -> (wire::Op, Offs
                 DocumentForm::Updates => wire::DocumentForm::Updates,
                 DocumentForm::Operations => wire::DocumentForm::Operations,
             };
-            table!(b, OpenDocument, wire::OpenDocumentArgs { document, state, form, make: open.make, lead: open.lead })
+            let (make, lead, known) = (open.make, open.lead, open.known.map_or(0, |known| known.0));
+            table!(b, OpenDocument, wire::OpenDocumentArgs { document, state, form, make, lead, known })
         }
         DocumentOp::Read { document, revision, form, offset } => {
             let document = Some(b.create_string(document.as_str()));
@@ -82,15 +83,15 @@ pub(super) fn news_bytes(news: &DocumentNews) -> usize {
 
 pub(super) fn build_news(b: &mut Builder, news: &DocumentNews) -> (wire::Op, Offset) {
     match news {
-        DocumentNews::Opened { revision, bytes, access, made, vector } => {
+        DocumentNews::Opened { id, revision, bytes, access, made, vector } => {
             let vector = (!vector.is_empty()).then(|| b.create_vector(vector));
             let access = match access {
                 DocumentAccess::Read => wire::DocumentAccess::Read,
                 DocumentAccess::Comment => wire::DocumentAccess::Comment,
                 DocumentAccess::Write => wire::DocumentAccess::Write,
             };
-            let (revision, bytes, made) = (revision.0, *bytes, *made);
-            table!(b, DocumentOpened, wire::DocumentOpenedArgs { revision, bytes, access, made, vector })
+            let (id, revision, bytes, made) = (id.0, revision.0, *bytes, *made);
+            table!(b, DocumentOpened, wire::DocumentOpenedArgs { revision, bytes, access, made, vector, id })
         }
         DocumentNews::State { revision, offset, total, bytes } => {
             let (revision, offset, total) = (revision.0, *offset, *total);

@@ -8,7 +8,8 @@ use crate::document::{
 use crate::limits::{AWARENESS_BYTES_MAX, INSTRUCTION_BYTES_MAX, STATE_VECTOR_BYTES_MAX};
 
 fn open(form: DocumentForm, state: &'static [u8], make: bool) -> DocumentOp {
-    DocumentOp::Open(OpenDocument { document: name("notes"), state: Bytes::from_static(state), form, make, lead: 9 })
+    let (document, state, known) = (name("notes"), Bytes::from_static(state), make.then_some(ChannelId(5)));
+    DocumentOp::Open(OpenDocument { document, state, form, make, lead: 9, known })
 }
 
 fn read(revision: u64, form: ReadForm) -> DocumentOp {
@@ -66,6 +67,7 @@ pub(super) fn client_ops() -> Vec<ClientOp> {
 
 pub(super) fn server_ops() -> Vec<ServerOp> {
     let opened = |access, made| DocumentNews::Opened {
+        id: ChannelId(5),
         revision: Position(12),
         bytes: 900,
         access,

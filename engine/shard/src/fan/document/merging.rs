@@ -57,10 +57,12 @@ impl Merges {
                 DeliveryKind::Version => break,
                 _ => continue,
             }
-            let size = match (form, &entry.operations) {
+            let size = match (form, &entry.edit) {
                 (DocumentForm::Updates, _) => entry.message.body.len(),
                 // The reader is to know where in the order its own edits stand.
-                (DocumentForm::Operations, Some(operations)) if entry.message.session != own => operations.len(),
+                (DocumentForm::Operations, Some(edit)) if entry.message.session != own || !edit.is_positional => {
+                    edit.operations.len()
+                }
                 (DocumentForm::Operations, _) => break,
             };
             if !edits.is_empty() && bytes + size > MERGE_BYTES {
@@ -115,7 +117,7 @@ fn generation_of(edits: &[&Entry]) -> Option<thalweg_protocol::ids::GenerationId
 fn composed(edits: &[&Entry]) -> Option<Bytes> {
     let mut whole = Operations::new();
     for edit in edits {
-        whole = whole.compose(&Operations::decode(edit.operations.as_ref()?).ok()?);
+        whole = whole.compose(&Operations::decode(&edit.edit.as_ref()?.operations).ok()?);
         if whole.parts().len() > OPERATIONS_MAX {
             return None;
         }
@@ -142,6 +144,12 @@ fn operations_of(
     }
 }
 
+/// Whether the writer of an edit made it of operations, and needs no more than to be told where it stands. What a session sent
+/// as an update, or had put back, its readers of operations are told as anybody is.
+pub(super) fn is_positional(entry: &Entry) -> bool {
+    entry.edit.as_ref().is_some_and(|edit| edit.is_positional)
+}
+
 /// The frame that tells the writer of an edit where it stands in the order.
 pub(super) fn own_frame(message: &Arc<Message>) -> Bytes {
     let mut news = operations_of(message, message.position, message.generation, Bytes::new());
@@ -155,7 +163,8 @@ pub(super) fn operations_frame(entry: &mut Entry) -> Option<Bytes> {
     if let Some(frame) = &entry.frame {
         return Some(frame.clone());
     }
-    let operations = entry.operations.as_ref().filter(|operations| Operations::decode(operations).is_ok())?;
+    let operations = entry.edit.as_ref().map(|edit| &edit.operations);
+    let operations = operations.filter(|operations| Operations::decode(operations).is_ok())?;
     let message = &entry.message;
     let news = operations_of(message, message.position, message.generation, operations.clone());
     let frame = ServerOp::Document(DocumentNews::Operations(news)).encode();

@@ -78,6 +78,60 @@ fn what_comes_while_a_document_is_read_waits_for_it_in_order() {
     assert_eq!(text_now(&mut node, ada, "plan"), "5432one");
 }
 
+/// Each has more to write as soon as what it wrote is done: that is done in turn, and not one inside of the other.
+#[test]
+fn a_crowd_that_waits_for_a_document_does_not_nest() {
+    let mut node = Node::new(1);
+    let ada = node.open(0, "ada", 1);
+    node.call(ada, operations("plan", 1, 0, &Operations::new().insert("one")));
+    node.restart(1);
+    node.archive();
+    let crowd: Vec<_> = (2..402).map(|session| node.open(0, "bob", session)).collect();
+    let mut requests = Vec::new();
+    for sequence in 1..=2 {
+        for &client in &crowd {
+            requests.push(node.send(client, operations("plan", sequence, 1, &Operations::new().insert("x"))));
+        }
+    }
+    let small = std::thread::Builder::new().stack_size(512 << 10);
+    let (mut node, requests) = small
+        .spawn(move || {
+            node.settle();
+            (node, requests)
+        })
+        .expect("a thread")
+        .join()
+        .expect("the stack is deep enough");
+    let mut revisions: Vec<_> = requests.into_iter().map(|request| published(node.reply(request)).0).collect();
+    revisions.sort_unstable();
+    assert_eq!(revisions, (2..802).collect::<Vec<_>>());
+}
+
+/// Who read a document that is gone has nothing to do with another one of its name.
+#[test]
+fn a_document_that_was_made_again_is_another_one() {
+    let mut node = Node::new(1);
+    let admin = node.open_as(0, "acme", "root", 9, &["read:*", "write:*", "admin:*"]);
+    let open = |node: &mut Node, known| {
+        let (document, state, form) = (name("plan"), Bytes::new(), DocumentForm::Updates);
+        let open = OpenDocument { document, state, form, make: true, lead: 0, known };
+        let request = node.request(admin, ClientOp::Document(DocumentOp::Open(open)));
+        match node.reply(request) {
+            Some(ServerOp::Document(DocumentNews::Opened { id, made, .. })) => Ok((id, made)),
+            Some(ServerOp::Reject(reject)) => Err(reject.code),
+            other => panic!("expected an opened document, got {other:?}"),
+        }
+    };
+    let (first, _) = open(&mut node, None).expect("is made");
+    assert_eq!(open(&mut node, Some(first)), Ok((first, false)));
+    node.call(admin, ClientOp::DeleteChannel { channel: name("plan") });
+    assert_eq!(open(&mut node, Some(first)), Err(RejectCode::ChannelDeleted), "nothing is made for it");
+    assert_eq!(node.gauge("documents"), 0);
+    let (second, made) = open(&mut node, None).expect("is made again");
+    assert!(made && second != first);
+    assert_eq!(open(&mut node, Some(first)), Err(RejectCode::ChannelDeleted));
+}
+
 #[test]
 fn too_many_that_wait_for_a_document_are_told_to_come_back() {
     let mut node = Node::new(1);

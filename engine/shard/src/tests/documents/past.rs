@@ -243,6 +243,52 @@ fn a_revision_is_restored_by_a_new_edit() {
     assert_eq!(text_now(&mut node, ada, "plan"), "> abcd");
 }
 
+/// Who puts back what was does not know what that does to the document, and is told like everybody.
+#[test]
+fn who_restores_is_told_what_it_did() {
+    let mut node = Node::new(2);
+    let mut ada = Editor::new(node.open(0, "ada", 1), "plan", 1);
+    let thin = node.open(1, "thin", 2);
+    ada.open(&mut node);
+    for text in ["two", "one "] {
+        let edit = ada.insert(0, text);
+        node.call(ada.client, edit);
+    }
+    open_with(&mut node, thin, "plan", DocumentForm::Operations, Bytes::new());
+    node.document_frames(thin);
+    assert_eq!(ada.hear(&mut node), [""; 0], "its own updates it has");
+    node.call(ada.client, write("plan", 10, PostKind::Restore, 1, Bytes::new()));
+    assert_eq!(ada.hear(&mut node), ["3"]);
+    assert_eq!(ada.copy.text(), "two");
+    node.document_frames(thin);
+    node.call(thin, write("plan", 1, PostKind::Restore, 2, Bytes::new()));
+    let told = node.document_frames(thin).into_iter().map(|(_, op, _)| match op {
+        ServerOp::Document(DocumentNews::Operations(news)) => {
+            (news.own, Operations::decode(&news.operations).expect("operations").apply("two").expect("they fit"))
+        }
+        other => panic!("expected operations, got {other:?}"),
+    });
+    assert_eq!(told.collect::<Vec<_>>(), [(None, "one two".to_owned())]);
+}
+
+/// A session that reads a document in both forms: what it sends as updates, its reader of operations does not have.
+#[test]
+fn a_session_is_told_by_operations_what_it_sent_as_updates() {
+    let mut node = Node::new(1);
+    let mut ada = Editor::new(node.open(0, "ada", 1), "plan", 1);
+    ada.open(&mut node);
+    open_with(&mut node, ada.client, "plan", DocumentForm::Operations, Bytes::new());
+    let edit = ada.insert(0, "one");
+    node.call(ada.client, edit);
+    let told = node.document_frames(ada.client).into_iter().map(|(_, op, _)| match op {
+        ServerOp::Document(DocumentNews::Operations(news)) => {
+            (news.own, Operations::decode(&news.operations).expect("operations").apply("").expect("they fit"))
+        }
+        other => panic!("expected operations, got {other:?}"),
+    });
+    assert_eq!(told.collect::<Vec<_>>(), [(None, "one".to_owned())]);
+}
+
 /// What is to be put back is more than one message takes: the document in memory has it already, and is read anew.
 #[test]
 fn a_document_that_is_not_what_its_log_says_is_read_anew() {
