@@ -19,7 +19,7 @@ use thalweg_protocol::chat::Context;
 use thalweg_protocol::document::{
     AwarenessEntry, AwarenessUpdate, DocumentForm, DocumentNews, DocumentOp, DocumentOperations, OpenDocument,
 };
-use thalweg_protocol::ids::Sequence;
+use thalweg_protocol::ids::{ChannelId, Sequence};
 use thalweg_protocol::op::{ClientOp, Delivery, DeliveryKind, Publish, ServerOp};
 
 /// The document as the node has it.
@@ -76,6 +76,7 @@ impl Paper {
 
     fn opened(&self, bytes: usize) -> ServerOp {
         ServerOp::Document(DocumentNews::Opened {
+            id: ChannelId(1),
             revision: Position(self.revision),
             bytes: bytes as u64,
             access: self.access,
@@ -565,6 +566,7 @@ async fn serve_text(session: &mut Session, revision: u64, text: &'static str) ->
     let (number, open) = expect_open(session).await;
     assert!(open.form == DocumentForm::Operations && open.state.is_empty());
     let opened = DocumentNews::Opened {
+        id: ChannelId(1),
         revision: Position(revision),
         bytes: text.len() as u64,
         access: DocumentAccess::Write,
@@ -635,6 +637,7 @@ async fn a_write_of_somebody_else_in_the_session_is_not_taken_for_ones_own() {
                     }
                     (number, ClientOp::Document(DocumentOp::Open(_))) => {
                         let opened = DocumentNews::Opened {
+                            id: ChannelId(1),
                             revision: Position(2),
                             bytes: 8,
                             access: DocumentAccess::Write,

@@ -97,6 +97,17 @@ impl Others {
     }
 }
 
+/// The colour of a name, the same everywhere: `#rrggbb`, dark enough for white and bright enough for black.
+pub(super) fn colour(name: &str) -> String {
+    const COLOURS: [&str; 12] = [
+        "#30bced", "#6eeb83", "#ffbc42", "#ecd444", "#ee6352", "#9ac2c9", "#8acb88", "#1be7ff", "#d783ff", "#ff9f80",
+        "#7fb3ff", "#c0ca33",
+    ];
+    // FNV-1a.
+    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    COLOURS[(hash >> 8) as usize % COLOURS.len()].to_owned()
+}
+
 /// What we say of ourselves.
 #[derive(Debug)]
 pub(super) struct Own {

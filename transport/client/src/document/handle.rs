@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use yrs::updates::encoder::Encode as _;
 use yrs::{Doc, TransactionMut};
 
-use super::awareness::{Other, Others, Own};
+use super::awareness::{Other, Others, Own, colour};
 use super::outbox::{Acknowledgement, Outbox, Progress};
 use super::replica::{Applied, Edited, Replica};
 use super::{DocumentEvent, Heard, Line, ModelEdit, TextChange};
@@ -58,17 +58,6 @@ pub struct Document {
 /// A Yjs client id like those of browsers, which nobody else has.
 fn client_id() -> u64 {
     u64::from(rand::random::<u32>().max(1))
-}
-
-/// The colour of a name, the same everywhere: `#rrggbb`, dark enough for white and bright enough for black.
-fn colour(name: &str) -> String {
-    const COLOURS: [&str; 12] = [
-        "#30bced", "#6eeb83", "#ffbc42", "#ecd444", "#ee6352", "#9ac2c9", "#8acb88", "#1be7ff", "#d783ff", "#ff9f80",
-        "#7fb3ff", "#c0ca33",
-    ];
-    // FNV-1a.
-    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    COLOURS[(hash >> 8) as usize % COLOURS.len()].to_owned()
 }
 
 impl Document {
@@ -317,6 +306,12 @@ impl Document {
         self.replica.knows(generation)
     }
 
+    /// A revision before this model began to write, from which on the node is to be [asked](Client::model_edit) about it; 0 if
+    /// it was not asked here.
+    pub fn revision_before(&self, generation: GenerationId) -> Position {
+        self.replica.before(generation)
+    }
+
     /// Takes in what the node knows of a model's edit.
     pub fn learn(&mut self, edit: ModelEdit) {
         self.replica.learn(edit.generation, edit.insertions, edit.deletions);
@@ -341,7 +336,8 @@ impl Document {
     pub async fn undo_generation(&mut self, generation: GenerationId) -> Result<Option<Operations>, ClientError> {
         self.may_write()?;
         if !self.has_seen(generation) {
-            let edit = self.line.client.model_edit(&self.name, generation).await?;
+            let after = self.revision_before(generation);
+            let edit = self.line.client.model_edit(&self.name, generation, after).await?;
             self.learn(edit);
         }
         self.undo_seen(generation)
@@ -386,7 +382,7 @@ impl Document {
     /// [`Client::ask_in_document`]; others' edits move the place. The node has to have the text there: ask when
     /// [`acknowledgement`](Self::acknowledgement) resolved. [`adopt`](Self::adopt) what comes of it.
     pub fn ask_at(&mut self, from: u32, to: u32, instruction: impl Into<String>) -> AskInDocument {
-        self.replica.asks();
+        self.replica.asks(self.revision);
         let anchor = |offset: u32| Bytes::from(self.replica.anchor(offset).encode_v1());
         let place = match self.replica.length() {
             // There is nothing to hold on to.

@@ -166,7 +166,7 @@ impl DocumentBuilder {
         let permit = self.client.permit().await?;
         let (queue_in, queue) = mpsc::channel(lead as usize + NOTICES);
         let (sender, reply) = oneshot::channel();
-        let open = OpenDocument { document, state: Bytes::new(), form, make: self.make, lead };
+        let open = OpenDocument { document, state: Bytes::new(), form, make: self.make, lead, known: None };
         let entry = DocumentEntry::new(open, self.client.trace, queue_in, sender, permit);
         let shared = entry.shared();
         let key = self.client.handle.with(|state| {

@@ -278,14 +278,20 @@ impl Client {
         }
     }
 
-    /// All that a model did in a document, as the node keeps it; for [`Document::learn`](super::Document::learn).
+    /// All that a model did in a document after a revision (0: ever), as the node keeps it; for
+    /// [`Document::learn`](super::Document::learn).
     ///
     /// # Errors
     /// As [`document_log`](Self::document_log).
-    pub async fn model_edit(&self, document: impl AsName, generation: GenerationId) -> Result<ModelEdit, ClientError> {
+    pub async fn model_edit(
+        &self,
+        document: impl AsName,
+        generation: GenerationId,
+        after: Position,
+    ) -> Result<ModelEdit, ClientError> {
         let document = document.as_name("document")?;
         let mut edit = ModelEdit { generation, insertions: IdSet::new(), deletions: IdSet::new() };
-        let (mut from, mut bytes) = (Position(0), 0);
+        let (mut from, mut bytes) = (after, 0);
         loop {
             let page = self.document_log(document.clone(), from, 0).await?;
             for record in page.records {

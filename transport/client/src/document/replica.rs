@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use thalweg_protocol::document::{Operation, Operations, ROOT, utf16_len};
-use thalweg_protocol::ids::GenerationId;
+use thalweg_protocol::ids::{GenerationId, Position};
 use yrs::types::Delta;
 use yrs::types::text::YChange;
 use yrs::undo::{Options as UndoOptions, StackItem, UndoManager};
@@ -59,6 +59,8 @@ struct Written {
     complete: bool,
     /// It was taken back, and what still comes of it is to be.
     undone: bool,
+    /// It began after this revision.
+    after: Position,
 }
 
 /// What came of a local change.
@@ -94,8 +96,8 @@ pub(super) struct Replica {
     written: VecDeque<Written>,
     /// How often something was taken in that does not say who did what in it.
     gaps: u64,
-    /// How often that was when a model was asked, first of those that have not begun to write.
-    asked: Option<u64>,
+    /// How often that was when a model was asked, and at which revision; of those that have not begun to write the first.
+    asked: Option<(u64, Position)>,
 }
 
 impl std::fmt::Debug for Replica {
@@ -258,7 +260,14 @@ impl Replica {
                 self.written.pop_front();
             }
             let (insertions, deletions) = Default::default();
-            self.written.push_back(Written { generation, insertions, deletions, complete: false, undone: false });
+            self.written.push_back(Written {
+                generation,
+                insertions,
+                deletions,
+                complete: false,
+                undone: false,
+                after: Position(0),
+            });
             self.written.len() - 1
         });
         &mut self.written[at]
@@ -355,15 +364,18 @@ impl Replica {
         self.joins = false;
     }
 
-    /// A model is being asked: nothing of what it will write is there yet.
-    pub(super) fn asks(&mut self) {
-        self.asked.get_or_insert(self.gaps);
+    /// A model is being asked: nothing of what it will write is there yet, at this revision.
+    pub(super) fn asks(&mut self, revision: Position) {
+        self.asked.get_or_insert((self.gaps, revision));
     }
 
     /// What a model is about to write, or began to since it was [asked](Self::asks), is taken back as one own edit.
     pub(super) fn adopt(&mut self, generation: GenerationId) {
-        let all_seen = self.asked.take() == Some(self.gaps);
-        self.written(generation).complete |= all_seen;
+        if let Some((gaps, after)) = self.asked.take() {
+            let all_seen = gaps == self.gaps;
+            let written = self.written(generation);
+            (written.complete, written.after) = (written.complete || all_seen, after);
+        }
         self.redo.clear();
         self.joins = false;
         self.push(Step { generation: Some(generation), ..Step::default() });
@@ -430,6 +442,12 @@ impl Replica {
     /// Whether this model's edit is known here from its beginning on, and without a hole.
     pub(super) fn knows(&self, generation: GenerationId) -> bool {
         self.written.iter().any(|written| written.generation == generation && written.complete)
+    }
+
+    /// A revision before this model began to write; 0 if none is known.
+    pub(super) fn before(&self, generation: GenerationId) -> Position {
+        let found = self.written.iter().find(|written| written.generation == generation);
+        found.map_or(Position(0), |written| written.after)
     }
 
     /// Takes a model's edit back that is [known](Self::knows), as an own edit. `None` if there is nothing of it left.

@@ -87,7 +87,7 @@ fn a_models_edit_is_taken_back_as_one() {
     mine.separate();
     let mut model = Replica::new(2);
     fetch(&mut model, &mine);
-    mine.asks();
+    mine.asks(Position(3));
     mine.adopt(generation);
     // It takes the selection out, and writes in pieces; somebody writes in between.
     for (operations, by_model) in [
@@ -135,7 +135,7 @@ fn a_models_edit_that_was_not_all_seen_is_not_taken_back_in_part() {
         let mut model = Replica::new(2);
         fetch(&mut model, &mine);
         if asks {
-            mine.asks();
+            mine.asks(Position(3));
         }
         let pieces = ["one ", "two ", "three "].map(|text| {
             let end = model.length();
@@ -161,6 +161,7 @@ fn a_models_edit_that_was_not_all_seen_is_not_taken_back_in_part() {
         }
         assert_eq!(mine.text(), "My words.one two three ");
         assert_eq!(mine.knows(generation), asks && !before && !between);
+        assert_eq!(mine.before(generation), Position(if asks { 3 } else { 0 }));
         if !mine.knows(generation) {
             assert!(mine.undo().is_none() && mine.undo_generation(generation).is_none());
             assert_eq!(mine.text(), "My words.one two three ", "neither a part of it, nor what was edited before");
@@ -193,7 +194,7 @@ fn what_comes_late_of_a_models_edit_is_taken_back_as_well() {
     mine.edit(&Operations::new().insert("> "));
     let mut model = Replica::new(2);
     fetch(&mut model, &mine);
-    mine.asks();
+    mine.asks(Position(3));
     mine.adopt(generation);
     for operations in [Operations::new().retain(2).delete(4), Operations::new().retain(2).insert("new ")] {
         let update = piece(&mut model, operations);

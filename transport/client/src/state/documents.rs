@@ -175,9 +175,11 @@ impl State {
     pub(super) fn opened(&mut self, wire: u32, key: u64, op: ServerOp) -> Result<(), ClientError> {
         let current = self.documents.get(&key).is_some_and(|entry| entry.wire == Some(wire));
         match op {
-            ServerOp::Document(DocumentNews::Opened { revision, bytes, access, made, vector }) => {
+            ServerOp::Document(DocumentNews::Opened { id, revision, bytes, access, made, vector }) => {
                 let Some(entry) = self.documents.get_mut(&key).filter(|_| current) else { return Ok(()) };
                 let opened = Opened { opening: entry.openings, revision, bytes, access, made, vector };
+                // From now on it is this document: not another that is made under its name, should it be deleted.
+                (entry.open.make, entry.open.known) = (false, Some(id));
                 entry.confirmed = true;
                 entry.permit = None;
                 match entry.first.take() {
