@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use thalweg_protocol::chat::Context;
 use thalweg_protocol::document::{DocumentAccess, DocumentNews, DocumentOp};
-use thalweg_protocol::ids::{Epoch, Name, Position, Request, SessionId};
+use thalweg_protocol::ids::{ChannelId, Epoch, Name, Position, Request, SessionId};
 use thalweg_protocol::limits::{FRAME_HEADER_BYTES, LEAD_UPDATES};
 use thalweg_protocol::op::{ClientOp, Delivery, DeliveryKind, ServerOp, Welcome};
 use thalweg_protocol::reject::{Reject, RejectCode};
@@ -113,7 +113,14 @@ fn play(script: &Script, end: &mut CoreEnd, reading: &mut Option<Reading>) {
                 let revision = Position(0);
                 reply(
                     request,
-                    ServerOp::Document(DocumentNews::Opened { revision, bytes: 0, access, made: true, vector }),
+                    ServerOp::Document(DocumentNews::Opened {
+                        id: ChannelId(1),
+                        revision,
+                        bytes: 0,
+                        access,
+                        made: true,
+                        vector,
+                    }),
                 );
                 *reading = Some(Reading { session, subject: request.0, sent: 0, consumed: 0, queued: 0 });
             }

@@ -295,7 +295,7 @@ impl Replica {
 
     fn opening(&self, vector: Bytes, make: bool) -> ClientOp {
         let (document, form) = (self.document.clone(), DocumentForm::Updates);
-        ClientOp::Document(DocumentOp::Open(OpenDocument { document, state: vector, form, make, lead: 0 }))
+        ClientOp::Document(DocumentOp::Open(OpenDocument { document, state: vector, form, make, lead: 0, known: None }))
     }
 
     /// The client edited; `answers`: it says what it has beyond a state vector it was told (step 2).

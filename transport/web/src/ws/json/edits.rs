@@ -53,6 +53,7 @@ impl OpenFields {
             form,
             make: self.make,
             lead: self.lead,
+            known: None,
         })
     }
 }

@@ -408,7 +408,7 @@ impl Json {
             }
             (
                 Pending::Reading { id },
-                Ok(ServerOp::Document(DocumentNews::Opened { revision, bytes, access, made, vector })),
+                Ok(ServerOp::Document(DocumentNews::Opened { revision, bytes, access, made, vector, .. })),
             ) => {
                 let news = News::new("opened").with("id", id).with("revision", revision.0).with("bytes", bytes);
                 let news = news.with("access", access.as_str()).with("made", made);

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use thalweg_protocol::chat::Context;
 use thalweg_protocol::document::{AwarenessEntry, DocumentAccess, DocumentOperations, Operations};
 use thalweg_protocol::generation::{FinishReason, Usage};
-use thalweg_protocol::ids::{Epoch, GenerationId, SessionId};
+use thalweg_protocol::ids::{ChannelId, Epoch, GenerationId, SessionId};
 use thalweg_protocol::op::{Delivery, Welcome};
 
 use super::*;
@@ -225,7 +225,14 @@ fn delivery(kind: DeliveryKind, body: &'static [u8]) -> Delivery {
 
 fn opened() -> ServerOp {
     let (revision, vector) = (Position(1), Bytes::from_static(&[0]));
-    ServerOp::Document(DocumentNews::Opened { revision, bytes: 3, access: DocumentAccess::Write, made: true, vector })
+    ServerOp::Document(DocumentNews::Opened {
+        id: ChannelId(1),
+        revision,
+        bytes: 3,
+        access: DocumentAccess::Write,
+        made: true,
+        vector,
+    })
 }
 
 fn asked() -> ServerOp {

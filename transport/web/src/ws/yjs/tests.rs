@@ -3,7 +3,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use thalweg_protocol::chat::Context;
 use thalweg_protocol::document::{AwarenessEntry, AwarenessUpdate, DocumentAccess, DocumentNews, DocumentOp};
-use thalweg_protocol::ids::{Epoch, Position, SessionId};
+use thalweg_protocol::ids::{ChannelId, Epoch, Position, SessionId};
 use thalweg_protocol::limits::DOCUMENT_UPDATE_BYTES_MAX;
 use thalweg_protocol::op::{ClientOp, Delivery, DeliveryKind, Welcome};
 
@@ -34,7 +34,7 @@ pub(in super::super) fn welcome() -> ServerOp {
 
 pub(in super::super) fn opened(bytes: u64, access: DocumentAccess) -> ServerOp {
     let (revision, vector) = (Position(9), Bytes::from_static(&[1, 7, 3]));
-    ServerOp::Document(DocumentNews::Opened { revision, bytes, access, made: false, vector })
+    ServerOp::Document(DocumentNews::Opened { id: ChannelId(1), revision, bytes, access, made: false, vector })
 }
 
 pub(in super::super) fn update(position: u64, body: &'static [u8]) -> Bytes {
@@ -223,7 +223,14 @@ fn what_was_lost_is_asked_for_beyond_what_the_node_has_by_then() {
     // What the node says about it is told already.
     client.frame(probe.0, update(10, &[9, 9]));
     let (revision, vector) = (Position(10), Bytes::from_static(&[1, 7, 5]));
-    let opened = DocumentNews::Opened { revision, bytes: 4, access: DocumentAccess::Write, made: false, vector };
+    let opened = DocumentNews::Opened {
+        id: ChannelId(1),
+        revision,
+        bytes: 4,
+        access: DocumentAccess::Write,
+        made: false,
+        vector,
+    };
     client.answer(probe, Ok(ServerOp::Document(opened)));
     assert_eq!(client.sent, [vec![0, 0, 3, 1, 7, 5]]);
     let (_, op) = client.asked.pop().expect("asked");
