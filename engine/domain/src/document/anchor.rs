@@ -6,13 +6,16 @@ use thalweg_protocol::reject::Reject;
 use yrs::branch::BranchPtr;
 use yrs::updates::decoder::Decode;
 use yrs::updates::encoder::Encode;
-use yrs::{Assoc, BranchID, StickyIndex, Text, Transact};
+use yrs::{Assoc, BranchID, IndexScope, StickyIndex, Text, Transact};
 
 use super::guard::guarded;
 use super::{Document, invalid};
 
 /// Longest encoding of a place: a client, a clock, and on which side.
 const ANCHOR_BYTES_MAX: usize = 256;
+
+/// Client ids have 53 bits, as numbers of JavaScript have.
+const CLIENTS_END: u64 = 1 << 53;
 
 /// A place between two characters of a document's text: a Yjs relative position.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +31,10 @@ impl Anchor {
             return Err(invalid(format_args!("a place of {} bytes", bytes.len())));
         }
         let index = guarded(|| StickyIndex::decode_v1(bytes)).and_then(Result::ok);
+        let index = index.filter(|index| match index.scope() {
+            IndexScope::Relative(id) | IndexScope::Nested(id) => id.client.get() < CLIENTS_END,
+            IndexScope::Root(_) => true,
+        });
         index.map(Self).ok_or_else(|| invalid("a place that is no relative position"))
     }
 
@@ -38,7 +45,7 @@ impl Anchor {
 
     /// The relative position as the JSON of Yjs: what awareness holds as the ends of a selection.
     pub fn json(&self) -> String {
-        use yrs::IndexScope::{Nested, Relative, Root};
+        use IndexScope::{Nested, Relative, Root};
         let assoc = self.0.assoc as i8;
         let id = |id: &yrs::ID| format!("{{\"client\":{},\"clock\":{}}}", id.client.get(), id.clock);
         match self.0.scope() {

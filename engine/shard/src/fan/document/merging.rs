@@ -7,7 +7,7 @@ use bytes::Bytes;
 use thalweg_domain::document::merge;
 use thalweg_domain::record::Message;
 use thalweg_protocol::chat::Context;
-use thalweg_protocol::document::{DocumentForm, DocumentNews, DocumentOperations, Operations};
+use thalweg_protocol::document::{DocumentForm, DocumentNews, DocumentOperations, Operation, Operations};
 use thalweg_protocol::ids::{Position, SessionId};
 use thalweg_protocol::limits::OPERATIONS_MAX;
 use thalweg_protocol::op::{Delivery, DeliveryKind, ServerOp};
@@ -50,6 +50,7 @@ impl Merges {
     ) -> Option<(Bytes, Position)> {
         let mut bytes = 0;
         let mut edits: Vec<&Entry> = Vec::new();
+        let mut does = Does::default();
         for entry in tail.range(place..) {
             match entry.message.kind {
                 DeliveryKind::Update => {}
@@ -61,10 +62,14 @@ impl Merges {
                 (DocumentForm::Updates, _) => entry.message.body.len(),
                 // The reader is to know where in the order its own edits stand.
                 (DocumentForm::Operations, Some(edit)) if entry.message.session != own || !edit.is_positional => {
+                    does = does.and(&edit.operations);
                     edit.operations.len()
                 }
                 (DocumentForm::Operations, _) => break,
             };
+            if does.inserts && does.deletes {
+                break;
+            }
             if !edits.is_empty() && bytes + size > MERGE_BYTES {
                 break;
             }
@@ -106,6 +111,27 @@ fn merged_updates(edits: &[&Entry]) -> Option<Bytes> {
         context: Context { target: first.position, number: last.context.number, ..Context::default() },
     };
     Some(ServerOp::Delivery(delivery).encode())
+}
+
+/// What edits that are told as one do to the text. Who has an edit of its own under way moves that by what it is told; were
+/// insertions told in one with deletions, which may take the place that they were at, it would move it otherwise than the
+/// owner does, who knows one after the other.
+#[derive(Debug, Clone, Copy, Default)]
+struct Does {
+    inserts: bool,
+    deletes: bool,
+}
+
+impl Does {
+    /// And what encoded operations do; those that cannot be read do both.
+    fn and(self, operations: &[u8]) -> Self {
+        let Ok(operations) = Operations::decode(operations) else { return Self { inserts: true, deletes: true } };
+        let parts = operations.parts();
+        Self {
+            inserts: self.inserts || parts.iter().any(|part| matches!(part, Operation::Insert(_))),
+            deletes: self.deletes || parts.iter().any(|part| matches!(part, Operation::Delete(_))),
+        }
+    }
 }
 
 /// The generation that all of the edits belong to, if there is one.
