@@ -220,7 +220,7 @@ impl World {
         }
         let lead = [0, 1, 3][self.below(3) as usize];
         let make = document != DOOMED || self.chance(0.7);
-        let open = OpenDocument { document: document_name(document), state, form, make, lead };
+        let open = OpenDocument { document: document_name(document), state, form, make, lead, known: None };
         let op = ClientOp::Document(DocumentOp::Open(open));
         let number = self.request(client, &op, Asked::Document(DocumentAsked::Open(document)));
         if let Some(paper) = self.clients[client].papers.get_mut(&document) {
