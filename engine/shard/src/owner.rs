@@ -137,7 +137,7 @@ fn first_name() -> Name {
 }
 
 pub(crate) fn deleted(channel: &ChannelKey) -> Reject {
-    Reject::new(RejectCode::ChannelDeleted, format!("the channel {} was deleted", channel.channel))
+    Reject::new(RejectCode::ChannelDeleted, format!("{} was deleted", channel.channel))
 }
 
 impl Shard {

@@ -57,8 +57,8 @@ pub(crate) struct Args {
 
 const EXAMPLES: &str = "\
 Examples:
-  thalweg edit notes                                     everybody's cursors; F1 shows the keys
-  thalweg edit notes --server node:4433                  the same document from another machine
+  thalweg edit notes                       everybody's cursors; F1 shows the keys
+  thalweg edit notes --server node:4433    the same from another machine
   thalweg edit notes --ai \"tighten this paragraph\" --lines 3-7
   thalweg edit notes --ai \"write a title\" --at 1
 

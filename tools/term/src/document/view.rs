@@ -35,8 +35,7 @@ const HELP: &[&str] = &[
     " Esc                         stop the AI; Ctrl-Z then",
     "                             takes back all it wrote",
     " F2                          numbers of lines",
-    " Ctrl-S                      keep a copy in a file, if",
-    "                             the node cannot save",
+    " Ctrl-S                      keep a copy if offline",
     " Ctrl-Q                      leave",
     "",
     " A line `@ai do something` asks the AI, too.",
@@ -264,9 +263,8 @@ fn state(app: &EditApp) -> (String, Ink) {
     if app.leaving {
         let edits = edits_of(app.unsaved);
         let wait = app.offline.is_none() && app.over.is_none();
-        let what =
-            if wait { format!("saving {edits}, then leaving") } else { format!("{edits} did not reach the node") };
-        let what = format!("{what}: Ctrl-S keeps a copy, Ctrl-Q loses them");
+        let how = if wait { "saving, then leaving" } else { "the node has not got them" };
+        let what = format!("Ctrl-Q again loses {edits}, Ctrl-S keeps a copy · {how}");
         return (what, if wait { Ink::Pending } else { Ink::Warning });
     }
     match &app.asking {

@@ -32,8 +32,8 @@ pub(crate) struct Args {
 const EXAMPLES: &str = "\
 Examples:
   echo '[{\"insert\":\"# Notes\\n\"}]' | thalweg doc apply notes
-  echo '[{\"retain\":2},{\"delete\":5},{\"insert\":\"Plans\"}]' | thalweg doc apply notes
-  echo '{\"revision\":7,\"ops\":[{\"retain\":2},{\"insert\":\"!\"}]}' | thalweg doc apply notes
+  echo '[{\"retain\":2},{\"delete\":5},{\"insert\":\"Aim\"}]' | thalweg doc apply notes
+  echo '{\"revision\":7,\"ops\":[{\"insert\":\"# \"}]}' | thalweg doc apply notes
 
 A line is an array of {\"retain\":n}, {\"insert\":\"text\"} and {\"delete\":n}, from the beginning of the text on; what is left \
 of it at the end is kept. Lengths count UTF-16 code units, as browsers do. It is made on the text as it is then, or as it \

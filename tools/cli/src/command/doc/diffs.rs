@@ -61,14 +61,19 @@ fn joined(stretches: Vec<Stretch>, most: usize) -> Vec<Stretch> {
     gaps.sort_unstable();
     // The widest stay, one fewer than there may be stretches.
     let least = gaps[gaps.len() - most];
+    let mut as_wide = (most - 1).saturating_sub(gaps.iter().filter(|gap| **gap > least).count());
     let mut out: Vec<Stretch> = Vec::with_capacity(most);
     for stretch in stretches {
-        match out.last_mut() {
-            Some(last) if stretch.old.0 - last.old.1 <= least => {
+        if let Some(last) = out.last_mut() {
+            let gap = stretch.old.0 - last.old.1;
+            let stays = gap > least || (gap == least && as_wide > 0);
+            if !stays {
                 (last.old.1, last.new.1) = (stretch.old.1, stretch.new.1);
+                continue;
             }
-            _ => out.push(stretch),
+            as_wide -= usize::from(gap == least);
         }
+        out.push(stretch);
     }
     out
 }
@@ -128,7 +133,7 @@ mod tests {
         check(&[1, 3, 20, 40, 42], 3, 3);
         check(&[1, 3, 20, 40, 42], 1, 1);
         let all: Vec<usize> = (0..60).step_by(2).collect();
-        check(&all, 7, 1);
+        check(&all, 7, 7);
     }
 
     #[test]

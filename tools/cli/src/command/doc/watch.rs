@@ -39,12 +39,13 @@ Examples:
   thalweg doc watch notes --json --count 1     wait for the next edit
 
 JSON:
-  {\"revision\":9,\"ts\":\"RFC 3339\",\"user\":\"ada\",\"ops\":[{\"retain\":3},{\"insert\":\"x\"}]}
+  {\"revision\":9,\"ts\":…,\"user\":\"ada\",\"ops\":[{\"retain\":3},{\"insert\":\"x\"}]}
   {\"version\":\"draft\",\"revision\":9,\"user\":\"ada\"}
   {\"here\":[\"ada\",\"grace\"]}
   {\"event\":\"offline\"}, {\"event\":\"online\"}
 
-An edit has \"generation\" where a model wrote; its \"user\" is null where several edits come as one.";
+An edit has \"generation\" where a model wrote; its \"ts\" is a time as in RFC 3339, its \"user\" null where several edits come \
+as one.";
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let client = args.connect.connect("doc", args.timeout).await?;
