@@ -88,12 +88,14 @@ fn model_server_ops() -> Vec<ServerOp> {
 
 /// Every operation that goes to a node, in the order of the golden file's parts.
 fn every_client_op() -> Vec<ClientOp> {
-    [client_ops(), later_client_ops(), chat_client_ops(), model_client_ops(), documents::client_ops()].concat()
+    let known = vec![documents::known_ops().0];
+    [client_ops(), later_client_ops(), chat_client_ops(), model_client_ops(), documents::client_ops(), known].concat()
 }
 
 /// Every operation that a node sends.
 fn every_server_op() -> Vec<ServerOp> {
-    [server_ops(), later_server_ops(), chat_server_ops(), model_server_ops(), documents::server_ops()].concat()
+    let known = vec![documents::known_ops().1];
+    [server_ops(), later_server_ops(), chat_server_ops(), model_server_ops(), documents::server_ops(), known].concat()
 }
 
 fn client_ops() -> Vec<ClientOp> {
@@ -397,6 +399,8 @@ fn golden_bytes_of_version_1() {
     let (document_client, document_server) = (documents::client_ops(), documents::server_ops());
     let encoded = encoded.chain(document_client.iter().map(ClientOp::encode));
     let encoded = encoded.chain(document_server.iter().map(ServerOp::encode));
+    let (known_client, known_server) = documents::known_ops();
+    let encoded = encoded.chain([known_client.encode(), known_server.encode()]);
     let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
     let now: Vec<String> = encoded.map(|bytes| hex(&bytes)).collect();
     if std::env::var_os("THALWEG_BLESS").is_some() {

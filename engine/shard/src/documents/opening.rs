@@ -41,7 +41,9 @@ impl Shard {
     ) {
         let made = match self.existing_channel(&document) {
             // What the reader has is of one that was deleted, and does not belong into another of that name.
-            Ok(channel) if open.known.is_some_and(|known| channel.as_deref().is_none_or(|channel| channel.id() != known)) => {
+            Ok(channel)
+                if open.known.is_some_and(|known| channel.as_deref().is_none_or(|channel| channel.id() != known)) =>
+            {
                 Err(deleted(&document))
             }
             Ok(Some(channel)) if !channel.is_document() => Err(no_document(&document.channel)),

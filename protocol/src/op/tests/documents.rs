@@ -5,10 +5,11 @@ use crate::document::{
     AskInDocument, AwarenessEntry, AwarenessUpdate, DocumentAccess, DocumentForm, DocumentNews, DocumentOp,
     DocumentOperations, OpenDocument, Operations, Place, ReadForm,
 };
+use crate::ids::ChannelId;
 use crate::limits::{AWARENESS_BYTES_MAX, INSTRUCTION_BYTES_MAX, STATE_VECTOR_BYTES_MAX};
 
 fn open(form: DocumentForm, state: &'static [u8], make: bool) -> DocumentOp {
-    let (document, state, known) = (name("notes"), Bytes::from_static(state), make.then_some(ChannelId(5)));
+    let (document, state, known) = (name("notes"), Bytes::from_static(state), None);
     DocumentOp::Open(OpenDocument { document, state, form, make, lead: 9, known })
 }
 
@@ -65,9 +66,18 @@ pub(super) fn client_ops() -> Vec<ClientOp> {
     ops
 }
 
+/// Those that say which document of a name is meant, which came later.
+pub(super) fn known_ops() -> (ClientOp, ServerOp) {
+    let DocumentOp::Open(open) = open(DocumentForm::Updates, &[1, 5, 3], false) else { unreachable!("it opens") };
+    let (id, vector) = (ChannelId(5), Bytes::from_static(&[1, 5, 3]));
+    let (revision, access) = (Position(12), DocumentAccess::Write);
+    let opened = DocumentNews::Opened { id, revision, bytes: 900, access, made: false, vector };
+    (ClientOp::Document(DocumentOp::Open(OpenDocument { known: Some(id), ..open })), ServerOp::Document(opened))
+}
+
 pub(super) fn server_ops() -> Vec<ServerOp> {
     let opened = |access, made| DocumentNews::Opened {
-        id: ChannelId(5),
+        id: ChannelId(0),
         revision: Position(12),
         bytes: 900,
         access,
