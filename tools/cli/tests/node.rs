@@ -113,7 +113,7 @@ fn failures_have_their_exit_codes_and_say_what_to_do() {
     let node = home.serve("--no-model --quic 127.0.0.1:0");
     check("pub general --token nonsense", 4, "token_invalid");
     check("ask hi", 4, "models pull");
-    check("pub two:words\u{7}", 1, "channel");
+    check("pub two:words\u{7}", 2, "channel");
     check("sub general --from start --policy nonsense", 2, "replay");
     check("serve --no-model", 1, "used by another node");
     let taken = format!("serve --no-model --data {} --quic {}", home.path("other").display(), node.quic);

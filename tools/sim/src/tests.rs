@@ -62,8 +62,8 @@ fn defects_of_documents_are_found() {
 
 #[test]
 fn defects_of_models_in_documents_are_found() {
-    check(Plant::IgnoreStop, 16, 3, &["after it was stopped"]);
-    check(Plant::MakeUpCredit, 6, 4, &["are durable and"]);
+    check(Plant::IgnoreStop, 48, 3, &["after it was stopped"]);
+    check(Plant::MakeUpCredit, 12, 4, &["are durable and"]);
     check(Plant::WriteTwice, 6, 4, &["was written of it"]);
 }
 
