@@ -12,7 +12,7 @@ use thalweg_domain::document::{Document, EMPTY_UPDATE, merge};
 use thalweg_domain::permission::{Action as Access, Principal};
 use thalweg_domain::record::{Event, Message, Posting};
 use thalweg_protocol::chat::{Context, PostKind};
-use thalweg_protocol::document::{DocumentAccess, Operation, Operations, Side, utf16_len};
+use thalweg_protocol::document::{DocumentAccess, Operations, Side};
 use thalweg_protocol::ids::{ChannelId, ChannelKey, GenerationId, Name, Partition, Position, Sequence, SessionId};
 use thalweg_protocol::limits::{DOCUMENT_UPDATE_BYTES_MAX, VERSION_BYTES_MAX};
 use thalweg_protocol::op::{Delivery, DeliveryKind, Publish, ServerOp};
@@ -429,7 +429,7 @@ impl Shard {
         let ready = self.documents.ready(document).ok_or_else(|| unknown(document))?;
         let before = ready.deltas.is_some().then(|| ready.document.text());
         let update = ready.document.restore(old)?.unwrap_or(Bytes::from_static(EMPTY_UPDATE));
-        let operations = before.map(|before| difference(&before, &ready.document.text()));
+        let operations = before.map(|before| Operations::between(&before, &ready.document.text()));
         self.counters.updates += 1;
         self.append_command(origin, principal, document, publish, update, operations)
     }
@@ -510,20 +510,4 @@ impl Shard {
         self.note_edit(document, &posting.message, (Some(operations), false));
         Ok(Some(posting))
     }
-}
-
-/// What leads from one text to another: what is between the stretches that they begin and end with alike.
-fn difference(before: &str, after: &str) -> Operations {
-    let alike = |pairs: &mut dyn Iterator<Item = (char, char)>| -> usize {
-        pairs.take_while(|(one, other)| one == other).map(|(c, _)| c.len_utf8()).sum()
-    };
-    let head = alike(&mut before.chars().zip(after.chars()));
-    let (kept, before, after) = (&before[..head], &before[head..], &after[head..]);
-    let tail = alike(&mut before.chars().rev().zip(after.chars().rev()));
-    let (deleted, inserted) = (&before[..before.len() - tail], &after[..after.len() - tail]);
-    Operations::of([
-        Operation::Retain(utf16_len(kept)),
-        Operation::Insert(inserted.to_owned()),
-        Operation::Delete(utf16_len(deleted)),
-    ])
 }
